@@ -1,0 +1,98 @@
+"""Names and folders of a checkpoint on disk; no torch import.
+
+    step_<n>/  model-*.safetensors, model.index.json, state.json, config.yaml, tokenizer/, checksums.json, COMPLETE
+
+Written as `step_<n>.tmp` and renamed when whole; COMPLETE is the last file. No pickle anywhere.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from megagpt.runtime import atomic
+from megagpt.runtime.run_folder import RunFolder
+
+FORMAT = 1
+INDEX, STATE, CHECKSUMS, COMPLETE = "model.index.json", "state.json", "checksums.json", "COMPLETE"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message names the folder and the reason."""
+
+
+def step_of(folder: Path) -> int | None:
+    """Step number of a checkpoint folder's name, or None for other names (`.tmp` included)."""
+    match = re.fullmatch(r"step_(\d+)", folder.name)
+    return int(match[1]) if match else None
+
+
+def complete_checkpoints(stage_folder: Path) -> list[Path]:
+    """Whole checkpoints of a stage, oldest first."""
+    found = [folder for folder in (stage_folder / "checkpoints").glob("step_*") if step_of(folder) is not None]
+    return sorted((folder for folder in found if (folder / COMPLETE).exists()), key=step_of)
+
+
+def find_checkpoint(where: str, run: RunFolder) -> Path:
+    """A checkpoint from what a configuration says: a stage of the same run, a stage folder, or a checkpoint folder.
+
+    Raises:
+        CheckpointError: nothing there, or nothing whole there.
+    """
+    for folder in (Path(where), run.path / where):
+        if (folder / COMPLETE).exists():
+            return folder
+        if whole := complete_checkpoints(folder):
+            return whole[-1]
+        if folder.name.startswith("step_") and folder.is_dir():
+            raise CheckpointError(f"{folder}: the checkpoint is incomplete ({COMPLETE} is missing)")
+    stages = [path.parent.name for path in run.path.glob("*/checkpoints")]
+    near = difflib.get_close_matches(where, stages, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else f"; stages with checkpoints in {run.path}: {', '.join(sorted(stages)) or 'none'}"
+    raise CheckpointError(f"{where}: no complete checkpoint there or in {run.path / where}{hint}")
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """state.json of a whole checkpoint; file sizes are compared with checksums.json.
+
+    Raises:
+        CheckpointError: incomplete, damaged, or of another format.
+    """
+    if not (checkpoint / COMPLETE).exists():
+        raise CheckpointError(f"{checkpoint}: the checkpoint is incomplete ({COMPLETE} is missing)")
+    try:
+        sums = json.loads((checkpoint / CHECKSUMS).read_text(encoding="utf-8"))
+        state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{checkpoint}: damaged ({error})") from error
+    for name, facts in sums.items():
+        file = checkpoint / name
+        if not file.is_file() or file.stat().st_size != facts["bytes"]:
+            raise CheckpointError(f"{file}: damaged; {facts['bytes']} bytes were written")
+    if state["format"] != FORMAT:
+        raise CheckpointError(f"{checkpoint}: format {state['format']}; this version reads format {FORMAT}")
+    return state
+
+
+def write_checksums(folder: Path) -> None:
+    """Bytes and SHA-256 of every file of a checkpoint in the making."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in (CHECKSUMS, COMPLETE))
+    sums = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": atomic.sha256_file(path)} for path in files
+    }
+    atomic.write_json(folder / CHECKSUMS, sums)
+
+
+def verify(checkpoint: Path) -> list[str]:
+    """Compare every file with its SHA-256. Returns one line for each fault; [] when whole."""
+    read_state(checkpoint)
+    sums = json.loads((checkpoint / CHECKSUMS).read_text(encoding="utf-8"))
+    return [f"{checkpoint / name}: content changed" for name, facts in sums.items() if atomic.sha256_file(checkpoint / name) != facts["sha256"]]
+
+
+def identity(checkpoint: Path) -> str:
+    """Short hash that names a checkpoint's content: that of its checksums."""
+    return atomic.sha256_file(checkpoint / CHECKSUMS)[:16]

@@ -1,0 +1,111 @@
+"""Read a checkpoint into a model on any grid; each rank reads only the tensors of its own stage."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from megagpt.checkpoint.layout import INDEX, CheckpointError, read_state
+from megagpt.config.schema import ModelConfig
+from megagpt.model import param_map
+from megagpt.model.gpt import GPT
+from megagpt.model.init import initial_tensor
+from megagpt.model.shape import ModelShape
+from megagpt.parallel.groups import Groups
+from megagpt.tokenizer.tokenizer import Tokenizer, load_tokenizer
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint on disk, opened for reading."""
+
+    path: Path
+    state: dict[str, Any]
+
+    @classmethod
+    def open(cls, path: Path) -> Checkpoint:
+        """Raises CheckpointError for an incomplete or damaged folder."""
+        return cls(path, read_state(path))
+
+    @property
+    def model_config(self) -> ModelConfig:
+        return ModelConfig.model_validate(self.state["model"])
+
+    @property
+    def scalar_head(self) -> bool:
+        return self.state["head"] == "scalar"
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that the model was trained with."""
+        tokenizer = load_tokenizer(self.path / "tokenizer")
+        if tokenizer.content_hash != self.state["tokenizer_hash"]:
+            raise CheckpointError(f"{self.path / 'tokenizer'}: is not the tokenizer that the model was trained with")
+        return tokenizer
+
+
+def load_model(
+    checkpoint: Checkpoint, groups: Groups, device: torch.device, *, scalar_head: bool, dropout: float | None = None, seed: int = 0
+) -> GPT:
+    """The checkpoint's model on this grid.
+
+    Args:
+        scalar_head: build a reward or value model; a language-model checkpoint gets a new scalar head from `seed`.
+        dropout: overrides the probability that the model was trained with.
+
+    Raises:
+        CheckpointError: a tensor is missing or has another shape, or a language model is asked of a reward model.
+    """
+    if checkpoint.scalar_head and not scalar_head:
+        raise CheckpointError(f"{checkpoint.path}: holds a reward model; a language model is needed here")
+    config = checkpoint.model_config
+    if dropout is not None:
+        config = config.model_copy(update={"dropout": dropout})
+    shape = ModelShape(config)
+    model = GPT(shape, groups, scalar_head=scalar_head)
+    expected = param_map.canonical_shapes(shape, scalar_head)
+    with contextlib.ExitStack() as stack:
+        stored = _reader(checkpoint, stack)
+
+        def read(name: str) -> Tensor:
+            if name.startswith("scalar_head.") and not checkpoint.scalar_head:
+                return initial_tensor(name, expected[name], shape, seed)
+            tensor = stored(name)
+            if tuple(tensor.shape) != expected[name]:
+                raise CheckpointError(f"{checkpoint.path}: {name} has shape {list(tensor.shape)}; the model needs {list(expected[name])}")
+            return tensor
+
+        model.load_canonical(read)
+    return model.to(device)
+
+
+def new_model(config: ModelConfig, groups: Groups, device: torch.device, seed: int) -> GPT:
+    """A language model with initial weights, the same under every layout."""
+    shape = ModelShape(config)
+    model = GPT(shape, groups)
+    sizes = param_map.canonical_shapes(shape)
+    model.load_canonical(lambda name: initial_tensor(name, sizes[name], shape, seed))
+    return model.to(device)
+
+
+def _reader(checkpoint: Checkpoint, stack: contextlib.ExitStack) -> Callable[[str], Tensor]:
+    """name -> tensor, from memory-mapped files that stay open as long as `stack`."""
+    index = json.loads((checkpoint.path / INDEX).read_text(encoding="utf-8"))
+    files: dict[str, Any] = {}
+
+    def read(name: str) -> Tensor:
+        if name not in index:
+            raise CheckpointError(f"{checkpoint.path}: holds no tensor {name!r}")
+        file = index[name]["file"]
+        if file not in files:
+            files[file] = stack.enter_context(safe_open(str(checkpoint.path / file), framework="pt"))
+        return files[file].get_tensor(name)
+
+    return read

@@ -1,0 +1,353 @@
+"""The typed, frozen form of every configuration file.
+
+One class for each part that stages share, then one class for each stage. A field's docstring says what it means
+and in which unit; `megagpt VERB --help` prints these docstrings, so there is no second description to keep true.
+Rules that involve several fields live in `check.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Frozen(BaseModel):
+    """Base of all parts: immutable, no unknown keys, no silent conversion between types."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+# ---------------------------------------------------------------- parts that stages share
+
+
+class RunConfig(Frozen):
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    """Name of the run; everything is written under `<root>/<name>/<stage>/`."""
+    root: str = "runs"
+    """Folder that holds all runs; relative paths start at the working directory."""
+    seed: int = 1234
+    """Every random choice (initial weights, data order, dropout, sampling) is a function of this number and a counter."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` takes CUDA where torch finds a device, else the CPU."""
+    timeout_seconds: int = Field(600, gt=0)
+    """A collective that waits longer than this ends the job with an error; seconds."""
+
+
+class ModelConfig(Frozen):
+    family: Literal["gpt", "llama"] = "gpt"
+    """`gpt`: learned positions, LayerNorm, GELU, biases. `llama`: rotary positions, RMSNorm, SwiGLU, no biases."""
+    num_layers: int = Field(gt=0)
+    """Number of transformer blocks."""
+    hidden_size: int = Field(gt=0)
+    """Width of the residual stream."""
+    num_attention_heads: int = Field(gt=0)
+    """Number of query heads; must divide hidden_size."""
+    num_query_groups: int | None = Field(None, gt=0)
+    """Number of key/value heads (grouped-query attention); default: num_attention_heads."""
+    ffn_hidden_size: int | None = Field(None, gt=0)
+    """Width of the MLP; default: 4 x hidden_size for `gpt`, 8/3 x hidden_size rounded up to 16 for `llama`."""
+    max_sequence_length: int = Field(gt=0)
+    """Longest sequence in tokens (the number of learned positions for `gpt`)."""
+    vocab_size: int | None = Field(None, gt=0)
+    """Number of token ids, without padding; default: that of the tokenizer."""
+    tie_embeddings: bool | None = None
+    """Output weights are the token embedding; default: true for `gpt`, false for `llama`."""
+    norm_epsilon: float = Field(1e-5, gt=0)
+    """Added to the variance in LayerNorm and RMSNorm."""
+    rotary_base: int = Field(10000, gt=0)
+    """Base period of the rotary embedding (`llama`)."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Probability for embedding, attention and residual dropout during pre-training, SFT and reward training; never active in `rlhf`."""
+    init_std: float = Field(0.02, gt=0)
+    """Standard deviation of the initial weights; projections into the residual stream get init_std / sqrt(2 num_layers)."""
+
+
+class ParallelConfig(Frozen):
+    tensor_parallel_size: int = Field(1, gt=0)
+    """Ranks that share each weight matrix."""
+    pipeline_parallel_size: int = Field(1, gt=0)
+    """Ranks that hold consecutive blocks of layers."""
+    data_parallel_size: int | None = Field(None, gt=0)
+    """Replicas; default: ranks / (tensor x pipeline)."""
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """DeepSpeed ZeRO: 1 shards optimizer states over the replicas, 2 also gradients, 3 also parameters (not with a pipeline)."""
+
+
+class OptimizerConfig(Frozen):
+    name: Literal["adamw", "sgd"] = "adamw"
+    """Update rule; weight decay is decoupled and never applied to norms and biases."""
+    lr: float = Field(gt=0)
+    """Peak learning rate."""
+    min_lr_ratio: float = Field(0.1, ge=0, le=1)
+    """The cosine ends at this fraction of lr."""
+    warmup_ratio: float = Field(0.0, ge=0, lt=1)
+    """Fraction of the run over which the learning rate rises linearly from zero."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay of AdamW's first and second moment."""
+    eps: float = Field(1e-8, gt=0)
+    """Added to the square root of the second moment."""
+    weight_decay: float = Field(0.1, ge=0)
+    """Decoupled decay of the weight matrices, in units of the learning rate."""
+    clip_grad: float = Field(1.0, ge=0)
+    """Largest global gradient norm; 0 switches clipping off."""
+
+
+class BatchConfig(Frozen):
+    micro_batch_size: int = Field(gt=0)
+    """Rows in one forward pass of one replica."""
+    global_batch_size: int = Field(gt=0)
+    """Rows in one optimizer step over all replicas; a multiple of micro_batch_size x replicas."""
+
+
+class EveryConfig(Frozen):
+    """How often, in optimizer steps, things happen beside training; 0 means never (except at the end)."""
+
+    log: int = Field(10, gt=0)
+    """Print a line; metrics.jsonl gets every step."""
+    evaluate: int = Field(0, ge=0)
+    """Evaluate on held-out data; always done at the first and last step."""
+    save: int = Field(0, ge=0)
+    """Save a checkpoint; always done at the last step."""
+    keep: int = Field(2, gt=0)
+    """Checkpoints kept in the stage's folder, newest first."""
+
+
+# ---------------------------------------------------------------- text, tokenizer, token files
+
+
+class DataConfig(Frozen):
+    """Raw sources to the records that the later stages read: documents, demonstrations, rankings, prompts."""
+
+    stage: Literal["data"] = "data"
+    run: RunConfig
+    source: str
+    """`python-docs` (the Python installation that runs this) or a folder of files (kinds: see `megagpt data run --help`)."""
+    valid_fraction: float = Field(0.02, gt=0, lt=1)
+    """Share of the documents that is held out for validation."""
+    max_documents: int | None = Field(None, gt=0)
+    """Stop after this many documents; default: all."""
+    min_characters: int = Field(100, gt=0)
+    """Shorter documents are dropped."""
+    max_prompt_characters: int = Field(400, gt=0)
+    """Longest question made from a document (`python-docs`)."""
+    max_answer_characters: int = Field(400, gt=0)
+    """Longest answer made from a document (`python-docs`); longer ones are cut at a sentence."""
+
+
+class TokenizerTrainConfig(Frozen):
+    """Train a sentencepiece BPE tokenizer with byte fallback."""
+
+    stage: Literal["tokenizer"] = "tokenizer"
+    run: RunConfig
+    documents: list[str] = Field(min_length=1)
+    """Document files to learn from."""
+    vocab_size: int = Field(gt=300)
+    """Number of ids, special and byte tokens included."""
+    sample_characters: int = Field(20_000_000, gt=0)
+    """Text read for training at most, in characters."""
+
+
+class TokenizeConfig(Frozen):
+    """Documents to Megatron `.bin/.idx` token files."""
+
+    stage: Literal["tokenize"] = "tokenize"
+    run: RunConfig
+    tokenizer: str = "tokenizer"
+    """Tokenizer: a stage of the same run, a folder or a file."""
+    inputs: dict[str, list[str]]
+    """Name of each output (for example `train`, `valid`) and the document files that go into it."""
+    workers: int = Field(1, gt=0)
+    """Processes that encode."""
+
+
+# ---------------------------------------------------------------- stages
+
+
+class StageConfig(Frozen):
+    run: RunConfig
+    parallel: ParallelConfig = ParallelConfig()
+    every: EveryConfig = EveryConfig()
+    kernels: Literal["auto", "fused", "reference"] = "auto"
+    """Fused operators where the extension is built (`auto`), required (`fused`), or plain PyTorch (`reference`)."""
+
+
+class TokenFilesConfig(Frozen):
+    train: str
+    """Megatron indexed dataset, path without `.bin`/`.idx`."""
+    valid: str
+    """Held-out indexed dataset, path without `.bin`/`.idx`."""
+
+
+class PretrainConfig(StageConfig):
+    """Pre-training: next-token prediction over packed sequences."""
+
+    stage: Literal["pretrain"] = "pretrain"
+    model: ModelConfig
+    optimizer: OptimizerConfig
+    batch: BatchConfig
+    tokenizer: str = "tokenizer"
+    """Tokenizer: a stage of the same run, a folder or a file."""
+    data: TokenFilesConfig
+    sequence_length: int = Field(gt=0)
+    """Tokens in one packed row."""
+    train_tokens: int = Field(gt=0)
+    """Length of the run in tokens; rounded down to whole steps."""
+    eval_rows: int = Field(64, gt=0)
+    """Rows of held-out text in one evaluation."""
+
+
+class RecordsConfig(Frozen):
+    train: list[str]
+    """Record files (JSONL, JSONL.gz or parquet); public formats are recognised by their rows."""
+    valid: list[str] | None = None
+    """Held-out record files; default: `valid_fraction` of the training records, split by prompt."""
+    valid_fraction: float = Field(0.05, gt=0, lt=1)
+    """Held-out share where `valid` is not given."""
+    max_length: int = Field(gt=0)
+    """Longest conversation in tokens; longer ones are refused or cut as `overlong` says."""
+    overlong: Literal["refuse", "drop"] = "refuse"
+    """A record longer than max_length stops the run with its file and line (`refuse`) or is left out and counted (`drop`)."""
+
+
+class SftConfig(StageConfig):
+    """Supervised fine-tuning on demonstrations: the same objective, on the assistant's tokens."""
+
+    stage: Literal["sft"] = "sft"
+    parent: str = "pretrain"
+    """Checkpoint to start from: a stage of the same run, a stage folder, or a checkpoint folder."""
+    dropout: float | None = Field(None, ge=0, lt=1)
+    """Overrides the parent model's dropout."""
+    optimizer: OptimizerConfig = OptimizerConfig(lr=1e-5, weight_decay=0.0, warmup_ratio=0.03)
+    batch: BatchConfig
+    data: RecordsConfig
+    epochs: int = Field(2, gt=0)
+    """Passes over the demonstrations."""
+
+
+class RewardConfig(StageConfig):
+    """Reward model from K-way human rankings (Bradley-Terry on all pairs of a prompt)."""
+
+    stage: Literal["reward"] = "reward"
+    parent: str = "sft"
+    """Checkpoint to start from; its language-model head is replaced by a scalar head."""
+    dropout: float | None = Field(None, ge=0, lt=1)
+    """Overrides the parent model's dropout."""
+    optimizer: OptimizerConfig = OptimizerConfig(lr=1e-5, weight_decay=0.0, warmup_ratio=0.03)
+    batch: BatchConfig
+    """In groups: a micro-batch of one group of K = 4 answers has four rows."""
+    data: RecordsConfig
+    epochs: int = Field(1, gt=0)
+    """Passes over the rankings."""
+
+
+class RoleConfig(Frozen):
+    """Where one of the four models lives."""
+
+    ranks: list[int] = Field(min_length=1)
+    """Ranks of the job that hold this model; consecutive."""
+    tp: int = Field(1, gt=0)
+    """Tensor-parallel size."""
+    pp: int = Field(1, gt=0)
+    """Pipeline-parallel size."""
+    zero: Literal[0, 1, 2, 3] = 1
+    """ZeRO stage (policy and value; frozen models keep no optimizer)."""
+
+
+class PlacementConfig(Frozen):
+    """Grids of the four models; two grids are the same ranks or have none in common."""
+
+    policy: RoleConfig
+    reference: RoleConfig
+    reward: RoleConfig
+    value: RoleConfig
+
+
+class KlConfig(Frozen):
+    coefficient: float = Field(0.05, ge=0)
+    """beta in reward - beta * KL (initial value where a target is given)."""
+    target: float | None = Field(None, gt=0)
+    """Adaptive controller (Ziegler et al. 2019, section 2.2): KL aimed at, nats a response; default: fixed coefficient."""
+    horizon: int = Field(10000, gt=0)
+    """Responses over which the adaptive controller corrects its error."""
+
+
+class PromptsConfig(Frozen):
+    files: list[str]
+    """Prompt files (JSONL, JSONL.gz or parquet)."""
+    max_prompt_length: int = Field(gt=0)
+    """Longest prompt in tokens; longer ones are left out and counted."""
+    max_response_length: int = Field(gt=0)
+    """Tokens sampled at most for each response."""
+    eval_prompts: int = Field(64, gt=0)
+    """Prompts kept apart for the evaluation before and after."""
+
+
+class PpoConfig(Frozen):
+    steps: int = Field(gt=0)
+    """Rollout-and-update rounds."""
+    rollout_batch_size: int = Field(gt=0)
+    """Responses in one rollout."""
+    minibatch_size: int = Field(gt=0)
+    """Responses in one optimizer step; divides rollout_batch_size."""
+    micro_batch_size: int = Field(gt=0)
+    """Responses in one forward pass of one replica."""
+    epochs: int = Field(2, gt=0)
+    """Passes over each rollout."""
+    temperature: float = Field(1.0, gt=0)
+    """Sampling temperature; old, new and reference log-probabilities are all of logits / temperature."""
+    top_k: None = None
+    """Refused here: a truncated sampler draws from another distribution than the one that is trained."""
+    top_p: None = None
+    """Refused here, for the same reason."""
+    clip_ratio: float = Field(0.2, gt=0)
+    """epsilon of the clipped surrogate."""
+    clip_value: float = Field(0.2, gt=0)
+    """Largest move of the value prediction that lowers its loss."""
+    gamma: float = Field(1.0, gt=0, le=1)
+    """Discount."""
+    gae_lambda: float = Field(0.95, ge=0, le=1)
+    """lambda of generalised advantage estimation."""
+    whiten_advantages: bool = True
+    """Advantages of a rollout get mean 0 and variance 1 over all its response tokens."""
+    clip_reward: float = Field(10.0, gt=0)
+    """Largest magnitude of the (normalised) reward-model score."""
+    missing_eos_penalty: float = Field(0.0, ge=0)
+    """Taken off the score of a response that was cut at max_response_length."""
+
+
+class RlhfConfig(Frozen):
+    """PPO with four models: policy, reference, reward, value."""
+
+    stage: Literal["rlhf"] = "rlhf"
+    run: RunConfig
+    every: EveryConfig = EveryConfig()
+    kernels: Literal["auto", "fused", "reference"] = "auto"
+    """As in the other stages."""
+    policy: str = "sft"
+    """Checkpoint of the policy and of the frozen reference."""
+    reward: str = "reward"
+    """Checkpoint of the reward model and of the value model's start."""
+    placement: PlacementConfig
+    policy_optimizer: OptimizerConfig = OptimizerConfig(lr=1e-6, weight_decay=0.0, min_lr_ratio=1.0)
+    value_optimizer: OptimizerConfig = OptimizerConfig(lr=5e-6, weight_decay=0.0, min_lr_ratio=1.0)
+    prompts: PromptsConfig
+    ppo: PpoConfig
+    kl: KlConfig = KlConfig()
+
+
+class PipelineStep(Frozen):
+    stage: Literal["data", "tokenizer", "tokenize", "pretrain", "sft", "reward", "rlhf"]
+    """What to run."""
+    config: str
+    """Its configuration file, relative to the pipeline file."""
+    num_ranks: int = Field(1, gt=0)
+    """Ranks on this machine (without a hostfile)."""
+
+
+class PipelineConfig(Frozen):
+    """A chain of stages for `megagpt run`."""
+
+    run: RunConfig
+    steps: list[PipelineStep] = Field(min_length=1)
+    """Stages in order; a finished stage whose inputs did not change is skipped."""

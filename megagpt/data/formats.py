@@ -1,0 +1,251 @@
+"""Public row shapes to the project's own, recognised by their keys.
+
+Each function takes one JSON row and yields rows in the shapes of `records.py`, or a `Dropped` where a row is well
+formed but of no use. A row of another shape raises `UnknownShape`; a value of the wrong type passes through, for
+`records.py` to refuse by name.
+
+| shape | keys |
+|---|---|
+| ours | `messages`; `prompt` + `answers` + `ranks`; `id` + `prompt` |
+| Anthropic HH | `chosen` + `rejected`, whole conversations with `Human:` and `Assistant:` |
+| pairs | `prompt` + `chosen` + `rejected`, texts or messages |
+| OpenAssistant | `context` + `ranked` (K-way rankings); `message_tree_id` + `prompt` with `replies` (trees) |
+| self-instruct | `instruction` + `instances` |
+| Alpaca | `instruction` + `output`, perhaps `input` |
+| ShareGPT | `conversations` of `from` + `value` |
+| T0, P3 | `prompt` + `completion`, texts |
+| prompt list | a JSON string |
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+Row = dict[str, Any]
+
+_ROLES = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "prompter": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "assistant": "assistant",
+}
+_HH_TURN = re.compile(r"\n\n(Human|Assistant):")
+_EVALUATION_ONLY = re.compile(r"user_oriented_task_\d+")
+"""Ids of self-instruct's second set, which its authors reserve for evaluation."""
+
+
+class Dropped(str):
+    """Why a well-formed row gives no record."""
+
+
+class UnknownShape(ValueError):
+    """A row (or an object inside one) of none of the shapes above."""
+
+    def __init__(self, row: Any, kind: str):
+        found = f"keys {', '.join(map(str, row))}" if isinstance(row, dict) else type(row).__name__
+        super().__init__(f"unknown shape of a {kind}: {found}")
+
+
+def to_demonstrations(row: Any) -> Iterator[Row | Dropped]:
+    """Conversations that end with an answer to imitate."""
+    match row:
+        case {"messages": messages}:
+            yield _demonstration(messages)
+        case {"conversations": list(turns)}:
+            yield _demonstration([_turn(turn, "from", "value") for turn in turns])
+        case {"message_tree_id": _, "prompt": dict(root)}:
+            yield from _tree_demonstrations(root)
+        case {"instruction": str(instruction), "instances": list(instances)}:
+            if _EVALUATION_ONLY.fullmatch(str(row.get("id"))):
+                yield Dropped("evaluation only")
+                return
+            for instance in _objects(instances, "instance"):
+                yield _instruction(instruction, instance.get("input"), instance.get("output"))
+        case {"instruction": str(instruction), "output": output}:
+            yield _instruction(instruction, row.get("input"), output)
+        case {"prompt": prompt, "completion": completion}:
+            answer = completion.removesuffix("<|endoftext|>") if isinstance(completion, str) else completion
+            yield _demonstration([*_messages(prompt), {"role": "assistant", "content": answer}])
+        case {"chosen": str(chosen), "rejected": str(_)} if "prompt" not in row:
+            yield _demonstration(_hh_messages(chosen))
+        case _:
+            raise UnknownShape(row, "demonstration")
+
+
+def to_rankings(row: Any) -> Iterator[Row | Dropped]:
+    """A prompt and its ranked answers."""
+    match row:
+        case {"answers": _, "ranks": _, "prompt": prompt}:
+            yield _ranking(row | {"prompt": _messages(prompt)})
+        case {"chosen": str(chosen), "rejected": str(rejected)} if "prompt" not in row:
+            yield _hh_pair(chosen, rejected)
+        case {"prompt": prompt, "chosen": chosen, "rejected": rejected}:
+            yield _pair(_messages(prompt), _last_content(chosen), _last_content(rejected))
+        case {"context": list(context), "ranked": list(ranked)}:
+            prompt = [_turn(turn, "role", "text") for turn in context]
+            yield _ranking({"prompt": prompt} | _ranked(_objects(ranked, "ranked answer")))
+        case {"message_tree_id": _, "prompt": dict(root)}:
+            yield from _tree_rankings(root)
+        case _:
+            raise UnknownShape(row, "ranking")
+
+
+def to_prompts(row: Any) -> Iterator[Row | Dropped]:
+    """Messages for a model to answer: a row of any kind gives the part before its last answer."""
+    match row:
+        case str(text):
+            yield {"prompt": _messages(text)}
+        case {"message_tree_id": tree, "prompt": dict(root)}:
+            yield Dropped("synthetic") if root.get("synthetic") else _with_id(row, tree, _messages(root.get("text")))
+        case {"context": list(context), "ranked": _}:
+            yield {"prompt": [_turn(turn, "role", "text") for turn in context]}
+        case {"chosen": str(chosen), "rejected": str(_)} if "prompt" not in row:
+            yield _before_answer(_hh_messages(chosen))
+        case {"prompt": prompt}:
+            yield _with_id(row, row.get("id"), _messages(prompt))
+        case _:
+            try:
+                demonstrations = list(to_demonstrations(row))
+            except UnknownShape:
+                raise UnknownShape(row, "prompt") from None
+            for made in demonstrations:
+                yield made if isinstance(made, Dropped) else _before_answer(made["messages"])
+
+
+def _objects(values: Any, kind: str) -> list[Row]:
+    if not isinstance(values, list):
+        raise UnknownShape(values, f"list of {kind}s")
+    for value in values:
+        if not isinstance(value, dict):
+            raise UnknownShape(value, kind)
+    return values
+
+
+def _with_id(row: Row, id: Any, messages: list[Any]) -> Row:
+    made = {"prompt": messages}
+    return made if id is None else made | {"id": id}
+
+
+def _messages(prompt: Any) -> list[Any]:
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+
+
+def _turn(turn: Any, role: str, content: str) -> Any:
+    if not isinstance(turn, dict):
+        return turn
+    return {"role": _ROLES.get(turn.get(role), turn.get(role)), "content": turn.get(content)}
+
+
+def _is_answer(message: Any) -> bool:
+    return isinstance(message, dict) and message.get("role") == "assistant"
+
+
+def _demonstration(messages: Any) -> Row | Dropped:
+    """A conversation cut behind its last answer."""
+    if not isinstance(messages, list):
+        return {"messages": messages}
+    end = len(messages)
+    while end and not _is_answer(messages[end - 1]):
+        end -= 1
+    if not end:
+        return Dropped("no answer")
+    if _is_answer(messages[0]):
+        return Dropped("starts with an answer")
+    return {"messages": messages[:end]}
+
+
+def _before_answer(messages: list[Any]) -> Row | Dropped:
+    end = len(messages) - 1 if messages and _is_answer(messages[-1]) else len(messages)
+    return {"prompt": messages[:end]} if end else Dropped("no question")
+
+
+def _instruction(instruction: str, given: Any, output: Any) -> Row | Dropped:
+    question = f"{instruction}\n\n{given}" if isinstance(given, str) and given.strip() else instruction
+    return _demonstration([{"role": "user", "content": question}, {"role": "assistant", "content": output}])
+
+
+def _hh_messages(conversation: str) -> list[Row]:
+    """Turns of an HH conversation; neighbours of one speaker are one message (some rows repeat the speaker's name)."""
+    before, *parts = _HH_TURN.split(conversation)
+    messages: list[Row] = []
+    if before.strip():
+        messages.append({"role": "system", "content": before.strip()})
+    for speaker, text in zip(parts[::2], parts[1::2], strict=True):
+        role = _ROLES[speaker.lower()]
+        if messages and messages[-1]["role"] == role:
+            messages[-1]["content"] += f"\n\n{text.strip()}"
+        else:
+            messages.append({"role": role, "content": text.strip()})
+    return messages
+
+
+def _hh_pair(chosen: str, rejected: str) -> Row | Dropped:
+    better, worse = _hh_messages(chosen), _hh_messages(rejected)
+    if not (better and worse and _is_answer(better[-1]) and _is_answer(worse[-1])):
+        return Dropped("ends without an answer")
+    if better[:-1] != worse[:-1]:
+        return Dropped("the two conversations part before the last answer")
+    return _pair(better[:-1], better[-1]["content"], worse[-1]["content"])
+
+
+def _pair(prompt: list[Any], better: Any, worse: Any) -> Row | Dropped:
+    return _ranking({"prompt": prompt, "answers": [better, worse], "ranks": [0, 1]})
+
+
+def _last_content(answer: Any) -> Any:
+    """A text, or the last of some messages."""
+    return answer[-1].get("content") if isinstance(answer, list) and answer and isinstance(answer[-1], dict) else answer
+
+
+def _ranking(row: Row) -> Row | Dropped:
+    answers, ranks = row["answers"], row["ranks"]
+    if not (isinstance(answers, list) and isinstance(ranks, list)):
+        return row
+    if any(isinstance(answer, str) and not answer.strip() for answer in answers):
+        return Dropped("empty answer")
+    if len(set(map(str, answers))) < len(answers):
+        return Dropped("two answers are equal")
+    if len({rank for rank in ranks if isinstance(rank, int)}) < 2 and all(r is None or type(r) is int for r in ranks):
+        return Dropped("no answer is ranked above another")
+    return row
+
+
+def _ranked(replies: list[Any]) -> Row:
+    return {"answers": [reply.get("text") for reply in replies], "ranks": [reply.get("rank") for reply in replies]}
+
+
+def _tree_paths(node: Row, path: tuple[Row, ...] = ()) -> Iterator[tuple[tuple[Row, ...], list[Row]]]:
+    """Each human message's path from the root, and its human replies. A machine's message ends its branch."""
+    if node.get("synthetic") or node.get("deleted"):
+        return
+    path = (*path, _turn(node, "role", "text"))
+    replies = [
+        reply
+        for reply in _objects(node.get("replies", []), "reply")
+        if not (reply.get("synthetic") or reply.get("deleted"))
+    ]
+    yield path, replies
+    for reply in replies:
+        yield from _tree_paths(reply, path)
+
+
+def _tree_demonstrations(root: Row) -> Iterator[Row | Dropped]:
+    """One conversation for each human answer: everything from the root down to it."""
+    paths = [list(path) for path, _ in _tree_paths(root)]
+    if not paths:
+        yield Dropped("synthetic")
+    for path in paths:
+        if _is_answer(path[-1]):
+            yield _demonstration(path)
+
+
+def _tree_rankings(root: Row) -> Iterator[Row | Dropped]:
+    for path, replies in _tree_paths(root):
+        ranked = [reply for reply in replies if reply.get("role") == "assistant" and reply.get("rank") is not None]
+        if len(ranked) > 1:
+            yield _ranking({"prompt": list(path)} | _ranked(sorted(ranked, key=lambda reply: reply["rank"])))

@@ -1,0 +1,155 @@
+"""Files to JSON rows, and rows to files: JSONL, JSON arrays, gzip, parquet, plain text."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from megagpt.data.errors import DataError, require_file
+
+MAX_LINE_BYTES = 64 << 20
+"""Longest JSONL line; a longer one means that the file is not JSONL."""
+
+ROW_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet")
+"""Files of rows; any other file is plain text."""
+
+
+def is_text_file(path: Path) -> bool:
+    """Whether a file is one plain text (`.txt`, `.py`, `.txt.gz`, …) and not a list of rows."""
+    return not path.name.endswith(ROW_SUFFIXES)
+
+
+def read_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """Rows of a JSONL, JSON (one array) or parquet file, `.gz` allowed.
+
+    Yields:
+        (line, row): line from 1 (in an array or parquet file: the row's number); row as JSON has it. Blank lines are
+        skipped.
+
+    Raises:
+        DataError: missing, empty or damaged file, malformed JSON, invalid UTF-8, a line over MAX_LINE_BYTES.
+    """
+    require_file(path)
+    if is_text_file(path):
+        raise DataError(path, f"unknown kind of file, expected one of {', '.join(ROW_SUFFIXES)}")
+    if path.suffix == ".parquet":
+        rows = _parquet_rows(path)
+    elif path.name.removesuffix(".gz").endswith(".json"):
+        rows = _array_rows(path)
+    else:
+        rows = _jsonl_rows(path)
+    empty = True
+    for numbered in rows:
+        empty = False
+        yield numbered
+    if empty:
+        raise DataError(path, "the file holds no rows")
+
+
+def read_text(path: Path) -> str:
+    """The whole of a plain text file, `.gz` allowed.
+
+    Raises:
+        DataError: missing, empty or damaged file, invalid UTF-8.
+    """
+    require_file(path)
+    with _open(path) as file:
+        content = file.read()
+    return _decode(content, path)
+
+
+def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> int:
+    """Write JSONL under another name and rename it when it is whole.
+
+    Returns:
+        Number of rows.
+    """
+    count = 0
+
+    def write(file: BinaryIO) -> None:
+        nonlocal count
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+            count += 1
+
+    write_atomically(path, write)
+    return count
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Let `write` fill a file beside `path`, then rename it to `path`: a reader sees all of it or what was there."""
+    unfinished = path.with_name(path.name + ".tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(unfinished, "wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(unfinished, path)
+
+
+def _jsonl_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    with _open(path) as file:
+        line_number = 0
+        while line := file.readline(MAX_LINE_BYTES + 1):
+            line_number += 1
+            if len(line) > MAX_LINE_BYTES:
+                raise DataError(path, f"the line is longer than {MAX_LINE_BYTES >> 20} MiB, is this JSONL?", line_number)
+            text = _decode(line, path, line_number)
+            if text.isspace():
+                continue
+            yield line_number, _parse(text, path, line_number)
+
+
+def _array_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    rows = _parse(read_text(path), path, 1)
+    if not isinstance(rows, list):
+        raise DataError(path, f"a .json file must hold one array of rows, found {type(rows).__name__}")
+    yield from enumerate(rows, 1)
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    from pyarrow import ArrowException, parquet
+
+    row_number = 0
+    try:
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches():
+                for row in batch.to_pylist():
+                    row_number += 1
+                    yield row_number, row
+    except (ArrowException, OSError) as error:
+        raise DataError(path, f"damaged parquet file: {str(error).splitlines()[0]}", row_number + 1) from error
+
+
+def _parse(text: str, path: Path, first_line: int) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        line = first_line + error.lineno - 1
+        raise DataError(path, f"malformed JSON: {error.msg} (column {error.colno})", line) from error
+    except (RecursionError, ValueError) as error:  # nested too deeply, or a number of thousands of digits
+        raise DataError(path, f"JSON that cannot be read: {error}", first_line) from error
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[BinaryIO]:
+    """The file's bytes, unpacked; damage met while reading becomes a DataError."""
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
+            yield file
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(path, f"damaged gzip file: {error}") from error
+
+
+def _decode(content: bytes, path: Path, line: int | None = None) -> str:
+    try:
+        return content.decode("utf-8-sig" if line in (None, 1) else "utf-8")
+    except UnicodeDecodeError as error:
+        line = line or content.count(b"\n", 0, error.start) + 1
+        raise DataError(path, f"invalid UTF-8: {error.reason} (byte {error.start})", line) from error

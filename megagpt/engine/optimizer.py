@@ -1,0 +1,23 @@
+"""Parameter groups and the optimizer that ZeRO wraps."""
+
+from __future__ import annotations
+
+import torch
+
+from megagpt.config.schema import OptimizerConfig
+
+
+def build_optimizer(model: torch.nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """AdamW with decoupled decay (Loshchilov & Hutter 2019, algorithm 2), or SGD with the same decay rule.
+
+    Decay applies to matrices only, never to norms and biases (Brown et al. 2020, appendix B, as their successors do).
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if config.name == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)

@@ -1,0 +1,56 @@
+"""The plain PyTorch version of every fused op: the definition that the fused versions are tested against, and what runs without them.
+
+Differentiable by autograd. Low-precision inputs are computed in float32, float64 stays float64.
+"""
+
+import torch
+import torch.distributed as dist
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """Sum over a group. Every rank then holds the same value and computes the same loss from it, so a rank's own term has exactly the
+    gradient that this rank computed: backward is the identity, and another sum would count the loss once per rank."""
+
+    @staticmethod
+    def forward(ctx, local, group):
+        total = local.clone()
+        dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx, grad_total):
+        return grad_total, None
+
+
+def token_logprob(
+    logits: torch.Tensor,
+    ids: torch.Tensor,
+    num_valid: int,
+    temperature: float,
+    tp_group: dist.ProcessGroup | None,
+) -> torch.Tensor:
+    """log softmax(logits / temperature)[id], over the columns of all shards.
+
+    logits     [..., V_local] this rank's shard of the vocabulary; columns from num_valid on are padding, without probability
+    ids        [...] int64, counted from this shard's first column; outside [0, num_valid) the token lies on another shard
+    returns    [...] float32 (float64 for float64 logits)
+
+    With y = logits / temperature, top = max of y and target = y[id], both over all shards:
+    out = target - top - log(sum(exp(y - top))).
+    """
+    y = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
+    width = y.shape[-1]
+    y = y.masked_fill(torch.arange(width, device=y.device) >= num_valid, -torch.inf)
+
+    top = y.detach().amax(-1)  # cancels out of the result, hence no gradient
+    if tp_group is not None:
+        dist.all_reduce(top, dist.ReduceOp.MAX, group=tp_group)
+    sum_exp = (y - top[..., None]).exp().sum(-1)
+
+    here = (ids >= 0) & (ids < num_valid)
+    target = y.gather(-1, ids.clamp(0, width - 1)[..., None])[..., 0]
+    target = torch.where(here, target, 0.0)
+
+    if tp_group is not None:
+        sum_exp, target = _SumOverRanks.apply(torch.stack((sum_exp, target)), tp_group)
+    return target - top - sum_exp.log()

@@ -1,0 +1,96 @@
+"""Core attention of our Megatron-core layers: causal scaled-dot-product attention, with a key/value cache for decoding.
+
+Megatron-core's own core attention takes buffers from its global parallel state, which four models cannot share, and its
+static cache wants all rows of a batch at the same position; here every row has its own position.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.module import MegatronModule
+from torch import Tensor
+
+from megagpt.model.dropout import ATTENTION, DropoutState
+
+
+class KeyValueCache:
+    """Keys and values of one stage's layers for a batch of rows; slot p of a row holds its token at position p.
+
+    `positions` [b, s] (set by the model for each call) says where the s new tokens of every row stand.
+    """
+
+    def __init__(self, batch_size: int, max_length: int) -> None:
+        self.batch_size, self.max_length = batch_size, max_length
+        self.positions: Tensor | None = None
+        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def update(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Write new keys and values [b, heads, s, d] at `positions`; returns all slots [b, heads, max_length, d]."""
+        if layer not in self._layers:
+            # Zeros, not uninitialised memory: a masked NaN would still poison the product with the values.
+            empty = key.new_zeros(self.batch_size, key.size(1), self.max_length, key.size(3))
+            self._layers[layer] = (empty, torch.zeros_like(empty))
+        keys, values = self._layers[layer]
+        where = self.positions[:, None, :, None].expand(-1, key.size(1), -1, key.size(3))
+        keys.scatter_(2, where, key)
+        values.scatter_(2, where, value)
+        return keys, values
+
+    def mask(self) -> Tensor:
+        """True where a new token may look: slots up to its own position. [b, 1, s, max_length]"""
+        slots = torch.arange(self.max_length, device=self.positions.device)
+        return (slots <= self.positions[:, :, None])[:, None]
+
+    def keep_rows(self, rows: Tensor) -> None:
+        """Drop finished rows: keep those listed in `rows` [n]."""
+        self.batch_size = len(rows)
+        self._layers = {layer: (keys[rows], values[rows]) for layer, (keys, values) in self._layers.items()}
+
+
+class CausalAttention(MegatronModule):
+    """softmax(q k^T / sqrt(d) + causal mask) v over this tensor-parallel rank's heads (Vaswani et al. 2017, eq. 1).
+
+    In a training or scoring pass the rows start at position 0 and padding stands on the right, so the causal mask alone
+    keeps padding away from every real token.
+    """
+
+    def __init__(
+        self, config, layer_number: int, attn_mask_type=None, attention_type=None, attention_dropout=None,
+        softmax_scale: float | None = None, cp_comm_type=None, pg_collection: ProcessGroupCollection | None = None,
+    ) -> None:
+        super().__init__(config=config)
+        self.layer_number, self.softmax_scale, self.tp_rank = layer_number, softmax_scale, pg_collection.tp.rank()
+        self.dropout_state: DropoutState | None = None
+        self.cache: KeyValueCache | None = None
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask=None, **_) -> Tensor:
+        """query [s, b, heads, d], key and value [s, b, groups, d] -> [s, b, heads * d]."""
+        query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))
+        mask = None
+        if self.cache is not None:
+            key, value = self.cache.update(self.layer_number, key, value)
+            mask = self.cache.mask()
+        grouped = query.size(1) != key.size(1)
+        if self.training and self.dropout_state.probability > 0.0:
+            context = self._with_dropout(query, key, value)
+        else:
+            context = F.scaled_dot_product_attention(
+                query, key, value, attn_mask=mask, is_causal=mask is None, scale=self.softmax_scale, enable_gqa=grouped
+            )
+        return context.permute(2, 0, 1, 3).flatten(2)
+
+    def _with_dropout(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """The same written out, since SDPA draws its dropout mask from a stream. [b, heads, s, d]"""
+        batch, heads, length, size = query.shape
+        key, value = (x.repeat_interleave(heads // x.size(1), dim=1) for x in (key, value))
+        scores = query @ key.transpose(2, 3) * (self.softmax_scale or size**-0.5)
+        future = torch.ones(length, length, dtype=torch.bool, device=query.device).triu(1)
+        weights = scores.masked_fill(future, float("-inf")).softmax(dim=-1)
+        # One mask for each global head, whichever rank holds it.
+        masks = [
+            self.dropout_state.masks(self.layer_number, ATTENTION, (length, length), weights, part=self.tp_rank * heads + head)
+            for head in range(heads)
+        ]
+        return (weights * torch.stack(masks, dim=1)) @ value

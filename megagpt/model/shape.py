@@ -1,0 +1,91 @@
+"""Sizes: our model configuration with its defaults filled in, its parameter and FLOP counts, and Megatron-core's form."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from megagpt.config.schema import ModelConfig
+from megagpt.parallel.grid import Grid
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """A ModelConfig in which nothing is left open."""
+
+    config: ModelConfig
+
+    @property
+    def is_llama(self) -> bool:
+        return self.config.family == "llama"
+
+    @property
+    def head_size(self) -> int:
+        return self.config.hidden_size // self.config.num_attention_heads
+
+    @property
+    def num_query_groups(self) -> int:
+        return self.config.num_query_groups or self.config.num_attention_heads
+
+    @property
+    def ffn_hidden_size(self) -> int:
+        if self.config.ffn_hidden_size:
+            return self.config.ffn_hidden_size
+        hidden = self.config.hidden_size
+        return math.ceil(8 * hidden / 3 / 16) * 16 if self.is_llama else 4 * hidden
+
+    @property
+    def tied(self) -> bool:
+        return (not self.is_llama) if self.config.tie_embeddings is None else self.config.tie_embeddings
+
+    @property
+    def vocab_size(self) -> int:
+        if self.config.vocab_size is None:
+            raise ValueError("model.vocab_size is not known yet: it comes from the tokenizer")
+        return self.config.vocab_size
+
+    def padded_vocab_size(self, tp: int) -> int:
+        """Vocabulary rows that `tp` tensor-parallel ranks hold together: the next multiple of tp."""
+        return math.ceil(self.vocab_size / tp) * tp
+
+    def flops_per_token(self, sequence_length: int, num_parameters: int) -> float:
+        """Forward and backward, matrix products only: 6 N + 12 layers x hidden x sequence (Chowdhery et al. 2022, appendix B)."""
+        return 6.0 * num_parameters + 12.0 * self.config.num_layers * self.config.hidden_size * sequence_length
+
+
+def transformer_config(shape: ModelShape, grid: Grid, dtype: torch.dtype) -> TransformerConfig:
+    """Megatron-core's configuration of this model on this grid. Dropout is ours (`dropout.py`), so theirs is 0."""
+    config = shape.config
+    return TransformerConfig(
+        num_layers=config.num_layers,
+        hidden_size=config.hidden_size,
+        num_attention_heads=config.num_attention_heads,
+        num_query_groups=shape.num_query_groups,
+        ffn_hidden_size=shape.ffn_hidden_size,
+        tensor_model_parallel_size=grid.tp,
+        pipeline_model_parallel_size=grid.pp,
+        normalization="RMSNorm" if shape.is_llama else "LayerNorm",
+        layernorm_epsilon=config.norm_epsilon,
+        activation_func=F.silu if shape.is_llama else functools.partial(F.gelu, approximate="tanh"),
+        gated_linear_unit=shape.is_llama,
+        add_bias_linear=not shape.is_llama,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=dtype == torch.bfloat16,
+        use_cpu_initialization=True,
+        perform_initialization=False,  # init.py fills every weight, as a function of (seed, name)
+        gradient_accumulation_fusion=False,
+        bias_activation_fusion=False,
+        bias_dropout_fusion=False,
+        masked_softmax_fusion=False,
+        apply_rope_fusion=False,
+        deallocate_pipeline_outputs=False,
+        batch_p2p_comm=False,
+    )

@@ -1,0 +1,58 @@
+"""Configuration -> grids: one grid over all ranks for the single-model stages, four grids on one world for RLHF."""
+
+from __future__ import annotations
+
+import itertools
+
+from megagpt.config.load import ConfigError
+from megagpt.config.schema import ParallelConfig, PlacementConfig, RoleConfig
+from megagpt.parallel.grid import Grid
+
+ROLES = ("policy", "reference", "reward", "value")
+
+
+def stage_grid(parallel: ParallelConfig, world_size: int) -> Grid:
+    """The one grid of a pre-training, SFT or reward job.
+
+    Raises:
+        ConfigError: the sizes do not multiply to the number of ranks, or ZeRO 3 with a pipeline.
+    """
+    tp, pp = parallel.tensor_parallel_size, parallel.pipeline_parallel_size
+    dp = parallel.data_parallel_size or world_size // (tp * pp)
+    if dp == 0 or tp * pp * dp != world_size:
+        raise ConfigError(
+            f"parallel: tensor_parallel_size {tp} x pipeline_parallel_size {pp} x data_parallel_size "
+            f"{parallel.data_parallel_size or 'free'} does not fit {world_size} ranks: the product must be the number of ranks"
+        )
+    if parallel.zero_stage == 3 and pp > 1:
+        raise ConfigError(f"parallel.zero_stage = 3 with pipeline_parallel_size = {pp}: not supported together; take zero_stage 1 or 2")
+    return Grid(tp=tp, dp=dp, pp=pp)
+
+
+def role_grid(role: str, config: RoleConfig, world_size: int) -> Grid:
+    """Grid of one role; dp = ranks / (tp x pp)."""
+    ranks = config.ranks
+    if ranks != list(range(ranks[0], ranks[0] + len(ranks))):
+        raise ConfigError(f"placement.{role}.ranks = {ranks}: must be consecutive and ascending")
+    if ranks[-1] >= world_size:
+        raise ConfigError(f"placement.{role}.ranks = {ranks}: the job has ranks 0 to {world_size - 1} only")
+    if len(ranks) % (config.tp * config.pp):
+        raise ConfigError(f"placement.{role}.ranks = {ranks}: {len(ranks)} ranks are not a multiple of tp {config.tp} x pp {config.pp}")
+    if config.zero == 3 and config.pp > 1:
+        raise ConfigError(f"placement.{role}.zero = 3 with pp = {config.pp}: not supported together; take zero 1 or 2")
+    return Grid(tp=config.tp, pp=config.pp, dp=len(ranks) // (config.tp * config.pp), offset=ranks[0])
+
+
+def build_grids(placement: PlacementConfig, world_size: int) -> dict[str, Grid]:
+    """All four grids; any two have the same ranks or none in common, and together they use every rank."""
+    grids = {role: role_grid(role, getattr(placement, role), world_size) for role in ROLES}
+    for (a, grid_a), (b, grid_b) in itertools.combinations(grids.items(), 2):
+        common = set(grid_a.ranks) & set(grid_b.ranks)
+        if common and set(grid_a.ranks) != set(grid_b.ranks):
+            raise ConfigError(
+                f"placement.{b}.ranks = {list(grid_b.ranks)}: overlaps {a}'s ranks {list(grid_a.ranks)} in part; two models share all their ranks or none"
+            )
+    idle = set(range(world_size)).difference(*(grid.ranks for grid in grids.values()))
+    if idle:
+        raise ConfigError(f"placement: ranks {sorted(idle)} of the job hold no model; start {world_size - len(idle)} ranks or place a model there")
+    return grids

@@ -1,0 +1,58 @@
+"""The one record that travels between PPO's phases.
+
+Legend: n rows of a rollout; T tokens of a row (prompt, response, padding on the right); P = T - 1 predictions, where
+prediction i is about token i + 1 and its value is that of the state before this token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Responses to a batch of prompts."""
+
+    tokens: Tensor
+    """[n, T] int64"""
+    prompt_lengths: Tensor
+    """[n] int64"""
+    lengths: Tensor
+    """[n] int64, prompt and response together"""
+    stopped: Tensor
+    """[n] bool, False where the response was cut"""
+
+    @property
+    def response_mask(self) -> Tensor:
+        """[n, P] float32, 1 where the predicted token belongs to the response (its stop token included)."""
+        predicted = torch.arange(1, self.tokens.size(1), device=self.tokens.device)
+        return ((predicted >= self.prompt_lengths[:, None]) & (predicted < self.lengths[:, None])).float()
+
+
+@dataclass(frozen=True)
+class Experience:
+    """A scored rollout, equal on every rank of the job."""
+
+    rollout: Rollout
+    mask: Tensor
+    """[n, P] the rollout's response_mask"""
+    logprobs: Tensor
+    """[n, P] of the policy that sampled, under logits / temperature"""
+    reference_logprobs: Tensor
+    """[n, P]"""
+    values: Tensor
+    """[n, P] of the value model before the update"""
+    scores: Tensor
+    """[n] normalised reward-model scores, before clipping and penalties"""
+    advantages: Tensor
+    """[n, P]"""
+    returns: Tensor
+    """[n, P] targets of the value model"""
+
+    @property
+    def kl(self) -> Tensor:
+        """[n] sum over the response of log pi - log pi_ref, an unbiased estimate of the KL in nats a response."""
+        return ((self.logprobs - self.reference_logprobs) * self.mask).sum(dim=1)

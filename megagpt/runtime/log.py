@@ -1,0 +1,81 @@
+"""What a stage tells the outside: one line a step, metrics.jsonl, TensorBoard, a progress bar with ETA."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from tqdm import tqdm
+
+
+def is_main_rank() -> bool:
+    """True on the one rank that prints."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def say(message: str) -> None:
+    """Print one line, once for the whole job, without tearing a progress bar."""
+    if is_main_rank():
+        tqdm.write(message, file=sys.stdout)
+        sys.stdout.flush()
+
+
+class StageLog:
+    """Metrics of one stage; only rank 0 writes, the others hold an inactive object.
+
+    Args:
+        folder: the stage's folder; metrics.jsonl and tensorboard/ are started anew.
+        total_steps: length of the progress bar.
+        log_every: steps between printed lines.
+    """
+
+    def __init__(self, folder: Path, stage: str, total_steps: int, log_every: int) -> None:
+        self.stage, self.total_steps, self.log_every = stage, total_steps, log_every
+        self._active, self._started = is_main_rank(), time.perf_counter()
+        if self._active:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._metrics = open(folder / "metrics.jsonl", "w", encoding="utf-8", buffering=1)
+            self._board = SummaryWriter(str(folder / "tensorboard"))
+            self._bar = tqdm(total=total_steps, desc=stage, unit="step", file=sys.stderr, mininterval=1.0, dynamic_ncols=True)
+
+    def __enter__(self) -> StageLog:
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._active:
+            self._bar.close()
+            self._metrics.close()
+            self._board.close()
+
+    def step(self, step: int, metrics: dict[str, Any]) -> None:
+        """Record the metrics of one optimizer step (or one PPO round)."""
+        if not self._active:
+            return
+        self._write({"step": step, **metrics})
+        self._bar.update(step - self._bar.n)
+        if step % self.log_every == 0 or step == self.total_steps:
+            self._line(f"step {step}/{self.total_steps}", metrics)
+
+    def evaluation(self, step: int, metrics: dict[str, Any]) -> None:
+        """Record a measurement on held-out data."""
+        if self._active:
+            self._write({"step": step, **metrics})
+            self._line(f"evaluation at step {step}", metrics)
+
+    def _write(self, row: dict[str, Any]) -> None:
+        # JSON has no NaN; a diverged run must still leave readable metrics.
+        clean = {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in row.items()}
+        self._metrics.write(json.dumps({**clean, "seconds": round(time.perf_counter() - self._started, 3)}) + "\n")
+        for name, value in clean.items():
+            if isinstance(value, (int, float)) and name != "step":
+                self._board.add_scalar(name, value, row["step"])
+
+    def _line(self, head: str, metrics: dict[str, Any]) -> None:
+        parts = [f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in metrics.items()]
+        say(f"[{self.stage}] {head} | " + " | ".join(parts))

