@@ -8,7 +8,7 @@
 # pip is used as configured on this machine; versions come from `python setup.py pins`.
 set -euo pipefail
 
-megagpt_root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+megagpt_root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 megagpt_venv=$megagpt_root/.venv
 megagpt_log=$megagpt_venv/setup.log
 megagpt_stamp=$megagpt_venv/setup.stamp
@@ -63,15 +63,19 @@ make_venv() {
 }
 
 # torch's compile lock is a file that its owner holds open: one that nobody holds was left by a killed compile, and every later start
-# would wait for it without a word.
+# would wait for it without a word. Ranks that load a finished op hold it for a moment each, in turn, faster than the search for an owner:
+# only a lock that has stayed for some seconds can be ownerless.
 remove_ownerless_locks() {
     local lock
     for lock in "$TORCH_EXTENSIONS_DIR"/*/lock; do
-        [ -e "$lock" ] || continue
-        if [ -z "$(find /proc/[0-9]*/fd -lname "$lock" -print -quit 2>/dev/null)" ]; then
-            rm -f "$lock"
-            say "removed $lock, left by a compile that was killed"
-        fi
+        while [ -e "$lock" ] && [ -z "$(find /proc/[0-9]*/fd -lname "$lock" -print -quit 2>/dev/null)" ]; do
+            if [ -n "$(find "$lock" ! -newermt '-10 seconds' 2>/dev/null)" ]; then
+                rm -f "$lock"
+                say "removed $lock, left by a compile that was killed"
+            else
+                sleep 1
+            fi
+        done
     done
 }
 
@@ -86,7 +90,6 @@ install() {
     step "installing ${pins[*]}" "${pip[@]}" "${pins[@]}"
     step "installing megagpt, building megagpt._C" "${pip[@]}" --verbose --use-pep517 --no-build-isolation --editable '.[test,mpi]'
     grep 'built without fused kernels' "$megagpt_log" >&2 || true
-    remove_ownerless_locks
     # The one op that deepspeed.init_distributed compiles on a CPU. Asked for by name, since a GPU machine runs the CPU tests too.
     step "compiling DeepSpeed's shared-memory op" env DS_ACCELERATOR=cpu "$megagpt_venv/bin/python" -c \
         'from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder; ShareMemCommBuilder().load()'
@@ -96,9 +99,13 @@ install() {
 
 up_to_date() { [ "$(fingerprint)" = "$(cat "$megagpt_stamp" 2>/dev/null)" ]; }
 
+remove_ownerless_locks
 if ! up_to_date; then
     mkdir -p "$megagpt_venv"
     # One set-up at a time: a second one waits here and then finds the work done.
-    ( flock 9; up_to_date || install ) 9>"$megagpt_venv/setup.lock"
+    (
+        flock --nonblock 9 || { say "waiting for another set-up of this checkout"; flock 9; }
+        up_to_date || install
+    ) 9>"$megagpt_venv/setup.lock"
 fi
 export VIRTUAL_ENV=$megagpt_venv PATH=$megagpt_venv/bin:$PATH

@@ -60,7 +60,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         siblings = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
-        raise ConfigError(f"{path}: cannot read the configuration ({getattr(error, 'strerror', None) or error}){_nearest(path.name, siblings)}") from error
+        raise ConfigError(f"{path}: cannot read the configuration ({getattr(error, 'strerror', None) or error}){nearest(path.name, siblings)}") from error
     return _parse(text, str(path))
 
 
@@ -135,7 +135,7 @@ def build_config(config_class: type[ConfigClass], data: dict[str, Any], origin: 
         where = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             names = _field_names(config_class, first["loc"][:-1])
-            raise ConfigError(f"{origin}: unknown key {where!r}{_nearest(str(first['loc'][-1]), names)}") from None
+            raise ConfigError(f"{origin}: unknown key {where!r}{nearest(str(first['loc'][-1]), names)}") from None
         if first["type"] == "missing":
             raise ConfigError(f"{origin}: {where} is missing") from None
         raise ConfigError(f"{origin}: {where} = {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
@@ -155,7 +155,8 @@ def _field_names(config_class: type[BaseModel], location: tuple) -> list[str]:
     return list(current.model_fields)
 
 
-def _nearest(name: str, valid: list[str]) -> str:
+def nearest(name: str, valid: list[str]) -> str:
+    """The end of an error message: what was probably meant, or all there is."""
     close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
     if close:
         return f"; did you mean {close[0]!r}?"

@@ -120,6 +120,7 @@ class DataConfig(Frozen):
     """Raw sources to the records that the later stages read: documents, demonstrations, rankings, prompts."""
 
     stage: Literal["data"] = "data"
+    """Which stage this file is for."""
     run: RunConfig
     source: str
     """`python-docs` (the Python installation that runs this) or a folder of files (kinds: see `megagpt data run --help`)."""
@@ -139,6 +140,7 @@ class TokenizerTrainConfig(Frozen):
     """Train a sentencepiece BPE tokenizer with byte fallback."""
 
     stage: Literal["tokenizer"] = "tokenizer"
+    """Which stage this file is for."""
     run: RunConfig
     documents: list[str] = Field(min_length=1)
     """Document files to learn from."""
@@ -152,6 +154,7 @@ class TokenizeConfig(Frozen):
     """Documents to Megatron `.bin/.idx` token files."""
 
     stage: Literal["tokenize"] = "tokenize"
+    """Which stage this file is for."""
     run: RunConfig
     tokenizer: str = "tokenizer"
     """Tokenizer: a stage of the same run, a folder or a file."""
@@ -179,10 +182,18 @@ class TokenFilesConfig(Frozen):
     """Held-out indexed dataset, path without `.bin`/`.idx`."""
 
 
+class PretrainGates(Frozen):
+    """Checks at the end of pre-training; a value that is not given is not checked."""
+
+    max_loss_over_unigram: float | None = Field(None, gt=0)
+    """Validation loss at most this fraction of the cross-entropy of token frequencies alone."""
+
+
 class PretrainConfig(StageConfig):
     """Pre-training: next-token prediction over packed sequences."""
 
     stage: Literal["pretrain"] = "pretrain"
+    """Which stage this file is for."""
     model: ModelConfig
     optimizer: OptimizerConfig
     batch: BatchConfig
@@ -195,6 +206,8 @@ class PretrainConfig(StageConfig):
     """Length of the run in tokens; rounded down to whole steps."""
     eval_rows: int = Field(64, gt=0)
     """Rows of held-out text in one evaluation."""
+    gates: PretrainGates = PretrainGates()
+    """Checks at the end."""
 
 
 class RecordsConfig(Frozen):
@@ -210,10 +223,18 @@ class RecordsConfig(Frozen):
     """A record longer than max_length stops the run with its file and line (`refuse`) or is left out and counted (`drop`)."""
 
 
+class SftGates(Frozen):
+    """Checks at the end of SFT."""
+
+    max_loss_over_start: float | None = Field(None, gt=0)
+    """Held-out response loss at most this fraction of what it was before the first step."""
+
+
 class SftConfig(StageConfig):
     """Supervised fine-tuning on demonstrations: the same objective, on the assistant's tokens."""
 
     stage: Literal["sft"] = "sft"
+    """Which stage this file is for."""
     parent: str = "pretrain"
     """Checkpoint to start from: a stage of the same run, a stage folder, or a checkpoint folder."""
     dropout: float | None = Field(None, ge=0, lt=1)
@@ -223,12 +244,22 @@ class SftConfig(StageConfig):
     data: RecordsConfig
     epochs: int = Field(2, gt=0)
     """Passes over the demonstrations."""
+    gates: SftGates = SftGates()
+    """Checks at the end."""
+
+
+class RewardGates(Frozen):
+    """Checks at the end of reward training."""
+
+    min_pair_accuracy: float | None = Field(None, ge=0, le=1)
+    """Share of held-out pairs in the right order at least this, and above both floors (longer answer, overlap of words with the prompt)."""
 
 
 class RewardConfig(StageConfig):
     """Reward model from K-way human rankings (Bradley-Terry on all pairs of a prompt)."""
 
     stage: Literal["reward"] = "reward"
+    """Which stage this file is for."""
     parent: str = "sft"
     """Checkpoint to start from; its language-model head is replaced by a scalar head."""
     dropout: float | None = Field(None, ge=0, lt=1)
@@ -239,6 +270,8 @@ class RewardConfig(StageConfig):
     data: RecordsConfig
     epochs: int = Field(1, gt=0)
     """Passes over the rankings."""
+    gates: RewardGates = RewardGates()
+    """Checks at the end."""
 
 
 class RoleConfig(Frozen):
@@ -316,10 +349,20 @@ class PpoConfig(Frozen):
     """Taken off the score of a response that was cut at max_response_length."""
 
 
+class RlhfGates(Frozen):
+    """Checks at the end of PPO, on prompts kept apart."""
+
+    min_reward_gain_std: float | None = Field(None, gt=0)
+    """Mean score up by at least this many standard deviations of the start model's scores …"""
+    max_kl: float | None = Field(None, gt=0)
+    """… at a mean KL to the reference of at most this, nats a response."""
+
+
 class RlhfConfig(Frozen):
     """PPO with four models: policy, reference, reward, value."""
 
     stage: Literal["rlhf"] = "rlhf"
+    """Which stage this file is for."""
     run: RunConfig
     every: EveryConfig = EveryConfig()
     kernels: Literal["auto", "fused", "reference"] = "auto"
@@ -334,6 +377,8 @@ class RlhfConfig(Frozen):
     prompts: PromptsConfig
     ppo: PpoConfig
     kl: KlConfig = KlConfig()
+    gates: RlhfGates = RlhfGates()
+    """Checks at the end."""
 
 
 class PipelineStep(Frozen):
@@ -351,3 +396,15 @@ class PipelineConfig(Frozen):
     run: RunConfig
     steps: list[PipelineStep] = Field(min_length=1)
     """Stages in order; a finished stage whose inputs did not change is skipped."""
+
+
+STAGES: dict[str, type[Frozen]] = {
+    "data": DataConfig,
+    "tokenizer": TokenizerTrainConfig,
+    "tokenize": TokenizeConfig,
+    "pretrain": PretrainConfig,
+    "sft": SftConfig,
+    "reward": RewardConfig,
+    "rlhf": RlhfConfig,
+}
+"""Every stage of a pipeline, in the order of work, and its configuration."""

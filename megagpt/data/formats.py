@@ -55,7 +55,8 @@ def to_demonstrations(row: Any) -> Iterator[Row | Dropped]:
     """Conversations that end with an answer to imitate."""
     match row:
         case {"messages": messages}:
-            yield _demonstration(messages)
+            made = _demonstration(messages)
+            yield made if isinstance(made, Dropped) else made | {"source": row.get("source") or ""}
         case {"conversations": list(turns)}:
             yield _demonstration([_turn(turn, "from", "value") for turn in turns])
         case {"message_tree_id": _, "prompt": dict(root)}:

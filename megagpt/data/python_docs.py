@@ -11,7 +11,7 @@ import importlib.util
 import sys
 import sysconfig
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +26,6 @@ SKIPPED = frozenset(
         "__phello__",
         "__pycache__",
         "dist-packages",
-        "distutils",  # gone from later versions, and packaged apart by some distributions, as are lib2to3 and tkinter
         "encodings",  # tables of characters
         "ensurepip",
         "idlelib",
@@ -35,21 +34,12 @@ SKIPPED = frozenset(
         "site-packages",
         "test",
         "tests",
-        "tkinter",
         "turtledemo",
     }
 )
 """Folders of the standard library that are left out."""
-
-
-@dataclass(frozen=True, slots=True)
-class Module:
-    """A parsed source file."""
-
-    name: str
-    """Dotted name."""
-    text: str
-    tree: ast.Module
+MAX_SOURCE_CHARACTERS = 40_000
+"""Longer sources are no documents (their functions are still asked about): a few giants would be half the corpus."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +54,31 @@ class Function:
     """`(src, dst, *, follow_symlinks=True)`: no annotations, no `self`."""
     docstring: str
     """With its indentation removed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Docstring:
+    """Where a docstring stands in its source: lines from 0, columns in bytes."""
+
+    text: str
+    """With its indentation removed."""
+    first_line: int
+    first_column: int
+    last_line: int
+    end_column: int
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """What is used of a source file. Its syntax tree is not kept: hundreds of them would be a million objects."""
+
+    name: str
+    """Dotted name."""
+    text: str
+    docstrings: tuple[Docstring, ...]
+    """Of the module and all definitions in it, in order."""
+    functions: tuple[Function, ...]
+    """Documented public functions, if the module is public, and methods of its public classes, in order."""
 
 
 def read_modules(folder: Path | None = None, dropped: Counter[str] | None = None) -> list[Module]:
@@ -85,9 +100,13 @@ def read_modules(folder: Path | None = None, dropped: Counter[str] | None = None
             parts.pop()
         try:
             text = importlib.util.decode_source(path.read_bytes())
-            modules.append(Module(".".join(parts), text, ast.parse(text)))
+            tree = ast.parse(text)
         except (OSError, SyntaxError, UnicodeDecodeError):
             dropped["unreadable source"] += 1
+            continue
+        public = not any(part.startswith("_") for part in parts)
+        functions = tuple(_functions(tree.body, ".".join(parts))) if public else ()
+        modules.append(Module(".".join(parts), text, tuple(_docstrings(tree)), functions))
     if not modules:
         raise DataError(folder, "holds no standard-library sources")
     return modules
@@ -113,14 +132,18 @@ def read_reference(folder: Path | None = None) -> dict[str, str]:
     return {}
 
 
-def find_functions(module: Module) -> Iterator[Function]:
-    """Documented public functions of a public module, and methods of its public classes, in order."""
-    if any(part.startswith("_") for part in module.name.split(".")):
-        return
-    yield from _functions(module.tree.body, module.name, "")
+def _docstrings(node: ast.AST) -> Iterator[Docstring]:
+    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        text = ast.get_docstring(node)
+        if text:
+            first = node.body[0]
+            yield Docstring(text, first.lineno - 1, first.col_offset, first.end_lineno - 1, first.end_col_offset)
+    for child in ast.iter_child_nodes(node):
+        if not isinstance(child, ast.expr):  # definitions are statements inside statements
+            yield from _docstrings(child)
 
 
-def _functions(body: list[ast.stmt], module: str, prefix: str) -> Iterator[Function]:
+def _functions(body: list[ast.stmt], module: str, prefix: str = "") -> Iterator[Function]:
     for node in body:
         if isinstance(node, ast.If | ast.Try):  # definitions that depend on the platform
             yield from _functions(node.body, module, prefix)
@@ -160,30 +183,28 @@ def _signature(arguments: ast.arguments, bound: bool) -> str:
     )
 
 
-def to_documents(modules: list[Module], held_out: Collection[str]) -> Iterator[Document]:
-    """The language reference by topic, then the sources.
+def to_documents(modules: list[Module], is_held_out: Callable[[str], bool]) -> Iterator[Document]:
+    """The language reference by topic, then the sources of at most MAX_SOURCE_CHARACTERS.
 
     Args:
-        held_out: docstrings (with their indentation removed) that must not be in any document: each definition that
-            carries one of them has `...` in its place.
+        is_held_out: whether a docstring (with its indentation removed) must not be in any document; it is then
+            replaced by `...`.
     """
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     for topic, text in sorted(read_reference().items()):
         yield Document(f"reference/{topic}", text, SOURCE, licence=LICENCE, meta={"python": version})
     for module in modules:
-        text = _without_docstrings(module, held_out)
+        if len(module.text) > MAX_SOURCE_CHARACTERS:
+            continue
+        text = _without_docstrings(module, is_held_out)
         yield Document(f"source/{module.name}", text, SOURCE, licence=LICENCE, meta={"python": version})
 
 
-def _without_docstrings(module: Module, held_out: Collection[str]) -> str:
-    lines = module.text.encode().splitlines(keepends=True)  # columns of the tree are in bytes
-    spans = [
-        node.body[0]
-        for node in ast.walk(module.tree)
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Module)
-        and ast.get_docstring(node) in held_out
-    ]
-    for span in sorted(spans, key=lambda node: node.lineno, reverse=True):
-        first, last = span.lineno - 1, span.end_lineno - 1
-        lines[first : last + 1] = [lines[first][: span.col_offset] + b"..." + lines[last][span.end_col_offset :]]
+def _without_docstrings(module: Module, is_held_out: Callable[[str], bool]) -> str:
+    lines = module.text.encode().splitlines(keepends=True)
+    for span in reversed(module.docstrings):
+        if is_held_out(span.text):
+            before = lines[span.first_line][: span.first_column]
+            behind = lines[span.last_line][span.end_column :]
+            lines[span.first_line : span.last_line + 1] = [before + b"..." + behind]
     return b"".join(lines).decode()

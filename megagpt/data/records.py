@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -18,6 +17,7 @@ from typing import Any, TypeVar
 
 from megagpt.data.errors import DataError
 from megagpt.data.formats import Dropped, UnknownShape, to_demonstrations, to_prompts, to_rankings
+from megagpt.data.repair import repair_surrogates
 from megagpt.data.rows import is_text_file, read_rows, read_text
 from megagpt.tokenizer.chat import Message
 from megagpt.tokenizer.special import ROLES
@@ -101,7 +101,7 @@ def read_documents(path: str | Path, dropped: Counter[str] | None = None) -> Ite
     path = Path(path)
     dropped = Counter() if dropped is None else dropped
     if is_text_file(path):
-        yield Document(id=path.name, text=_clean(read_text(path)), source=_stem(path))
+        yield Document(id=path.name, text=repair_surrogates(read_text(path)), source=_stem(path))
         return
     for line, row in read_rows(path):
         if not isinstance(row, dict) or "text" not in row:
@@ -177,13 +177,13 @@ def _read(
 
 def _document(row: dict[str, Any], path: Path, line: int) -> Document:
     def text(*names: str) -> str:
-        return next((str(row[name]) for name in names if row.get(name) is not None), "")
+        return next((repair_surrogates(str(row[name])) for name in names if row.get(name) is not None), "")
 
     known = {"id", "text", "source", "url", "licence", "license", "date", "timestamp", "meta"}
     meta = row.get("meta") if isinstance(row.get("meta"), dict) else {}
     return Document(
         id=text("id") or f"{path.name}:{line}",
-        text=_clean(row["text"]),
+        text=repair_surrogates(row["text"]),
         source=text("source") or _stem(path),
         url=text("url"),
         licence=text("licence", "license"),
@@ -233,7 +233,8 @@ def _prompt(row: dict[str, Any], path: Path, line: int) -> Prompt | Dropped:
     id = row.get("id")
     if id is not None and type(id) not in (str, int):
         raise DataError(path, f"id must be a text, found {type(id).__name__}", line)
-    return Prompt(prompt_id(messages) if id is None else str(id), messages, f"{path}:{line}")
+    id = prompt_id(messages) if id is None else repair_surrogates(str(id))
+    return Prompt(id, messages, f"{path}:{line}")
 
 
 def _messages(value: Any, name: str, path: Path, line: int) -> tuple[Message, ...] | None:
@@ -254,15 +255,7 @@ def _messages(value: Any, name: str, path: Path, line: int) -> tuple[Message, ..
 def _text(value: Any, name: str, path: Path, line: int) -> str:
     if not isinstance(value, str):
         raise DataError(path, f"{name} must be a text, found {type(value).__name__}", line)
-    return _clean(value)
-
-
-_SURROGATE = re.compile("[\ud800-\udfff]")
-
-
-def _clean(text: str) -> str:
-    r"""JSON may spell half of a surrogate pair (`\ud83d`), which no tokenizer can encode: it becomes U+FFFD."""
-    return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
+    return repair_surrogates(value)
 
 
 def _stem(path: Path) -> str:

@@ -6,7 +6,7 @@ import gzip
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -64,33 +64,30 @@ def read_text(path: Path) -> str:
     return _decode(content, path)
 
 
+def to_line(row: dict[str, Any]) -> bytes:
+    """A row as a line of JSONL. What JSON has no form for (dates in parquet files) becomes text."""
+    return json.dumps(row, ensure_ascii=False, default=str).encode("utf-8", "replace") + b"\n"
+
+
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> int:
     """Write JSONL under another name and rename it when it is whole.
 
     Returns:
         Number of rows.
     """
+    unfinished = path.with_name(f".{path.name}.tmp{os.getpid()}")
     count = 0
-
-    def write(file: BinaryIO) -> None:
-        nonlocal count
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
-            count += 1
-
-    write_atomically(path, write)
+    try:
+        with open(unfinished, "wb") as file:
+            for row in rows:
+                file.write(to_line(row))
+                count += 1
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
     return count
-
-
-def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Let `write` fill a file beside `path`, then rename it to `path`: a reader sees all of it or what was there."""
-    unfinished = path.with_name(path.name + ".tmp")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(unfinished, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[int, Any]]:
@@ -99,11 +96,10 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[int, Any]]:
         while line := file.readline(MAX_LINE_BYTES + 1):
             line_number += 1
             if len(line) > MAX_LINE_BYTES:
-                raise DataError(path, f"the line is longer than {MAX_LINE_BYTES >> 20} MiB, is this JSONL?", line_number)
-            text = _decode(line, path, line_number)
-            if text.isspace():
-                continue
-            yield line_number, _parse(text, path, line_number)
+                raise DataError(path, f"a line over {MAX_LINE_BYTES >> 20} MiB, is this JSONL?", line_number)
+            text = _decode(line, path, line_number).strip()
+            if text:
+                yield line_number, _parse(text, path, line_number)
 
 
 def _array_rows(path: Path) -> Iterator[tuple[int, Any]]:

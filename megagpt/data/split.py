@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Generic, NamedTuple, TypeVar
 
 from megagpt.tokenizer.chat import Message
 
 Item = TypeVar("Item")
 
 
-class Split(NamedTuple):
-    train: list
-    valid: list
+class Split(NamedTuple, Generic[Item]):
+    train: list[Item]
+    valid: list[Item]
 
 
 def share(key: str) -> float:
     """A number in [0, 1) that depends on nothing but the key, and looks random."""
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) / 2**64
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:6], "big") / 2**48
 
 
 def prompt_key(messages: Sequence[Message]) -> str:
@@ -30,18 +30,27 @@ def prompt_key(messages: Sequence[Message]) -> str:
     return " ".join(first["content"].casefold().split())
 
 
-def split_by(items: Sequence[Item], key: Callable[[Item], str], valid_fraction: float) -> Split:
-    """Hold out about `valid_fraction` of the keys, at least one of them, never all.
+def held_out_keys(keys: Iterable[str], valid_fraction: float, salt: str) -> set[str]:
+    """About `valid_fraction` of the different keys: those of the smallest hashes; at least one, never all.
+
+    Args:
+        salt: enters the hash. Two splits of one salt hold out the same keys, so what one split left needs another salt
+            to be split again.
 
     Raises:
         ValueError: fewer than two different keys.
     """
-    shares = [share(key(item)) for item in items]
-    distinct = sorted(set(shares))
-    if len(distinct) < 2:
-        raise ValueError(f"{len(items)} records with {len(distinct)} different prompts cannot be split in two")
-    limit = min(max(valid_fraction, distinct[0]), distinct[-2])
-    return Split(
-        [item for item, number in zip(items, shares, strict=True) if number > limit],
-        [item for item, number in zip(items, shares, strict=True) if number <= limit],
-    )
+    shares = {key: share(f"{salt} {key}") for key in keys}
+    by_share = sorted(shares, key=shares.__getitem__)
+    if len(by_share) < 2:
+        raise ValueError(f"{len(by_share)} different prompts cannot be split into training and held-out ones")
+    wanted = sum(number < valid_fraction for number in shares.values())
+    return set(by_share[: min(max(wanted, 1), len(by_share) - 1)])
+
+
+def split_by(items: Iterable[Item], key: Callable[[Item], str], held_out: Collection[str]) -> Split[Item]:
+    """Items whose key is held out to `valid`, the others to `train`; order stays."""
+    split: Split[Item] = Split([], [])
+    for item in items:
+        (split.valid if key(item) in held_out else split.train).append(item)
+    return split

@@ -48,7 +48,6 @@ class Example:
     module: str
     question: str
     answer: str
-    docstring: str
 
 
 def make_examples(
@@ -69,11 +68,11 @@ def make_examples(
         if len(question) > max_question:
             dropped["question too long"] += 1
         elif len(answer.split()) < MIN_ANSWER_WORDS:
-            dropped["answer too short, or its first sentence too long"] += 1
+            dropped["no answer of a fitting length"] += 1
         elif answer in examples:
             dropped["same answer as another function"] += 1
         else:
-            examples[answer] = Example(key, function.module, question, answer, function.docstring)
+            examples[answer] = Example(key, function.module, question, answer)
     return list(examples.values())
 
 
@@ -109,11 +108,12 @@ def prompts(examples: Iterable[Example]) -> list[Prompt]:
     return [Prompt(example.key, _question(example)) for example in examples]
 
 
-def rankings(examples: Iterable[Example], others: Sequence[Example]) -> list[Ranking]:
+def rankings(examples: Iterable[Example], others: Sequence[Example], dropped: Counter[str]) -> list[Ranking]:
     """A ranking for each example that has a sibling among `others`.
 
     Args:
-        others: where wrong answers are taken from, all of them different.
+        others: where wrong answers are taken from.
+        dropped: gets the examples left out, by reason.
     """
     by_module: dict[str, list[Example]] = defaultdict(list)
     for other in others:
@@ -121,7 +121,8 @@ def rankings(examples: Iterable[Example], others: Sequence[Example]) -> list[Ran
     made = []
     for example in examples:
         siblings = [other for other in by_module[example.module] if other.key != example.key]
-        if not siblings or len(by_module[example.module]) == len(others):
+        if not siblings:
+            dropped["no other function in its module"] += 1
             continue
         sibling = siblings[int(share(f"sibling {example.key}") * len(siblings))]
         best_first = (
@@ -130,18 +131,20 @@ def rankings(examples: Iterable[Example], others: Sequence[Example]) -> list[Ran
             cut_short(sibling.answer, f"sibling {example.key}"),
             " ".join(_shuffled(_unrelated(example, others).answer.split(), example.key)),
         )
+        if len(set(best_first)) < len(best_first):
+            dropped["two answers are equal"] += 1
+            continue
         order = _shuffled(range(len(best_first)), f"order {example.key}")
-        if len(set(best_first)) == len(best_first):
-            made.append(
-                Ranking(
-                    prompt=_question(example),
-                    answers=tuple(best_first[rank] for rank in order),
-                    ranks=tuple(order),
-                    slice=SLICE,
-                    annotator="rule",
-                    source=SYNTHETIC,
-                )
+        made.append(
+            Ranking(
+                prompt=_question(example),
+                answers=tuple(best_first[rank] for rank in order),
+                ranks=tuple(order),
+                slice=SLICE,
+                annotator="rule",
+                source=SYNTHETIC,
             )
+        )
     return made
 
 
@@ -157,10 +160,10 @@ def _question(example: Example) -> tuple[Message, ...]:
 
 
 def _unrelated(example: Example, others: Sequence[Example]) -> Example:
-    """The example of another module that follows a place chosen by hash."""
+    """The first example of another module from a place on that a hash chooses; its own in a corpus of one module."""
     start = int(share(f"unrelated {example.key}") * len(others))
     places = (others[(start + step) % len(others)] for step in range(len(others)))
-    return next(other for other in places if other.module != example.module)
+    return next((other for other in places if other.module != example.module), example)
 
 
 def _shuffled(items: Iterable, key: str) -> list:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import logging
 from collections.abc import Iterator
 
@@ -30,6 +31,10 @@ def join_world() -> None:
     if deepspeed.__version__ != SUPPORTED_VERSION:
         raise RuntimeError(f"deepspeed {deepspeed.__version__}: megagpt relies on internals of {SUPPORTED_VERSION}; install that one")
     deepspeed_logger.setLevel(logging.WARNING)
+    # On a CPU DeepSpeed would compile and load a shared-memory op (about 40 s, under a lock that a killed process leaves
+    # behind, with a rendezvous of all ranks). Only its inference all-reduce uses it, and that is never called here.
+    # (By name: the attribute `deepspeed.comm.torch` is torch itself.)
+    importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None
     deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)
 
 

@@ -52,8 +52,9 @@ def describe(device_type: str) -> list[str]:
     """One line per op: what "auto" runs for float32, float16 and bfloat16 tensors on this kind of device, and why."""
     lines = []
     for op in OPS:
-        obstacle = f"set_kernels({_setting!r})" if _setting == "reference" else _obstacle(op, device_type, torch.float32)
-        lines.append(f"{op} on {device_type}: {f'reference ({obstacle})' if obstacle else 'fused'}")
+        obstacle = "as set by set_kernels" if _setting == "reference" else _obstacle(op, device_type, torch.float32)
+        fallback = "an error" if _setting == "fused" else "reference"
+        lines.append(f"{op} on {device_type}: " + (f"{fallback} ({obstacle})" if obstacle else "fused"))
     return lines
 
 

@@ -34,7 +34,7 @@ def role_grid(role: str, config: RoleConfig, world_size: int) -> Grid:
     ranks = config.ranks
     if ranks != list(range(ranks[0], ranks[0] + len(ranks))):
         raise ConfigError(f"placement.{role}.ranks = {ranks}: must be consecutive and ascending")
-    if ranks[-1] >= world_size:
+    if ranks[0] < 0 or ranks[-1] >= world_size:
         raise ConfigError(f"placement.{role}.ranks = {ranks}: the job has ranks 0 to {world_size - 1} only")
     if len(ranks) % (config.tp * config.pp):
         raise ConfigError(f"placement.{role}.ranks = {ranks}: {len(ranks)} ranks are not a multiple of tp {config.tp} x pp {config.pp}")

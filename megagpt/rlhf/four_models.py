@@ -12,6 +12,7 @@ from megagpt.checkpoint.layout import CheckpointError
 from megagpt.checkpoint.load import Checkpoint, load_model
 from megagpt.config.schema import RlhfConfig
 from megagpt.engine.build import Engine
+from megagpt.engine.deepspeed_scope import join_world
 from megagpt.model.gpt import GPT
 from megagpt.parallel.grid import Grid
 from megagpt.parallel.groups import Groups, build_groups
@@ -30,7 +31,7 @@ class FourModels:
     reference: GPT | None
     reward: GPT | None
     reward_mean: float
-    """Mean raw score of human demonstrations …"""
+    """Mean raw score of the best-ranked held-out answers …"""
     reward_std: float
     """… and its standard deviation: scores are reported as (raw - mean) / std."""
 
@@ -58,6 +59,7 @@ def build_four_models(config: RlhfConfig, grids: dict[str, Grid], policy: Checkp
         raise CheckpointError(f"{reward.path}: is a language model; rlhf.reward needs a reward model")
     if reward.state["tokenizer_hash"] != policy.state["tokenizer_hash"]:
         raise CheckpointError(f"{reward.path}: was trained with another tokenizer than the policy {policy.path}")
+    join_world()  # on every rank, also on one that holds frozen models only
     groups = {role: build_groups(grids[role], config.run.timeout_seconds) for role in ROLES}
     for role in ROLES:
         say(f"[rlhf] {role:<9} {grids[role]}")

@@ -6,6 +6,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,11 @@ def say(message: str) -> None:
         sys.stdout.flush()
 
 
+def left_out(dropped: Mapping[str, int]) -> str:
+    """End of a line about data: how many records were dropped, by reason; empty where none was."""
+    return f" (left out: {', '.join(f'{count} {reason}' for reason, count in dropped.items())})" if dropped else ""
+
+
 class StageLog:
     """Metrics of one stage; only rank 0 writes, the others hold an inactive object.
 
@@ -42,7 +48,7 @@ class StageLog:
 
             self._metrics = open(folder / "metrics.jsonl", "w", encoding="utf-8", buffering=1)
             self._board = SummaryWriter(str(folder / "tensorboard"))
-            self._bar = tqdm(total=total_steps, desc=stage, unit="step", file=sys.stderr, mininterval=1.0, dynamic_ncols=True)
+            self._bar = tqdm(total=total_steps, desc=stage, unit="step", file=sys.stderr, mininterval=1.0 if sys.stderr.isatty() else 15.0, dynamic_ncols=True)
 
     def __enter__(self) -> StageLog:
         return self

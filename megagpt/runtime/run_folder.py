@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from megagpt.config.schema import RunConfig
+from megagpt.config.schema import RecordsConfig, RunConfig
 from megagpt.runtime import atomic
 
 
@@ -26,6 +26,22 @@ class RunFolder:
         folder = self.path / stage
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+    def resolve(self, path: str, suffix: str = "") -> Path:
+        """A path from a configuration: as it stands, or within the run folder where it does not exist as it stands.
+
+        Args:
+            suffix: what must be appended for a file to exist (`.idx` for the prefix of a token file).
+        """
+        within = self.path / path
+        if not Path(path + suffix).exists() and within.with_name(within.name + suffix).exists():
+            return within
+        return Path(path)
+
+    def resolve_records(self, records: RecordsConfig) -> RecordsConfig:
+        """The same with every file resolved."""
+        valid = None if records.valid is None else [str(self.resolve(path)) for path in records.valid]
+        return records.model_copy(update={"train": [str(self.resolve(path)) for path in records.train], "valid": valid})
 
     # ------------------------------------------------------------ manifest
 

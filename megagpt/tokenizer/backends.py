@@ -80,9 +80,7 @@ class HuggingFaceBackend:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._control = {
-            token.content: piece
-            for piece, token in self._tokenizer.get_added_tokens_decoder().items()
-            if token.special
+            token.content: piece for piece, token in self._tokenizer.get_added_tokens_decoder().items() if token.special
         }
         self.size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 

@@ -1,0 +1,95 @@
+"""megagpt generate: answers to the prompts of a file, under any layout."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from megagpt.config.load import ConfigError
+from megagpt.config.schema import ParallelConfig, RunConfig
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where the model is and how it samples; shared with `chat`."""
+    parser.add_argument("--checkpoint", required=True, metavar="PATH", help="checkpoint folder, stage folder, or stage name with --run")
+    parser.add_argument("--run", default="default", metavar="NAME", help="run below runs/ that --checkpoint names a stage of")
+    parser.add_argument("--tensor-parallel-size", type=int, default=1, metavar="N")
+    parser.add_argument("--pipeline-parallel-size", type=int, default=1, metavar="N")
+    parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="longest answer in tokens (default 128)")
+    parser.add_argument("--temperature", type=float, default=0.7, help="0 is greedy (default 0.7)")
+    parser.add_argument("--top-k", type=int, default=0, metavar="K", help="sample from the K likeliest tokens only (default 0: all)")
+    parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="sample from the likeliest tokens that reach probability P (default 1: all)")
+    parser.add_argument("--seed", type=int, default=1234)
+
+
+def add_arguments(parser: argparse.ArgumentParser, verb: str) -> None:
+    add_model_arguments(parser)
+    parser.add_argument("--prompts", required=True, metavar="FILE", help="prompt records (JSONL, JSONL.gz or parquet)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="JSONL to write (default: standard output)")
+    parser.add_argument("--num-samples", type=int, default=1, metavar="K", help="with K > 1: ranking records without ranks, for annotators")
+    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="rows decoded at the same time (default 32)")
+
+
+def open_model(options: argparse.Namespace):
+    """Checkpoint, model and tokenizer for generation on this job's ranks."""
+    from megagpt.checkpoint.layout import find_checkpoint
+    from megagpt.checkpoint.load import Checkpoint, load_model
+    from megagpt.config.check import check_model
+    from megagpt.parallel.groups import build_groups
+    from megagpt.parallel.placement import stage_grid
+    from megagpt.runtime.distributed import start, world_size_from_environment
+    from megagpt.runtime.run_folder import RunFolder
+
+    parallel = ParallelConfig(tensor_parallel_size=options.tensor_parallel_size, pipeline_parallel_size=options.pipeline_parallel_size)
+    grid = stage_grid(parallel, world_size_from_environment())
+    if grid.dp > 1:
+        raise ConfigError(f"{grid.size} ranks for tensor {grid.tp} x pipeline {grid.pp}: generation uses one replica")
+    checkpoint = Checkpoint.open(find_checkpoint(options.checkpoint, RunFolder(RunConfig(name=options.run))))
+    check_model(checkpoint.model_config, grid.tp, grid.pp, "checkpoint")
+    tokenizer = checkpoint.tokenizer()
+    world = start()
+    return load_model(checkpoint, build_groups(grid), world.device, scalar_head=False, dropout=0.0).eval(), tokenizer
+
+
+def run(options: argparse.Namespace, verb: str) -> int | None:
+    from megagpt.data.records import read_prompts
+    from megagpt.generation.generate import generate
+    from megagpt.generation.sample import Sampling
+    from megagpt.runtime import atomic
+    from megagpt.runtime.distributed import stop
+    from megagpt.runtime.log import is_main_rank
+    from megagpt.tokenizer.chat import encode_chat, stop_ids
+
+    try:
+        sampling = Sampling(options.temperature, options.top_k, options.top_p, options.seed)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    prompts = list(read_prompts(options.prompts))
+    model, tokenizer = open_model(options)
+    rows = [(number, sample) for number in range(len(prompts)) for sample in range(options.num_samples)]
+    encoded = [encode_chat(tokenizer, prompt.prompt, add_generation_prompt=True)[0] for prompt in prompts]
+    answers: list[str] = []
+    for first in range(0, len(rows), options.batch_size):
+        part = rows[first : first + options.batch_size]
+        generated = generate(
+            model, [encoded[number] for number, _ in part], max_new_tokens=options.max_new_tokens, stop_ids=stop_ids(tokenizer), sampling=sampling,
+            prompt_ids=[number for number, _ in part], sample_numbers=[sample for _, sample in part],
+        )
+        answers += [tokenizer.decode(tokens) for tokens in generated.tokens]
+        if is_main_rank():
+            print(f"{len(answers)}/{len(rows)} answers", file=sys.stderr, flush=True)
+    lines = []
+    for number, prompt in enumerate(prompts):
+        given = answers[number * options.num_samples : (number + 1) * options.num_samples]
+        if options.num_samples > 1:
+            record = {"prompt": list(prompt.prompt), "answers": given, "ranks": [None] * len(given)}
+        else:
+            record = {"id": prompt.id, "messages": [*prompt.prompt, {"role": "assistant", "content": given[0]}]}
+        lines.append(json.dumps(record, ensure_ascii=False))
+    if is_main_rank():
+        text = "\n".join(lines) + "\n"
+        atomic.write_text(options.output, text) if options.output else print(text, end="")
+    stop()
+    return None

@@ -1,0 +1,84 @@
+"""The command line: a table of verbs, each imported only when it is asked for."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+
+EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
+
+VERBS = {
+    "data": ("megagpt.cli.data", "raw sources -> clean documents, demonstrations, rankings, prompts"),
+    "tokenizer": ("megagpt.cli.tokenizer", "train a tokenizer, or report on one"),
+    "tokenize": ("megagpt.cli.tokenize", "documents -> .bin/.idx token files"),
+    "pretrain": ("megagpt.cli.stages", "learn to predict the next token"),
+    "sft": ("megagpt.cli.stages", "learn from demonstrations"),
+    "reward": ("megagpt.cli.stages", "learn to score answers from K-way rankings"),
+    "rlhf": ("megagpt.cli.stages", "PPO with policy, reference, reward and value models"),
+    "run": ("megagpt.cli.run", "the whole chain of a pipeline file; finished stages are skipped"),
+    "report": ("megagpt.cli.report", "report.html and the table of gates of a run"),
+    "generate": ("megagpt.cli.generate", "answer prompts from a file"),
+    "chat": ("megagpt.cli.chat", "talk to a model"),
+    "checkpoint": ("megagpt.cli.checkpoint", "what is in a checkpoint; whether it is whole"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit code (0 done, 1 failed, 2 wrong usage or configuration)."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    # Launchers put their own option in front of the verb.
+    words = [word for word in words if not word.startswith(("--local_rank=", "--local-rank="))]
+    if not words or words[0] in ("-h", "--help"):
+        print(_help())
+        return EXIT_OK if words else EXIT_USAGE
+    verb = words[0]
+    if verb not in VERBS:
+        from megagpt.config.load import nearest
+
+        print(f"megagpt: unknown verb {verb!r}{nearest(verb, list(VERBS))}", file=sys.stderr)
+        return EXIT_USAGE
+    _quiet_libraries()
+    module = importlib.import_module(VERBS[verb][0])
+    parser = argparse.ArgumentParser(prog=f"megagpt {verb}", description=VERBS[verb][1], formatter_class=argparse.RawDescriptionHelpFormatter)
+    module.add_arguments(parser, verb)
+    try:
+        options = parser.parse_args(words[1:])
+        return module.run(options, verb) or EXIT_OK
+    except Exception as error:
+        return _report(error)
+
+
+def _quiet_libraries() -> None:
+    """Megatron-core and DeepSpeed warn on every rank at every import of what is not installed; we announce it ourselves, once."""
+    warnings.filterwarnings("ignore", module=r"(megatron|deepspeed|torch\.utils\.cpp_extension)")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed guesses, and says so on every rank
+
+
+def _report(error: Exception) -> int:
+    """User errors are one line; anything else keeps its traceback."""
+    from megagpt.checkpoint.layout import CheckpointError
+    from megagpt.config.load import ConfigError
+    from megagpt.data.errors import DataError
+    from megagpt.runtime.distributed import RuntimeSetupError
+    from megagpt.tokenizer.tokenizer import TokenizerError
+
+    if isinstance(error, (ConfigError, CheckpointError, DataError, RuntimeSetupError, TokenizerError)):
+        if os.environ.get("RANK", "0") == "0":  # every rank finds the same fault; one says it
+            print(f"megagpt: {error}", file=sys.stderr, flush=True)
+        return EXIT_USAGE
+    raise error
+
+
+def _help() -> str:
+    lines = ["usage: megagpt VERB --config FILE [--set a.b=c …] [--print-config] [--dry-run]", "", "verbs, in the order of work:"]
+    lines += [f"  {verb:<11} {text}" for verb, (_, text) in VERBS.items()]
+    lines += ["", "megagpt VERB --help explains every key of its configuration.", "Several ranks: deepspeed --no_local_rank --module megagpt VERB …, or launch/run.sh"]
+    return "\n".join(lines)

@@ -1,0 +1,37 @@
+"""megagpt pretrain | sft | reward | rlhf: one training stage, on every rank of the job."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+
+from megagpt.cli.options import add_config_options, read_config
+from megagpt.config import schema
+
+CONFIGS = {"pretrain": schema.PretrainConfig, "sft": schema.SftConfig, "reward": schema.RewardConfig, "rlhf": schema.RlhfConfig}
+
+
+def add_arguments(parser: argparse.ArgumentParser, verb: str) -> None:
+    add_config_options(parser, CONFIGS[verb])
+    parser.add_argument("--dry-run", action="store_true", help="print layout, parameters and tokens of a step, and stop; needs no ranks")
+    parser.add_argument("--ranks", type=int, metavar="N", help="with --dry-run: number of ranks of the planned job")
+
+
+def run(options: argparse.Namespace, verb: str) -> int | None:
+    config = read_config(options, CONFIGS[verb])
+    if config is None:
+        return None
+    if options.dry_run:
+        from megagpt.cli.dry_run import describe
+
+        print(describe(config, options.ranks))
+        return None
+    from megagpt.kernels.select import describe as describe_kernels, set_kernels
+    from megagpt.runtime.distributed import stop
+    from megagpt.runtime.log import say
+
+    set_kernels(config.kernels)
+    trainer = importlib.import_module(f"megagpt.{verb}.trainer")
+    trainer.fit(config)
+    stop()
+    return None

@@ -1,0 +1,30 @@
+"""megagpt tokenize: documents -> Megatron .bin/.idx token files."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from megagpt.cli.options import add_config_options, read_config
+from megagpt.config.schema import TokenizeConfig
+
+
+def add_arguments(parser: argparse.ArgumentParser, verb: str) -> None:
+    add_config_options(parser, TokenizeConfig)
+
+
+def run(options: argparse.Namespace, verb: str) -> int | None:
+    config = read_config(options, TokenizeConfig)
+    if config is None:
+        return None
+    from megagpt.data.token_files import tokenize_documents
+    from megagpt.runtime.run_folder import RunFolder
+    from megagpt.tokenizer.tokenizer import load_tokenizer
+
+    folder = RunFolder(config.run)
+    tokenizer = load_tokenizer(folder.resolve(config.tokenizer))
+    inputs = {name: [str(folder.resolve(path)) for path in paths] for name, paths in config.inputs.items()}
+    summary = tokenize_documents(config.model_copy(update={"inputs": inputs}), tokenizer, folder.stage("tokenize"))
+    print(json.dumps(summary, indent=2, ensure_ascii=False))
+    folder.record("tokenize", output=str(folder.stage("tokenize")), tokenizer=tokenizer.content_hash)
+    return None

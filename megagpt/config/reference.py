@@ -1,0 +1,42 @@
+"""The keys of a configuration class as text, from the docstrings of its fields; what `--help` prints."""
+
+from __future__ import annotations
+
+import types
+import typing
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+
+def describe_keys(config_class: type[BaseModel], prefix: str = "") -> list[str]:
+    """One or two lines for each key, nested sections in place."""
+    lines = []
+    for name, field in config_class.model_fields.items():
+        section = _section(field.annotation)
+        if section is not None:
+            lines += describe_keys(section, f"{prefix}{name}.")
+            continue
+        default = "required" if field.is_required() else f"default {field.default!r}"
+        lines.append(f"  {prefix}{name}: {_type_name(field.annotation)} ({default if field.default is not PydanticUndefined else 'required'})")
+        if field.description:
+            lines.append("      " + " ".join(field.description.split()))
+    return lines
+
+
+def _section(annotation: object) -> type[BaseModel] | None:
+    for candidate in (annotation, *typing.get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None
+
+
+def _type_name(annotation: object) -> str:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Literal:
+        return " | ".join(map(str, arguments))
+    if origin in (typing.Union, types.UnionType):
+        return " | ".join(_type_name(argument) for argument in arguments if argument is not type(None))
+    if origin is not None:
+        return f"{origin.__name__}[{', '.join(_type_name(argument) for argument in arguments)}]"
+    return getattr(annotation, "__name__", str(annotation))

@@ -1,0 +1,49 @@
+"""What SFT and reward training do alike with their record files: read, hold out, refuse what is too long."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Literal, TypeVar
+
+from megagpt.config.schema import RecordsConfig
+from megagpt.data.errors import DataError
+from megagpt.data.records import Demonstration, Ranking
+from megagpt.data.split import Split, held_out_keys, split_by
+
+Record = TypeVar("Record", Demonstration, Ranking)
+
+
+def fits(length: int, max_length: int, overlong: Literal["refuse", "drop"], where: str, dropped: Counter[str]) -> bool:
+    """Apply the rule for records of too many tokens: False (counted in `dropped`) or an error, as `overlong` says."""
+    if length <= max_length:
+        return True
+    if overlong == "refuse":
+        raise DataError(where, f"{length} tokens, max_length is {max_length} (overlong: drop leaves such records out)")
+    dropped["longer than max_length"] += 1
+    return False
+
+
+def read_split(
+    config: RecordsConfig,
+    read: Callable[[str, Counter[str]], list[Record]],
+    key: Callable[[Record], str],
+    dropped: Counter[str],
+) -> Split[Record]:
+    """Records to train on and to hold out: from `config.valid`, or split by prompt where that is not given."""
+    train = [record for path in config.train for record in read(path, dropped)]
+    if config.valid is not None:
+        return Split(train, [record for path in config.valid for record in read(path, dropped)])
+    try:
+        held_out = held_out_keys(map(key, train), config.valid_fraction, "stage")
+    except ValueError as error:
+        raise DataError(", ".join(config.train), str(error)) from error
+    return split_by(train, key, held_out)
+
+
+def require_both(config: RecordsConfig, split: Split) -> None:
+    """Refuse a split of which one side is empty."""
+    for side, records in zip(split._fields, split, strict=True):
+        if not records:
+            files = config.train if side == "train" or config.valid is None else config.valid
+            raise DataError(", ".join(files), f"no record is left for {side} (max_length {config.max_length})")

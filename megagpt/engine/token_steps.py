@@ -1,0 +1,67 @@
+"""One optimizer step and one evaluation of the next-token loss; pre-training and SFT differ only in their rows and masks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from megagpt.data.batch import EncodedRow, TokenBatch, collate, encoded_row
+from megagpt.engine.build import Engine
+from megagpt.engine.schedule_run import infer
+from megagpt.model.token_loss import token_nll
+from megagpt.parallel.collectives import sum_reports
+from megagpt.parallel.groups import Groups
+from megagpt.parallel.route import replica_rows
+
+
+def replica_batches(rows: Sequence[EncodedRow], groups: Groups, micro_batch_size: int, pad_id: int, device: torch.device) -> list[TokenBatch]:
+    """This replica's microbatches of a global batch, all padded to the longest row of the whole batch.
+
+    Args:
+        rows: the global batch, the same on every rank. Rows without a valid token are added until it divides evenly; they
+            weigh nothing, since losses divide by the number of valid tokens.
+    """
+    unit = micro_batch_size * groups.grid.dp
+    padded = [*rows, *[encoded_row([pad_id], [0])] * (-len(rows) % unit)]
+    length = max(len(row) for row in padded) - 1
+    mine = replica_rows(len(padded), groups.grid, groups.coordinates.dp)
+    return [
+        collate(padded[i : i + micro_batch_size], list(range(i, i + micro_batch_size)), length, pad_id).to(device)
+        for i in range(mine.start, mine.stop, micro_batch_size)
+    ]
+
+
+def count_targets(rows: Sequence[EncodedRow]) -> int:
+    """Valid next-token targets of a global batch (a row's first token is nobody's target)."""
+    return sum(int(row.loss_mask[1:].sum()) for row in rows)
+
+
+def train_step(engine: Engine, batches: Sequence[TokenBatch], num_targets: int, lr: float, dropout_key: tuple[int, int] | None) -> dict[str, float]:
+    """Gradients of the mean loss over all valid tokens of the global batch, then one update.
+
+    Returns:
+        `loss` (nats a token) and `grad_norm` (before clipping), on every rank.
+    """
+
+    def loss(logits: Tensor, batch: TokenBatch):
+        nll = token_nll(engine.model, logits, batch.labels, batch.loss_mask)
+        return nll, {"nll": nll.detach()}
+
+    rows, length = batches[0].tokens.shape
+    reports = engine.accumulate(batches, loss, denominator=num_targets, rows=rows, length=length, dropout_key=dropout_key)
+    total = sum_reports(engine.groups, reports, ("nll",))["nll"]
+    return {"loss": total / num_targets, "grad_norm": engine.step(lr), "lr": lr}
+
+
+def evaluate(engine: Engine, rows: Sequence[EncodedRow], micro_batch_size: int, pad_id: int, device: torch.device) -> float:
+    """Mean loss over the valid tokens of the rows, without dropout; nats a token, on every rank."""
+
+    def read(logits: Tensor, batch: TokenBatch):
+        return {"nll": token_nll(engine.model, logits, batch.labels, batch.loss_mask)}
+
+    batches = replica_batches(rows, engine.groups, micro_batch_size, pad_id, device)
+    with engine.scope():
+        reports = infer(engine.model, batches, read, rows=batches[0].tokens.size(0), length=batches[0].tokens.size(1))
+    return sum_reports(engine.groups, reports, ("nll",))["nll"] / count_targets(rows)

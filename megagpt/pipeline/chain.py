@@ -1,0 +1,124 @@
+"""Run the stages of a pipeline one after the other, each as a job of its own; skip those whose inputs did not change."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import hashlib
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from megagpt.config.load import ConfigError, apply_overrides, build_config, load_data
+from megagpt.config.schema import STAGES, Frozen, PipelineConfig, PipelineStep
+from megagpt.config.show import to_yaml
+from megagpt.runtime import atomic
+from megagpt.runtime.distributed import free_port
+from megagpt.runtime.run_folder import RunFolder
+
+VERB_WORDS = {"data": ["data", "run"], "tokenizer": ["tokenizer", "train"]}
+"""Verbs that take a second word; the others are called like their stage."""
+
+
+def run_chain(config: PipelineConfig, folder: Path, *, stage_overrides: list[str], hostfile: Path | None, dry_run: bool) -> int:
+    """Run every step that is not finished; returns the first non-zero exit code, or 0.
+
+    Args:
+        folder: where the pipeline file lies; its stage files are relative to it.
+        stage_overrides: `stage.a.b=c` texts.
+        hostfile: handed to the deepspeed launcher.
+
+    A step is finished when `finished.json` in its folder carries the hash of its resolved configuration and of all that
+    came before it. The file is written after the step's own process ended well, so a killed step runs again.
+
+    Raises:
+        ConfigError: any stage's configuration is wrong; found before the first stage starts.
+    """
+    run = RunFolder(config.run)
+    resolved = [(step, *_resolve(step, config, folder, stage_overrides)) for step in config.steps]
+    with contextlib.nullcontext() if dry_run else _only_one(run):
+        key = ""
+        for number, (step, stage_config, overrides) in enumerate(resolved, 1):
+            key = _key(key, stage_config)
+            marker = run.path / step.stage / "finished.json"
+            command = _command(step, folder, overrides, hostfile)
+            head = f"[{number}/{len(resolved)}] {step.stage}"
+            if marker.exists() and json.loads(marker.read_text(encoding="utf-8"))["key"] == key:
+                print(f"{head}: finished before, skipped", flush=True)
+                continue
+            if dry_run:
+                print(f"{head}: {shlex.join(command)}", flush=True)
+                continue
+            print(f"{head}: {step.num_ranks} rank{'s' * (step.num_ranks > 1)}", flush=True)
+            marker.unlink(missing_ok=True)
+            began = time.perf_counter()
+            code = subprocess.run(command, preexec_fn=_die_with_parent, check=False).returncode
+            if code != 0:
+                print(f"{head}: failed with exit code {code}; the same command starts again here", file=sys.stderr, flush=True)
+                return code if code > 0 else 128 - code
+            seconds = round(time.perf_counter() - began, 1)
+            atomic.write_json(run.stage(step.stage) / "finished.json", {"key": key, "seconds": seconds})
+            print(f"{head}: done in {seconds:.0f} s", flush=True)
+    return 0
+
+
+def _resolve(step: PipelineStep, config: PipelineConfig, folder: Path, stage_overrides: list[str]) -> tuple[Frozen, list[str]]:
+    """A step's configuration with the pipeline's run section, and the `--set` texts that lead to it."""
+    path = folder / step.config
+    overrides = [f"run.{name}={json.dumps(value)}" for name, value in config.run.model_dump(mode="json").items()]
+    for text in stage_overrides:
+        stage, separator, rest = text.partition(".")
+        if not separator or stage not in STAGES:
+            raise ConfigError(f"--stage-set {text}: expected STAGE.key=value with STAGE one of {', '.join(STAGES)}")
+        if stage == step.stage:
+            overrides.append(rest)
+    return build_config(STAGES[step.stage], apply_overrides(load_data(path), overrides), str(path)), overrides
+
+
+def _key(before: str, stage_config: Frozen) -> str:
+    """Hash of all that a step's result depends on: the steps before it, its configuration, its source folder's files."""
+    parts = [before, to_yaml(stage_config)]
+    source = Path(getattr(stage_config, "source", ""))
+    if getattr(stage_config, "source", None) and source.is_dir():
+        parts += [f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in sorted(source.rglob("*")) if path.is_file()]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _command(step: PipelineStep, folder: Path, overrides: list[str], hostfile: Path | None) -> list[str]:
+    """The command line of a step: the deepspeed launcher for several ranks or hosts, plain Python for one."""
+    words = [*VERB_WORDS.get(step.stage, [step.stage]), "--config", str(folder / step.config)]
+    words += [word for text in overrides for word in ("--set", text)]
+    if hostfile is None and step.num_ranks == 1:
+        return [sys.executable, "-m", "megagpt", *words]
+    hosts = ["--hostfile", str(hostfile)] if hostfile else ["--num_accelerators", str(step.num_ranks)]
+    return [
+        sys.executable, "-m", "deepspeed.launcher.runner", "--log_level", "warning", *hosts, "--master_port", str(free_port()),
+        "--no_local_rank", "--module", "megagpt", *words,
+    ]
+
+
+@contextlib.contextmanager
+def _only_one(run: RunFolder) -> Iterator[None]:
+    """Two chains in one run folder would overwrite each other."""
+    run.path.mkdir(parents=True, exist_ok=True)
+    with open(run.path / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"run.name = {run.path.name}: another `megagpt run` works in {run.path}; wait for it or choose another name") from None
+        yield
+
+
+def _die_with_parent() -> None:
+    """The stage ends when this process is killed, even by SIGKILL (Linux: prctl PR_SET_PDEATHSIG)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+        if os.getppid() == 1:
+            os._exit(1)

@@ -1,0 +1,31 @@
+"""What the loss on held-out text means: perplexity, bits per byte, and the unigram yardstick."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from megagpt.data.batch import EncodedRow
+from megagpt.tokenizer.tokenizer import Tokenizer
+
+
+def describe_loss(loss: float, rows: Sequence[EncodedRow], tokenizer: Tokenizer) -> dict[str, float]:
+    """Held-out loss in units that do not depend on the tokenizer.
+
+    Returns:
+        eval_loss (nats a token), perplexity, and bits_per_byte of the UTF-8 text that the predicted tokens spell.
+    """
+    num_bytes = sum(len(tokenizer.decode(row.tokens[1:]).encode("utf-8", errors="replace")) for row in rows)
+    num_tokens = sum(len(row) - 1 for row in rows)
+    return {"eval_loss": loss, "perplexity": math.exp(min(loss, 50.0)), "bits_per_byte": loss * num_tokens / num_bytes / math.log(2)}
+
+
+def unigram_cross_entropy(train: Iterable[EncodedRow], rows: Sequence[EncodedRow], vocab_size: int) -> float:
+    """Cross-entropy of held-out targets under the training tokens' frequencies (add-one smoothed); nats a token."""
+    counts = np.ones(vocab_size)
+    for row in train:
+        counts += np.bincount(row.tokens[1:], minlength=vocab_size)
+    logs = np.log(counts / counts.sum())
+    return float(-np.mean(np.concatenate([logs[row.tokens[1:]] for row in rows])))

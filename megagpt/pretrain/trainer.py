@@ -1,0 +1,86 @@
+"""fit(): load, loop, step, log, save, evaluate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from megagpt.checkpoint.load import new_model
+from megagpt.checkpoint.stage_output import StageOutput
+from megagpt.config.check import check_pretrain
+from megagpt.config.load import ConfigError
+from megagpt.config.schema import PretrainConfig
+from megagpt.data.order import step_rows
+from megagpt.data.packed import PackedDataset
+from megagpt.engine.build import Engine
+from megagpt.engine.schedule import learning_rate
+from megagpt.engine.token_steps import count_targets, evaluate, replica_batches, train_step
+from megagpt.model.param_map import num_parameters
+from megagpt.model.shape import ModelShape
+from megagpt.parallel.groups import build_groups
+from megagpt.parallel.placement import stage_grid
+from megagpt.pretrain.evaluate import describe_loss, unigram_cross_entropy
+from megagpt.runtime.distributed import start, world_size_from_environment
+from megagpt.runtime.log import StageLog, say
+from megagpt.runtime.run_folder import RunFolder
+from megagpt.tokenizer.tokenizer import load_tokenizer
+
+
+UNIGRAM_ROWS = 10_000
+"""Rows of training text that token frequencies are counted on."""
+
+
+def fit(config: PretrainConfig) -> Path:
+    """Pre-train from initial weights; returns the last checkpoint. Called on every rank of the job.
+
+    Raises:
+        ConfigError, DataError, TokenizerError: before any process group exists.
+    """
+    grid = stage_grid(config.parallel, world_size_from_environment())
+    check_pretrain(config, grid.tp, grid.pp, grid.dp)
+    run = RunFolder(config.run)
+    tokenizer = load_tokenizer(run.resolve(config.tokenizer))
+    model_config = config.model.model_copy(update={"vocab_size": config.model.vocab_size or tokenizer.vocab_size})
+    if model_config.vocab_size < tokenizer.vocab_size:
+        raise ConfigError(f"model.vocab_size = {model_config.vocab_size}: less than the tokenizer's {tokenizer.vocab_size}")
+    train, valid = (PackedDataset(run.resolve(prefix, ".idx"), config.sequence_length) for prefix in (config.data.train, config.data.valid))
+    held_out = [valid[i] for i in range(min(config.eval_rows, len(valid)))]
+
+    world = start(config.run.device, config.run.timeout_seconds)
+    output = StageOutput(config, tokenizer, parents={})
+    folder = output.open()
+    model = new_model(model_config, build_groups(grid, config.run.timeout_seconds), world.device, config.run.seed)
+    engine = Engine(model, config.optimizer, config.parallel.zero_stage)
+    rows_per_step, seed = config.batch.global_batch_size, config.run.seed
+    total_steps = config.train_tokens // (rows_per_step * config.sequence_length)
+    say(f"[pretrain] {num_parameters(ModelShape(model_config)):,} parameters, {grid}, ZeRO {config.parallel.zero_stage}, {total_steps} steps")
+    dropout = model_config.dropout > 0
+
+    def measure(step: int) -> float:
+        loss = evaluate(engine, held_out, config.batch.micro_batch_size, tokenizer.pad_id, world.device)
+        log.evaluation(step, describe_loss(loss, held_out, tokenizer))
+        return loss
+
+    with StageLog(folder, "pretrain", total_steps, config.every.log) as log:
+        start_loss = measure(0)
+        for step in range(1, total_steps + 1):
+            rows = [train[item] for _, item in step_rows(seed, step - 1, rows_per_step, len(train))]
+            batches = replica_batches(rows, engine.groups, config.batch.micro_batch_size, tokenizer.pad_id, world.device)
+            lr = learning_rate(config.optimizer, step, total_steps)
+            metrics = train_step(engine, batches, count_targets(rows), lr, (seed, step) if dropout else None)
+            tokens = step * rows_per_step * config.sequence_length
+            log.step(step, {**metrics, "tokens": tokens})
+            if config.every.evaluate and step % config.every.evaluate == 0 and step < total_steps:
+                measure(step)
+            if config.every.save and step % config.every.save == 0 and step < total_steps:
+                output.save(step, engine, model_config, head="lm", tokens=tokens)
+        loss = measure(total_steps)
+    checkpoint = output.save(total_steps, engine, model_config, head="lm", tokens=tokens)
+    sample = (train[item] for _, item in step_rows(seed, 0, min(len(train), UNIGRAM_ROWS), len(train)))
+    unigram = unigram_cross_entropy(sample, held_out, tokenizer.vocab_size)
+    say(f"[pretrain] held-out loss {loss:.3f} nats a token, from {start_loss:.3f}; unigram cross-entropy {unigram:.3f}")
+    if config.gates.max_loss_over_unigram is not None:
+        bound = config.gates.max_loss_over_unigram
+        output.gate("loss_over_unigram", loss / unigram, f"<= {bound}", loss / unigram <= bound)
+        output.gate("loss_over_start", loss / start_loss, "< 1", loss < start_loss)
+    output.finish(checkpoint, loss=loss, start_loss=start_loss, unigram_cross_entropy=unigram)
+    return checkpoint

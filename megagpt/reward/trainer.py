@@ -1,0 +1,125 @@
+"""fit(): a reward model from K-way rankings; reports pair accuracy against two floors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from megagpt.checkpoint.layout import find_checkpoint
+from megagpt.checkpoint.load import Checkpoint, load_model
+from megagpt.checkpoint.stage_output import StageOutput
+from megagpt.config.check import check_model, num_microbatches
+from megagpt.config.load import ConfigError
+from megagpt.config.schema import RewardConfig
+from megagpt.data.order import step_rows
+from megagpt.data.ranking import EncodedGroup, load_rankings
+from megagpt.engine.build import Engine
+from megagpt.engine.schedule import learning_rate
+from megagpt.engine.schedule_run import infer
+from megagpt.parallel.collectives import sum_reports
+from megagpt.parallel.groups import build_groups
+from megagpt.parallel.placement import stage_grid
+from megagpt.parallel.route import share_rows
+from megagpt.reward.data import RankingBatch, replica_batches
+from megagpt.reward.evaluate import longer_answer_accuracy, overlap_accuracy, pair_accuracy
+from megagpt.reward.loss import ranking_loss
+from megagpt.reward.normalise import score_statistics
+from megagpt.runtime.distributed import start, world_size_from_environment
+from megagpt.runtime.log import StageLog, left_out, say
+from megagpt.runtime.run_folder import RunFolder
+
+
+def fit(config: RewardConfig) -> Path:
+    """Train on rankings; returns the last checkpoint. Called on every rank of the job.
+
+    Raises:
+        ConfigError, CheckpointError, DataError: before any process group exists.
+    """
+    grid = stage_grid(config.parallel, world_size_from_environment())
+    num_microbatches(config.batch, grid.dp)
+    run = RunFolder(config.run)
+    parent = Checkpoint.open(find_checkpoint(config.parent, run))
+    model_config = parent.model_config
+    check_model(model_config, grid.tp, grid.pp, "parent model")
+    if config.data.max_length > model_config.max_sequence_length:
+        raise ConfigError(f"data.max_length = {config.data.max_length}: longer than the model's context of {model_config.max_sequence_length}")
+    tokenizer = parent.tokenizer()
+    (train, valid), dropped = load_rankings(run.resolve_records(config.data), tokenizer)
+    floors = {"longer_answer_floor": longer_answer_accuracy(valid), "overlap_floor": overlap_accuracy(valid)}
+
+    world = start(config.run.device, config.run.timeout_seconds)
+    output = StageOutput(config, tokenizer, {"parent": parent})
+    folder = output.open()
+    model = load_model(
+        parent, build_groups(grid, config.run.timeout_seconds), world.device, scalar_head=True, dropout=config.dropout, seed=config.run.seed
+    )
+    dropout = model.dropout_state.probability > 0
+    engine = Engine(model, config.optimizer, config.parallel.zero_stage)
+    groups_per_step, micro, seed = config.batch.global_batch_size, config.batch.micro_batch_size, config.run.seed
+    total_steps = -(-config.epochs * len(train) // groups_per_step)
+    say(f"[reward] {len(train)} rankings, {len(valid)} held out{left_out(dropped)}, {grid}, ZeRO {config.parallel.zero_stage}, {total_steps} steps")
+    say(f"[reward] floors on held-out pairs: longer answer {floors['longer_answer_floor']:.3f}, overlap with the prompt {floors['overlap_floor']:.3f}")
+
+    def measure(step: int) -> tuple[float, list[list[float]]]:
+        scores = score_groups(engine, valid, micro, tokenizer.pad_id, world.device)
+        accuracy = pair_accuracy(valid, scores)
+        log.evaluation(step, {"eval_accuracy": accuracy})
+        return accuracy, scores
+
+    with StageLog(folder, "reward", total_steps, config.every.log) as log:
+        measure(0)
+        for step in range(1, total_steps + 1):
+            members = [train[item] for _, item in step_rows(seed, step - 1, groups_per_step, len(train))]
+            batches = replica_batches(members, engine.groups, micro, tokenizer.pad_id, world.device)
+            lr = learning_rate(config.optimizer, step, total_steps)
+            log.step(step, train_step(engine, batches, members, lr, (seed, step) if dropout else None))
+            if config.every.evaluate and step % config.every.evaluate == 0 and step < total_steps:
+                measure(step)
+        accuracy, scores = measure(total_steps)
+    losers = [{loser for _, loser in group.pairs} for group in valid]
+    best = [score for row, beaten in zip(scores, losers) for place, score in enumerate(row) if place not in beaten]
+    statistics = score_statistics(best)
+    checkpoint = output.save(total_steps, engine, model_config, head="scalar", **statistics)
+    say(f"[reward] held-out pair accuracy {accuracy:.3f}")
+    if config.gates.min_pair_accuracy is not None:
+        bound = config.gates.min_pair_accuracy
+        output.gate("pair_accuracy", accuracy, f">= {bound}", accuracy >= bound)
+        floor = max(floors.values())
+        output.gate("pair_accuracy_over_floors", accuracy - floor, "> 0", accuracy > floor)
+    output.finish(checkpoint, accuracy=accuracy, **floors, **statistics)
+    return checkpoint
+
+
+def train_step(engine: Engine, batches: Sequence[RankingBatch], members: Sequence[EncodedGroup], lr: float, dropout_key: tuple[int, int] | None) -> dict[str, float]:
+    """One update on a global batch of groups. Returns mean loss and accuracy a prompt (nats, share), and grad_norm."""
+
+    def loss(scalars: Tensor, batch: RankingBatch):
+        total, correct = ranking_loss(_last_scores(scalars, batch), batch.winners, batch.losers, batch.weights)
+        return total, {"loss": total.detach(), "correct": correct}
+
+    weight = sum(group.weight for group in members)
+    rows, length = batches[0].tokens.shape
+    reports = engine.accumulate(batches, loss, denominator=weight, rows=rows, length=length, dropout_key=dropout_key)
+    sums = sum_reports(engine.groups, reports, ("loss", "correct"))
+    return {"loss": sums["loss"] / weight, "accuracy": sums["correct"] / weight, "grad_norm": engine.step(lr), "lr": lr}
+
+
+def score_groups(engine: Engine, members: Sequence[EncodedGroup], micro_batch_size: int, pad_id: int, device: torch.device) -> list[list[float]]:
+    """Scores of every answer of every group, on every rank of the job."""
+    batches = replica_batches(members, engine.groups, micro_batch_size, pad_id, device)
+    rows, length = batches[0].tokens.shape
+    with engine.scope():
+        outputs = infer(engine.model, batches, _last_scores, rows=rows, length=length)
+    grid = engine.groups.grid
+    total = len(batches) * rows * grid.dp
+    scores = share_rows(torch.cat(outputs) if outputs else None, grid, (total,), torch.float32, device)
+    by_group = scores.view(-1, rows // micro_batch_size).tolist()
+    return [row[: len(group.rows)] for row, group in zip(by_group, members)]
+
+
+def _last_scores(scalars: Tensor, batch: RankingBatch) -> Tensor:
+    """The scalar at each row's last token; [rows]."""
+    return scalars.gather(1, batch.lengths[:, None] - 1).squeeze(1)

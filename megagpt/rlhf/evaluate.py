@@ -1,0 +1,51 @@
+"""Reward, KL and length of the policy on prompts kept apart, and what it says there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from megagpt.config.schema import RlhfConfig
+from megagpt.data.prompts import EncodedPrompt
+from megagpt.rlhf.experience import Rollout
+from megagpt.rlhf.four_models import FourModels
+from megagpt.rlhf.rollout import roll_out
+from megagpt.rlhf.score import language_model_logprobs, reward_scores
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores are normalised as in training."""
+
+    reward: float
+    reward_std: float
+    kl: float
+    """nats a response"""
+    length: float
+    """tokens a response"""
+    stopped: float
+    """share of responses that ended by themselves"""
+    rollout: Rollout
+    scores: torch.Tensor
+
+    def metrics(self) -> dict[str, Any]:
+        names = ("reward", "reward_std", "kl", "length", "stopped")
+        return {f"eval_{name}": getattr(self, name) for name in names}
+
+
+def evaluate(models: FourModels, config: RlhfConfig, prompts: list[EncodedPrompt], stop_ids: tuple[int, ...], device: torch.device) -> Evaluation:
+    """Sample once from every prompt, with randomness of its own, the same before and after training."""
+    rollout, _ = roll_out(
+        models, config, [p.tokens for p in prompts], [p.number for p in prompts], [0] * len(prompts),
+        stop_ids=stop_ids, seed=config.run.seed + 1, device=device,
+    )
+    scores = reward_scores(models, rollout, config, device)
+    difference = language_model_logprobs(models, "policy", rollout, config, device) - language_model_logprobs(models, "reference", rollout, config, device)
+    kl = (difference * rollout.response_mask).sum(dim=1)
+    return Evaluation(
+        reward=float(scores.mean()), reward_std=float(scores.std()), kl=float(kl.mean()),
+        length=float((rollout.lengths - rollout.prompt_lengths).float().mean()), stopped=float(rollout.stopped.float().mean()),
+        rollout=rollout, scores=scores,
+    )

@@ -1,0 +1,202 @@
+"""fit(): rollout, score, advantages, update, log; PPO with four models on their own grids (Ouyang et al. 2022)."""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from megagpt.checkpoint.layout import find_checkpoint
+from megagpt.checkpoint.load import Checkpoint
+from megagpt.checkpoint.stage_output import StageOutput
+from megagpt.config.check import check_model, check_rlhf
+from megagpt.config.load import ConfigError
+from megagpt.config.schema import RlhfConfig
+from megagpt.data.order import step_rows
+from megagpt.data.prompts import EncodedPrompt, load_prompts
+from megagpt.engine.schedule import learning_rate
+from megagpt.parallel.placement import build_grids
+from megagpt.parallel.route import share_numbers
+from megagpt.rlhf.evaluate import Evaluation, evaluate
+from megagpt.rlhf.experience import Experience
+from megagpt.rlhf.four_models import FourModels, build_four_models
+from megagpt.rlhf.kl import KlController
+from megagpt.rlhf.rollout import roll_out
+from megagpt.rlhf.score import score
+from megagpt.rlhf.update import POLICY_SUMS, VALUE_SUMS, policy_loss_of, update, value_loss_of
+from megagpt.runtime import atomic
+from megagpt.runtime.distributed import World, start, world_size_from_environment
+from megagpt.runtime.log import StageLog, is_main_rank, left_out, say
+from megagpt.runtime.run_folder import RunFolder
+from megagpt.tokenizer.chat import stop_ids as chat_stop_ids
+from megagpt.tokenizer.tokenizer import Tokenizer
+
+
+def fit(config: RlhfConfig) -> Path:
+    """Run PPO; returns the policy's last checkpoint. Called on every rank of the job.
+
+    Raises:
+        ConfigError, CheckpointError, DataError: before any process group exists.
+    """
+    grids = build_grids(config.placement, world_size_from_environment())
+    check_rlhf(config, {role: grid.dp for role, grid in grids.items()})
+    run = RunFolder(config.run)
+    policy_start, reward_start = (Checkpoint.open(find_checkpoint(where, run)) for where in (config.policy, config.reward))
+    for role, grid in grids.items():
+        start_from = policy_start if role in ("policy", "reference") else reward_start
+        check_model(start_from.model_config, grid.tp, grid.pp, f"placement.{role}")
+        _check_context(config, start_from, role)
+    tokenizer = policy_start.tokenizer()
+    files = [str(run.resolve(path)) for path in config.prompts.files]
+    prompts = load_prompts(config.prompts.model_copy(update={"files": files}), tokenizer)
+
+    world = start(config.run.device, config.run.timeout_seconds)
+    output = StageOutput(config, tokenizer, {"policy": policy_start, "reward": reward_start})
+    folder = output.open()
+    models = build_four_models(config, grids, policy_start, reward_start, world.device)
+    trainer = Trainer(config, world, models, tokenizer, prompts.train)
+    eval_prompts = prompts.evaluation
+    total = config.ppo.steps
+    say(f"[rlhf] {len(prompts.train)} prompts, {len(eval_prompts)} kept apart{left_out(prompts.dropped)}")
+    with StageLog(folder, "rlhf", total, config.every.log) as log:
+        before = evaluate(models, config, eval_prompts, trainer.stop_ids, world.device)
+        log.evaluation(0, before.metrics())
+        for step in range(1, total + 1):
+            log.step(step, trainer.step(step))
+            if config.every.evaluate and step % config.every.evaluate == 0 and step < total:
+                log.evaluation(step, evaluate(models, config, eval_prompts, trainer.stop_ids, world.device).metrics())
+            if config.every.save and step % config.every.save == 0 and step < total:
+                _save(output, models, policy_start, reward_start, step, trainer.kl.coefficient)
+        after = evaluate(models, config, eval_prompts, trainer.stop_ids, world.device)
+        log.evaluation(total, after.metrics())
+    checkpoint = _save(output, models, policy_start, reward_start, total, trainer.kl.coefficient)
+    _judge(output, config, before, after)
+    if is_main_rank():
+        atomic.write_json(folder / "samples.json", _samples(tokenizer, before, after))
+    output.finish(checkpoint, reward_before=before.reward, reward_after=after.reward, kl=after.kl)
+    return checkpoint
+
+
+class Trainer:
+    """State of the PPO loop beside the models: which prompts come next, and beta."""
+
+    def __init__(self, config: RlhfConfig, world: World, models: FourModels, tokenizer: Tokenizer, prompts: list[EncodedPrompt]) -> None:
+        self.config, self.world, self.models, self.tokenizer, self.prompts = config, world, models, tokenizer, prompts
+        self.kl = KlController(config.kl)
+        self.stop_ids = chat_stop_ids(tokenizer)
+        self._seconds: dict[str, float] = {}
+
+    def step(self, step: int) -> dict[str, float]:
+        """One round: sample, score, update. Returns its metrics, the same on every rank."""
+        seed, ppo = self.config.run.seed, self.config.ppo
+        with self._phase("rollout"):
+            chosen = step_rows(seed, step - 1, ppo.rollout_batch_size, len(self.prompts))
+            rows = [self.prompts[item] for _, item in chosen]
+            rollout, sampler_logprobs = roll_out(
+                self.models, self.config, [p.tokens for p in rows], [p.number for p in rows], [epoch for epoch, _ in chosen],
+                stop_ids=self.stop_ids, seed=seed, device=self.world.device,
+            )
+        with self._phase("score"):
+            experience = score(self.models, rollout, self.config, self.kl.coefficient, self.world.device)
+        with self._phase("update"):
+            updates = self._update(experience, step)
+        metrics = {**_describe(experience, sampler_logprobs), **updates, "kl_coefficient": self.kl.coefficient, **self._seconds}
+        self.kl.update(metrics["kl"], ppo.rollout_batch_size)
+        if step % self.config.every.log == 0:
+            self._peek(experience)
+        return metrics
+
+    def _update(self, experience: Experience, step: int) -> dict[str, float]:
+        """Policy and value learn at the same time where they live on different ranks, one after the other where they share."""
+        config, ppo, seed = self.config, self.config.ppo, self.config.run.seed
+        found: dict[str, dict[str, float] | None] = {"policy": None, "value": None}
+        if self.models.policy is not None:
+            lr = learning_rate(config.policy_optimizer, step, ppo.steps)
+            found["policy"] = update(self.models.policy, experience, ppo, policy_loss_of(self.models.policy, ppo), POLICY_SUMS, lr=lr, seed=seed, step=step)
+        if self.models.value is not None:
+            lr = learning_rate(config.value_optimizer, step, ppo.steps)
+            found["value"] = update(self.models.value, experience, ppo, value_loss_of(ppo), VALUE_SUMS, lr=lr, seed=seed, step=step)
+        metrics = {}
+        for role, names in (("policy", (*POLICY_SUMS, "grad_norm", "first_ratio_error")), ("value", (*VALUE_SUMS, "grad_norm"))):
+            known = None if found[role] is None else [found[role][name] for name in names]
+            shared = share_numbers(known, len(names), self.models.grids[role], self.world.device)
+            metrics |= {name if name.startswith(role) else f"{role}_{name}": value for name, value in zip(names, shared)}
+        return metrics
+
+    def _peek(self, experience: Experience) -> None:
+        """One decoded sample: the fastest way to see what the numbers mean."""
+        rollout, length = experience.rollout, int(experience.rollout.lengths[0])
+        text = self.tokenizer.decode(rollout.tokens[0, :length].tolist(), show_special=True)
+        say(f"[rlhf] sample (score {float(experience.scores[0]):+.2f}, kl {float(experience.kl[0]):.2f}): {text!r}")
+
+    @contextmanager
+    def _phase(self, name: str):
+        began = time.perf_counter()
+        yield
+        self._seconds[f"{name}_seconds"] = time.perf_counter() - began
+
+
+def _describe(experience: Experience, sampler_logprobs: torch.Tensor) -> dict[str, float]:
+    """Metrics of a scored rollout, before the update."""
+    mask, rollout = experience.mask, experience.rollout
+    count = mask.sum()
+    returns_mean = (experience.returns * mask).sum() / count
+    residual = ((experience.returns - experience.values).square() * mask).sum()
+    spread = ((experience.returns - returns_mean).square() * mask).sum()
+    return {
+        "reward": float(experience.scores.mean()),
+        "reward_std": float(experience.scores.std()),
+        "kl": float(experience.kl.mean()),
+        "length": float((rollout.lengths - rollout.prompt_lengths).float().mean()),
+        "stopped": float(rollout.stopped.float().mean()),
+        "logprob": float((experience.logprobs * mask).sum() / count),
+        "sampler_gap": float(((sampler_logprobs - experience.logprobs) * mask).abs().max()),
+        "explained_variance": float(1.0 - residual / spread.clamp(min=1e-12)),
+    }
+
+
+def _check_context(config: RlhfConfig, checkpoint: Checkpoint, role: str) -> None:
+    longest, context = config.prompts.max_prompt_length + config.prompts.max_response_length, checkpoint.model_config.max_sequence_length
+    if longest > context:
+        raise ConfigError(f"prompts: max_prompt_length + max_response_length = {longest}: longer than the {role}'s context of {context}")
+
+
+def _save(output: StageOutput, models: FourModels, policy: Checkpoint, reward: Checkpoint, step: int, kl_coefficient: float) -> Path:
+    """Policy and value model, each from its own grid. Returns where the policy lies."""
+    facts = {"kl_coefficient": kl_coefficient}
+    if models.policy is not None:
+        output.save(step, models.policy, policy.model_config, head="lm", **facts)
+    if models.value is not None:
+        statistics = {name: reward.state[name] for name in ("reward_mean", "reward_std")}
+        output.save(step, models.value, reward.model_config, head="scalar", subfolder="value", **facts, **statistics)
+    torch.distributed.barrier()
+    return output.folder / "checkpoints" / f"step_{step}"
+
+
+def _judge(output: StageOutput, config: RlhfConfig, before: Evaluation, after: Evaluation) -> None:
+    gates = config.gates
+    if gates.min_reward_gain_std is not None:
+        gain = (after.reward - before.reward) / before.reward_std
+        output.gate("reward_gain_std", gain, f">= {gates.min_reward_gain_std}", gain >= gates.min_reward_gain_std)
+    if gates.max_kl is not None:
+        output.gate("kl", after.kl, f"<= {gates.max_kl}", after.kl <= gates.max_kl)
+
+
+def _samples(tokenizer: Tokenizer, before: Evaluation, after: Evaluation, count: int = 3) -> list[dict]:
+    """The first conversations of the evaluation, before and after."""
+
+    def answer(evaluation: Evaluation, row: int) -> dict:
+        rollout = evaluation.rollout
+        tokens = rollout.tokens[row, rollout.prompt_lengths[row] : rollout.lengths[row]].tolist()
+        return {"text": tokenizer.decode(tokens), "score": float(evaluation.scores[row])}
+
+    return [
+        {
+            "prompt": tokenizer.decode(before.rollout.tokens[row, : before.rollout.prompt_lengths[row]].tolist()),
+            "before": answer(before, row),
+            "after": answer(after, row),
+        }
+        for row in range(min(count, before.scores.numel()))
+    ]

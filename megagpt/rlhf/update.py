@@ -1,0 +1,93 @@
+"""One PPO update: minibatch epochs over an experience, for the policy and for the value model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from megagpt.config.schema import PpoConfig
+from megagpt.engine.build import Engine
+from megagpt.model.token_loss import response_logprobs
+from megagpt.parallel.collectives import sum_reports
+from megagpt.rlhf.experience import Experience
+from megagpt.rlhf.loss import policy_loss, value_loss
+from megagpt.runtime.random import uniform
+
+POLICY_SUMS = ("policy_loss", "clip_fraction", "ratio_error", "update_kl")
+VALUE_SUMS = ("value_loss", "value_error")
+
+
+@dataclass(frozen=True)
+class PpoBatch:
+    """Rows of an experience in one forward pass; shapes as in `experience.py` with n = b."""
+
+    tokens: Tensor
+    row_ids: Tensor
+    mask: Tensor
+    logprobs: Tensor
+    values: Tensor
+    advantages: Tensor
+    returns: Tensor
+
+
+def minibatches(ppo: PpoConfig, seed: int, step: int) -> Iterator[np.ndarray]:
+    """Rows of every minibatch of every epoch, in an order that is a function of (seed, step, epoch) alone."""
+    for epoch in range(ppo.epochs):
+        order = np.argsort(uniform(seed, step, epoch, np.arange(ppo.rollout_batch_size)), kind="stable")
+        yield from order.reshape(-1, ppo.minibatch_size)
+
+
+def update(engine: Engine, experience: Experience, ppo: PpoConfig, loss: Callable, sums: tuple[str, ...], *, lr: float, seed: int, step: int) -> dict[str, float]:
+    """All optimizer steps of one model on one experience. All ranks of the model's grid call this.
+
+    Args:
+        loss: (output of the last stage, PpoBatch) -> (summed loss, sums to report).
+
+    Returns:
+        means over response tokens of the reported sums, the mean gradient norm, and the first minibatch's `ratio_error`
+        (the policy has not moved yet, so it must be 0 up to rounding).
+    """
+    groups, totals, norms, first, tokens_seen = engine.groups, dict.fromkeys(sums, 0.0), [], {}, 0.0
+    length = experience.rollout.tokens.size(1)
+    for rows in minibatches(ppo, seed, step):
+        mine = rows.reshape(groups.grid.dp, -1, ppo.micro_batch_size)[groups.coordinates.dp]
+        batches = [_cut(experience, torch.as_tensor(micro, device=experience.mask.device)) for micro in mine]
+        count = float(experience.mask[torch.as_tensor(rows, device=experience.mask.device)].sum())
+        reports = engine.accumulate(batches, loss, denominator=count, rows=ppo.micro_batch_size, length=length)
+        norms.append(engine.step(lr))
+        summed = sum_reports(groups, reports, sums)
+        first = first or {name: value / count for name, value in summed.items()}
+        totals = {name: totals[name] + summed[name] for name in sums}
+        tokens_seen += count
+    means = {name: total / tokens_seen for name, total in totals.items()}
+    return {**means, "grad_norm": float(np.mean(norms)), **{f"first_{name}": value for name, value in first.items() if name == "ratio_error"}}
+
+
+def policy_loss_of(engine: Engine, ppo: PpoConfig) -> Callable:
+    """The clipped surrogate of this policy."""
+
+    def loss(logits: Tensor, batch: PpoBatch):
+        logprobs = response_logprobs(engine.model, logits[:, :-1], batch.tokens[:, 1:], ppo.temperature)
+        return policy_loss(logprobs, batch.logprobs, batch.advantages, batch.mask, ppo.clip_ratio)
+
+    return loss
+
+
+def value_loss_of(ppo: PpoConfig) -> Callable:
+    """The clipped value loss."""
+
+    def loss(values: Tensor, batch: PpoBatch):
+        return value_loss(values[:, :-1], batch.values, batch.returns, batch.mask, ppo.clip_value)
+
+    return loss
+
+
+def _cut(experience: Experience, rows: Tensor) -> PpoBatch:
+    return PpoBatch(
+        experience.rollout.tokens[rows], rows, experience.mask[rows], experience.logprobs[rows], experience.values[rows],
+        experience.advantages[rows], experience.returns[rows],
+    )

@@ -1,0 +1,75 @@
+"""fit(): the pre-training objective on the assistant's tokens of demonstrations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from megagpt.checkpoint.layout import find_checkpoint
+from megagpt.checkpoint.load import Checkpoint, load_model
+from megagpt.checkpoint.stage_output import StageOutput
+from megagpt.config.check import check_model, num_microbatches
+from megagpt.config.load import ConfigError
+from megagpt.config.schema import SftConfig
+from megagpt.data.conversation import load_demonstrations
+from megagpt.data.order import step_rows
+from megagpt.engine.build import Engine
+from megagpt.engine.schedule import learning_rate
+from megagpt.engine.token_steps import count_targets, evaluate, replica_batches, train_step
+from megagpt.parallel.groups import build_groups
+from megagpt.parallel.placement import stage_grid
+from megagpt.runtime.distributed import start, world_size_from_environment
+from megagpt.runtime.log import StageLog, left_out, say
+from megagpt.runtime.run_folder import RunFolder
+
+
+def fit(config: SftConfig) -> Path:
+    """Fine-tune on demonstrations; returns the last checkpoint. Called on every rank of the job.
+
+    Raises:
+        ConfigError, CheckpointError, DataError: before any process group exists.
+    """
+    grid = stage_grid(config.parallel, world_size_from_environment())
+    num_microbatches(config.batch, grid.dp)
+    run = RunFolder(config.run)
+    parent = Checkpoint.open(find_checkpoint(config.parent, run))
+    model_config = parent.model_config
+    check_model(model_config, grid.tp, grid.pp, "parent model")
+    if config.data.max_length > model_config.max_sequence_length:
+        raise ConfigError(f"data.max_length = {config.data.max_length}: longer than the model's context of {model_config.max_sequence_length}")
+    tokenizer = parent.tokenizer()
+    (train, valid), dropped = load_demonstrations(run.resolve_records(config.data), tokenizer)
+
+    world = start(config.run.device, config.run.timeout_seconds)
+    output = StageOutput(config, tokenizer, {"parent": parent})
+    folder = output.open()
+    model = load_model(parent, build_groups(grid, config.run.timeout_seconds), world.device, scalar_head=False, dropout=config.dropout)
+    dropout = model.dropout_state.probability > 0
+    engine = Engine(model, config.optimizer, config.parallel.zero_stage)
+    rows_per_step, micro, seed = config.batch.global_batch_size, config.batch.micro_batch_size, config.run.seed
+    total_steps = -(-config.epochs * len(train) // rows_per_step)
+    say(f"[sft] {len(train)} demonstrations, {len(valid)} held out{left_out(dropped)}, {grid}, ZeRO {config.parallel.zero_stage}, {total_steps} steps")
+
+    def measure(step: int) -> float:
+        loss = evaluate(engine, valid, micro, tokenizer.pad_id, world.device)
+        log.evaluation(step, {"eval_loss": loss})
+        return loss
+
+    with StageLog(folder, "sft", total_steps, config.every.log) as log:
+        start_loss = measure(0)
+        for step in range(1, total_steps + 1):
+            rows = [train[item] for _, item in step_rows(seed, step - 1, rows_per_step, len(train))]
+            batches = replica_batches(rows, engine.groups, micro, tokenizer.pad_id, world.device)
+            lr = learning_rate(config.optimizer, step, total_steps)
+            log.step(step, train_step(engine, batches, count_targets(rows), lr, (seed, step) if dropout else None))
+            if config.every.evaluate and step % config.every.evaluate == 0 and step < total_steps:
+                measure(step)
+            if config.every.save and step % config.every.save == 0 and step < total_steps:
+                output.save(step, engine, model_config, head="lm")
+        loss = measure(total_steps)
+    checkpoint = output.save(total_steps, engine, model_config, head="lm")
+    say(f"[sft] held-out response loss {loss:.3f} nats a token, from {start_loss:.3f}")
+    if config.gates.max_loss_over_start is not None:
+        bound = config.gates.max_loss_over_start
+        output.gate("response_loss_over_start", loss / start_loss, f"<= {bound}", loss / start_loss <= bound)
+    output.finish(checkpoint, loss=loss, start_loss=start_loss)
+    return checkpoint

@@ -1,0 +1,120 @@
+"""Configuration files: what is accepted, and the one line that says why something is not."""
+
+from pathlib import Path
+
+import pytest
+
+from megagpt.config.load import ConfigError, load_config
+from megagpt.config.reference import describe_keys
+from megagpt.config.schema import STAGES, PipelineConfig, PretrainConfig, RlhfConfig
+from megagpt.config.show import to_yaml
+
+ROOT = Path(__file__).parents[3]
+PRETRAIN = """
+run: {name: test}
+model: {num_layers: 2, hidden_size: 32, num_attention_heads: 4, max_sequence_length: 16}
+optimizer: {lr: 1e-3}
+batch: {micro_batch_size: 1, global_batch_size: 2}
+data: {train: a, valid: b}
+sequence_length: 16
+train_tokens: 64
+"""
+
+
+def load(tmp_path, text, overrides=(), config_class=PretrainConfig):
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    return load_config(config_class, path, list(overrides))
+
+
+def test_config_scientific_notation_is_a_number(tmp_path):
+    assert load(tmp_path, PRETRAIN).optimizer.lr == 1e-3
+
+
+def test_config_is_frozen(tmp_path):
+    with pytest.raises(ValueError, match="frozen"):
+        load(tmp_path, PRETRAIN).sequence_length = 3
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ("sequence_lenght: 3", "unknown key 'sequence_lenght'; did you mean 'sequence_length'?"),
+        ("train_tokens: 5", "duplicate key 'train_tokens', first given in line 8"),
+        ("train-tokens: 5", "duplicate key 'train-tokens', first given in line 8"),
+        ("every: {log: '10'}", "every.log = '10'"),
+        ("every: {log: 0}", "every.log = 0: input should be greater than 0"),
+        ("every: [1", "malformed YAML"),
+        ("parallel: {zero_stage: 4}", "parallel.zero_stage = 4"),
+        ("parallel: {tensor_paralel_size: 2}", "did you mean 'tensor_parallel_size'?"),
+        ("kernels: fast", "kernels = 'fast'"),
+    ],
+)
+def test_config_errors_name_the_key_and_the_rule(tmp_path, change, message):
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, PRETRAIN + change)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_config_missing_key_and_missing_file(tmp_path):
+    with pytest.raises(ConfigError, match="sequence_length is missing"):
+        load(tmp_path, PRETRAIN.replace("sequence_length: 16\n", ""))
+    with pytest.raises(ConfigError, match="did you mean 'config.yaml'"):
+        load_config(PretrainConfig, tmp_path / "confg.yaml")
+
+
+def test_config_override_and_base(tmp_path):
+    (tmp_path / "base.yaml").write_text(PRETRAIN)
+    config = load(tmp_path, "base: base.yaml\nmodel: {num_layers: 8}\n", ["model.hidden_size=64", "optimizer.lr=2e-4"])
+    assert (config.model.num_layers, config.model.hidden_size, config.optimizer.lr) == (8, 64, 2e-4)
+    assert config.model.num_attention_heads == 4
+
+
+def test_config_base_of_a_base_is_refused(tmp_path):
+    (tmp_path / "base.yaml").write_text("base: other.yaml\n" + PRETRAIN)
+    (tmp_path / "other.yaml").write_text(PRETRAIN)
+    with pytest.raises(ConfigError, match="may not have a base"):
+        load(tmp_path, "base: base.yaml\n")
+
+
+def test_config_bad_override_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="--set model"):
+        load(tmp_path, PRETRAIN, ["model"])
+
+
+def test_config_survives_printing(tmp_path):
+    config = load(tmp_path, PRETRAIN)
+    assert load(tmp_path, to_yaml(config)) == config
+
+
+def test_config_top_p_is_refused_in_rlhf():
+    text = (ROOT / "configs/smoke/quickstart_rlhf.yaml").read_text()
+    assert "top_p" not in text
+    with pytest.raises(ConfigError, match="ppo.top_p"):
+        load_config(RlhfConfig, ROOT / "configs/smoke/quickstart_rlhf.yaml", ["ppo.top_p=0.9"])
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: path.name)
+def test_config_every_shipped_file_parses(path):
+    from megagpt.config.load import build_config, load_data
+
+    data = load_data(path)
+    if "steps" in data:
+        config = build_config(PipelineConfig, data, str(path))
+        assert all((path.parent / step.config).exists() for step in config.steps)
+        return
+    fitting = []
+    for stage, config_class in STAGES.items():
+        try:
+            build_config(config_class, data, str(path))
+            fitting.append(stage)
+        except ConfigError:
+            continue
+    assert len(fitting) == 1
+
+
+@pytest.mark.parametrize("config_class", [*STAGES.values(), PipelineConfig], ids=lambda c: c.__name__)
+def test_config_every_key_is_described(config_class):
+    lines = describe_keys(config_class)
+    keys = [line for line in lines if not line.startswith("      ")]
+    assert keys and len(lines) == 2 * len(keys), "a key has no docstring"

@@ -1,0 +1,161 @@
+"""Rows, groups and prompts to tensors."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from megagpt.config.schema import PromptsConfig, RecordsConfig
+from megagpt.data.batch import collate, encoded_row
+from megagpt.data.conversation import load_demonstrations
+from megagpt.data.errors import DataError
+from megagpt.data.prompts import load_prompts, prompt_number
+from megagpt.data.ranking import load_rankings, ranked_pairs
+from megagpt.data.split import prompt_key
+from megagpt.tokenizer.train import train_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return train_tokenizer(["question number one, answer; " * 20], 290, tmp_path_factory.mktemp("batch"))
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def conversation(question, answer):
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+
+def test_collate_shifts_and_pads_on_the_right():
+    rows = [encoded_row([5, 6, 7], [0, 0, 1]), encoded_row([8], [1])]
+    batch = collate(rows, [10, 11], 4, pad_id=0)
+    assert batch.tokens.tolist() == [[5, 6, 7, 0], [8, 0, 0, 0]]
+    assert batch.labels.tolist() == [[6, 7, 0, 0], [0, 0, 0, 0]]
+    assert batch.loss_mask.tolist() == [[0, 1, 0, 0], [0, 0, 0, 0]]
+    assert batch.row_ids.tolist() == [10, 11]
+    assert (batch.tokens.dtype, batch.labels.dtype, batch.loss_mask.dtype) == (torch.int64, torch.int64, torch.float32)
+
+
+def test_collate_takes_packed_rows_of_one_more_token():
+    batch = collate([encoded_row([1, 2, 3, 4, 5])], [0], 4, pad_id=0)
+    assert batch.tokens.tolist() == [[1, 2, 3, 4]]
+    assert batch.labels.tolist() == [[2, 3, 4, 5]]
+    assert batch.loss_mask.sum() == 4
+
+
+def test_collate_refuses_longer_rows():
+    with pytest.raises(ValueError, match="row 7 has 6 tokens, a batch of length 4 takes 5"):
+        collate([encoded_row([1] * 6)], [7], 4, pad_id=0)
+
+
+def test_batches_move_as_a_whole():
+    batch = collate([encoded_row([1, 2])], [0], 2, pad_id=0).to("meta")
+    assert {batch.tokens.device.type, batch.labels.device.type, batch.loss_mask.device.type} == {"meta"}
+
+
+def test_demonstrations_are_encoded_with_the_answer_as_target(tokenizer, tmp_path):
+    file = write(tmp_path / "d.jsonl", [conversation("question", "answer")])
+    config = RecordsConfig(train=[file], valid=[file], max_length=64)
+    split, dropped = load_demonstrations(config, tokenizer)
+    (row,) = split.train
+    assert tokenizer.decode(row.tokens[row.loss_mask == 1], show_special=True) == "answer<|end|>"
+    assert not dropped
+
+
+def test_demonstrations_without_a_held_out_file_are_split_by_question(tokenizer, tmp_path):
+    rows = [conversation(f"question {i // 2}", f"answer {i}") for i in range(200)]
+    file = write(tmp_path / "d.jsonl", rows)
+    split, _ = load_demonstrations(RecordsConfig(train=[file], valid_fraction=0.2, max_length=64), tokenizer)
+    assert len(split.train) + len(split.valid) == 200
+    assert 20 <= len(split.valid) <= 60
+    questions = [{tokenizer.decode(row.tokens[row.loss_mask == 0]) for row in side} for side in split]
+    assert not questions[0] & questions[1]
+
+
+def test_overlong_conversation_is_refused_with_file_and_line(tokenizer, tmp_path):
+    file = write(tmp_path / "d.jsonl", [conversation("q", "a"), conversation("q", "answer " * 50)])
+    with pytest.raises(DataError, match=r"d.jsonl:2: \d+ tokens, max_length is 40"):
+        load_demonstrations(RecordsConfig(train=[file], valid=[file], max_length=40), tokenizer)
+
+
+def test_overlong_conversation_is_dropped_and_counted(tokenizer, tmp_path):
+    file = write(tmp_path / "d.jsonl", [conversation("q", "a"), conversation("q", "answer " * 50)])
+    config = RecordsConfig(train=[file], valid=[file], max_length=40, overlong="drop")
+    split, dropped = load_demonstrations(config, tokenizer)
+    assert (len(split.train), len(split.valid)) == (1, 1)
+    assert dropped == {"longer than max_length": 2}
+    with pytest.raises(DataError, match="no record is left for train"):
+        load_demonstrations(config.model_copy(update={"max_length": 2}), tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "pairs"),
+    [
+        ([0, 1], [(0, 1)]),
+        ([2, 0, 1], [(1, 0), (1, 2), (2, 0)]),
+        ([0, 1, 1], [(0, 1), (0, 2)]),
+        ([0, None, 1], [(0, 2)]),
+        ([3, 7, 5, 4], [(0, 1), (0, 2), (0, 3), (2, 1), (3, 1), (3, 2)]),
+    ],
+)
+def test_kway_pairs_leave_out_ties_and_unranked_answers(ranks, pairs):
+    assert ranked_pairs(ranks) == pairs
+
+
+@pytest.fixture
+def ranking_file(tmp_path):
+    def row(question, answers, ranks, weight=1.0):
+        prompt = [{"role": "user", "content": question}]
+        return {"prompt": prompt, "answers": answers, "ranks": ranks, "weight": weight}
+
+    rows = [row("one", ["good", "bad", "unranked"], [0, 1, None]), row("two", ["c", "aaaa", "bb"], [2, 0, 1], 3)]
+    return write(tmp_path / "r.jsonl", rows)
+
+
+def test_kway_groups_hold_the_ranked_answers_behind_their_prompt(tokenizer, ranking_file):
+    split, _ = load_rankings(RecordsConfig(train=[ranking_file], valid=[ranking_file], max_length=32), tokenizer)
+    one, two = split.train
+    assert (one.pairs, one.weight) == (((0, 1),), 1.0)
+    assert (two.pairs, two.weight) == (((1, 0), (1, 2), (2, 0)), 3.0)
+    texts = [tokenizer.decode(row.tokens, show_special=True) for group in split.train for row in group.rows]
+    assert texts == [
+        f"<|user|>{question}<|end|><|assistant|>{answer}<|end|>"
+        for question, answers in (("one", ["good", "bad"]), ("two", ["c", "aaaa", "bb"]))
+        for answer in answers
+    ]
+
+
+def test_kway_overlong_group_is_refused_or_dropped_whole(tokenizer, ranking_file):
+    config = RecordsConfig(train=[ranking_file], valid=[ranking_file], max_length=9)
+    with pytest.raises(DataError, match=r"r.jsonl:[12]: \d+ tokens"):
+        load_rankings(config, tokenizer)
+    split, dropped = load_rankings(config.model_copy(update={"max_length": 10, "overlong": "drop"}), tokenizer)
+    assert len(split.train) + dropped["longer than max_length"] // 2 == 2
+
+
+def test_prompts_open_the_answer_and_some_are_kept_for_evaluation(tokenizer, tmp_path):
+    rows = [{"id": f"p{i}", "prompt": [{"role": "user", "content": f"question {i % 10}"}]} for i in range(20)]
+    rows.append({"id": "long", "prompt": [{"role": "user", "content": "question " * 50}]})
+    file = write(tmp_path / "p.jsonl", rows)
+    config = PromptsConfig(files=[file, file], max_prompt_length=32, max_response_length=8, eval_prompts=4)
+    sets = load_prompts(config, tokenizer)
+    assert sets.dropped == {"longer than max_prompt_length": 2, "repeated id": 20}
+    assert len(sets.evaluation) == 4
+    questions = [{prompt_key(prompt.record.prompt) for prompt in side} for side in sets[:2]]
+    assert not questions[0] & questions[1]
+    prompt = sets.train[0]
+    assert prompt.tokens[-1] == tokenizer.special_ids["<|assistant|>"]
+    assert prompt.number == prompt_number(prompt.record.id)
+    with pytest.raises(DataError, match="20 prompts, training needs more than eval_prompts 20"):
+        load_prompts(config.model_copy(update={"eval_prompts": 20}), tokenizer)
+
+
+def test_prompt_numbers_are_fixed_int64():
+    assert prompt_number("shutil.copy") == prompt_number("shutil.copy")
+    numbers = [prompt_number(str(i)) for i in range(1000)]
+    assert len(set(numbers)) == 1000
+    assert np.array(numbers, dtype=np.int64).min() >= 0

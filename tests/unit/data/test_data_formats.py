@@ -1,0 +1,204 @@
+"""Public row shapes, on rows made here and on the real files."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from megagpt.data.errors import DataError
+from megagpt.data.formats import Dropped, UnknownShape, to_demonstrations, to_prompts, to_rankings
+from megagpt.data.records import read_demonstrations, read_documents, read_prompts, read_rankings
+
+SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="no ../shared/data")
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def assistant(text):
+    return {"role": "assistant", "content": text}
+
+
+def hh(*turns):
+    return "".join(f"\n\n{turn}" for turn in turns)
+
+
+ASKED = hh("Human: Why?", "Assistant: What?", "Human: Well, why?")
+
+
+@pytest.mark.parametrize(
+    ("row", "messages"),
+    [
+        ({"messages": [user("q"), assistant("a"), user("bye")]}, [user("q"), assistant("a")]),
+        (
+            {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+            [user("q"), assistant("a")],
+        ),
+        ({"instruction": "Add", "input": "1 2", "output": "3"}, [user("Add\n\n1 2"), assistant("3")]),
+        ({"instruction": "Add", "input": "", "output": "3"}, [user("Add"), assistant("3")]),
+        ({"prompt": "q", "completion": "a<|endoftext|>", "_template": "t"}, [user("q"), assistant("a")]),
+        ({"chosen": hh("Human: q", "Assistant: a"), "rejected": "-"}, [user("q"), assistant("a")]),
+    ],
+    ids=["ours", "sharegpt", "alpaca", "alpaca-no-input", "t0", "hh"],
+)
+def test_demonstration_shapes(row, messages):
+    assert [made["messages"] for made in to_demonstrations(row)] == [messages]
+    assert list(to_prompts(row)) == [{"prompt": messages[:-1]}]
+
+
+def test_self_instruct_gives_a_demonstration_an_instance():
+    instances = [{"input": "x", "output": "1"}, {"input": "", "output": "2"}]
+    row = {"id": "seed_task_0", "instruction": "Do", "instances": instances}
+    made = list(to_demonstrations(row))
+    assert [demonstration["messages"][0]["content"] for demonstration in made] == ["Do\n\nx", "Do"]
+
+
+def test_evaluation_only_tasks_are_never_demonstrations():
+    row = {"id": "user_oriented_task_3", "instruction": "Do", "instances": [{"input": "", "output": "x"}]}
+    assert list(to_demonstrations(row)) == [Dropped("evaluation only")]
+
+
+def test_hh_pair_shares_the_prompt():
+    row = {"chosen": ASKED + hh("Assistant: good"), "rejected": ASKED + hh("Assistant: bad ")}
+    prompt = [user("Why?"), assistant("What?"), user("Well, why?")]
+    assert list(to_rankings(row)) == [{"prompt": prompt, "answers": ["good", "bad"], "ranks": [0, 1]}]
+
+
+def test_hh_repeated_speaker_is_one_message():
+    row = {"chosen": ASKED + hh("Assistant: one", "Assistant: two"), "rejected": ASKED + hh("Assistant: bad")}
+    (pair,) = to_rankings(row)
+    assert pair["answers"] == ["one\n\ntwo", "bad"]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "reason"),
+    [
+        (ASKED + hh("Assistant: same"), ASKED + hh("Assistant: same "), "two answers are equal"),
+        (ASKED + hh("Assistant: good"), ASKED + hh("Assistant: "), "empty answer"),
+        (ASKED + hh("Assistant: good"), ASKED, "ends without an answer"),
+        (ASKED + hh("Assistant: good"), "", "ends without an answer"),
+        (
+            ASKED + hh("Assistant: good"),
+            ASKED.replace("What", "Huh") + hh("Assistant: bad"),
+            "the two conversations part before the last answer",
+        ),
+    ],
+)
+def test_hh_defects_are_dropped_with_a_reason(chosen, rejected, reason):
+    assert list(to_rankings({"chosen": chosen, "rejected": rejected})) == [Dropped(reason)]
+
+
+def test_pairs_with_a_prompt_of_their_own():
+    expected = [{"prompt": [user("q")], "answers": ["good", "bad"], "ranks": [0, 1]}]
+    assert list(to_rankings({"prompt": "q", "chosen": "good", "rejected": "bad"})) == expected
+    messages = {"chosen": [user("q"), assistant("good")], "rejected": [user("q"), assistant("bad")]}
+    assert list(to_rankings({"prompt": [user("q")]} | messages)) == expected
+
+
+def message(text, role, replies=(), **more):
+    return {"text": text, "role": role, "replies": list(replies)} | more
+
+
+TREE = {
+    "message_tree_id": "t",
+    "prompt": message(
+        "q",
+        "prompter",
+        [
+            message("worse", "assistant", rank=1),
+            message("better", "assistant", [message("more", "prompter")], rank=0),
+            message("machine", "assistant", [message("x", "prompter")], rank=2, synthetic=True),
+            message("gone", "assistant", rank=3, deleted=True),
+        ],
+    ),
+}
+
+
+def test_tree_gives_human_answers_and_their_ranking():
+    assert [made["messages"][-1]["content"] for made in to_demonstrations(TREE)] == ["worse", "better"]
+    expected = {"prompt": [user("q")], "answers": ["better", "worse"], "ranks": [0, 1]}
+    assert list(to_rankings(TREE)) == [expected]
+    assert list(to_prompts(TREE)) == [{"prompt": [user("q")], "id": "t"}]
+
+
+def test_context_and_ranked_replies():
+    row = {
+        "context": [{"role": "prompter", "text": "q"}],
+        "ranked": [{"text": "b", "rank": 1}, {"text": "a", "rank": 0}, {"text": "c", "rank": 1}],
+    }
+    assert list(to_rankings(row)) == [{"prompt": [user("q")], "answers": ["b", "a", "c"], "ranks": [1, 0, 1]}]
+
+
+@pytest.mark.parametrize("read", [to_demonstrations, to_rankings, to_prompts])
+@pytest.mark.parametrize("row", [None, 3, [], {}, {"turns": ["q"]}, {"context": "q", "ranked": []}])
+def test_other_rows_are_an_unknown_shape(read, row):
+    with pytest.raises(UnknownShape):
+        list(read(row))
+
+
+@pytest.mark.parametrize("inner", [{"replies": "x"}, {"replies": [3]}])
+def test_malformed_trees_are_an_unknown_shape(inner):
+    row = {"message_tree_id": "t", "prompt": {"text": "q", "role": "prompter"} | inner}
+    with pytest.raises(UnknownShape, match="unknown shape of a"):
+        list(to_rankings(row))
+
+
+@needs_shared
+def test_hh_helpful_base_loads_with_its_known_defects():
+    dropped = Counter()
+    rankings = read_rankings(SHARED / "hh_rlhf" / "helpful-base.jsonl.gz", dropped)
+    assert len(rankings) == 1864
+    assert dropped == {"empty answer": 3, "two answers are equal": 1}
+    assert {ranking.slice for ranking in rankings} == {"helpful-base"}
+
+
+@needs_shared
+@pytest.mark.parametrize("subset", ["helpful-base", "helpful-online", "helpful-rejection-sampled", "harmless-base"])
+def test_hh_rows_are_kept_or_counted(subset):
+    dropped = Counter()
+    rankings = read_rankings(SHARED / "hh_rlhf" / f"{subset}.jsonl.gz", dropped)
+    assert (
+        len(rankings) + dropped.total()
+        == {
+            "helpful-base": 1868,
+            "helpful-online": 917,
+            "helpful-rejection-sampled": 2168,
+            "harmless-base": 1813,
+        }[subset]
+    )
+    assert all(ranking.prompt[-1]["role"] == "user" for ranking in rankings)
+
+
+@needs_shared
+def test_oasst_rankings_and_trees_agree():
+    rankings = read_rankings(SHARED / "oasst_trees" / "kway_rankings.jsonl")
+    assert len(rankings) == 165
+    assert Counter(len(ranking.answers) for ranking in rankings)[3] == 93
+    from_trees = read_rankings(SHARED / "oasst_trees" / "trees.jsonl")
+    assert {(str(r.prompt), r.answers, r.ranks) for r in from_trees} == {
+        (str(r.prompt), r.answers, r.ranks) for r in rankings
+    }
+
+
+@needs_shared
+def test_oasst_trees_give_every_human_answer():
+    dropped = Counter()
+    assert len(read_demonstrations(SHARED / "oasst_trees" / "trees.jsonl", dropped)) == 550
+    assert dropped == {"synthetic": 4}
+
+
+@needs_shared
+def test_seed_tasks_sharegpt_t0_and_prompt_list_load_whole():
+    assert len(read_demonstrations(SHARED / "sft_self_instruct" / "seed_tasks.jsonl")) == 175
+    assert len(read_demonstrations(SHARED / "fastchat" / "dummy_conversation.json.gz")) == 500
+    assert len(read_demonstrations(SHARED / "sft_t0_sample" / "t0_sample.jsonl.gz")) == 2348
+    assert len(read_prompts(SHARED / "oasst_prompts" / "prompt_lottery_en_250_text.jsonl")) == 250
+    assert len(list(read_documents(SHARED / "pretrain_c4" / "c4_demo.jsonl.gz"))) == 300
+
+
+@needs_shared
+def test_evaluation_only_file_is_refused_for_training():
+    with pytest.raises(DataError, match="evaluation only: 252"):
+        read_demonstrations(SHARED / "sft_self_instruct" / "EVAL_ONLY_user_oriented_instructions.jsonl")

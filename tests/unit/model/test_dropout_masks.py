@@ -1,0 +1,87 @@
+"""Dropout masks: a function of (seed, step, layer, place, row, head) and of nothing else; active in training only."""
+
+import pytest
+import torch
+
+from megagpt.model.attention import CausalAttention
+from megagpt.model.dropout import ATTENTION, ATTENTION_RESIDUAL, EMBEDDING, MLP_RESIDUAL, BiasDropoutAdd, Dropout, DropoutState
+
+SHAPE = (16, 8)  # positions, features
+LIKE = torch.zeros(())
+
+
+def masks(rows, seed=1, step=2, layer=3, place=MLP_RESIDUAL, part=0, probability=0.25) -> torch.Tensor:
+    state = DropoutState(probability)
+    state.set_key(seed, step, torch.tensor(rows))
+    return state.masks(layer, place, SHAPE, LIKE, part)
+
+
+@pytest.mark.parametrize("cut", [[[0, 1, 2, 3]], [[0], [1], [2], [3]], [[2, 3], [0, 1]], [[3, 1, 0, 2]]])
+def test_dropout_masks_do_not_depend_on_the_microbatches(cut):
+    whole = masks([0, 1, 2, 3])
+    for rows in cut:
+        assert torch.equal(masks(rows), whole[rows])
+
+
+def test_dropout_masks_differ_wherever_the_key_does():
+    keys = [
+        {}, {"seed": 2}, {"step": 3}, {"layer": 4}, {"place": EMBEDDING}, {"place": ATTENTION}, {"place": ATTENTION_RESIDUAL}, {"part": 1}, {"rows": [1]},
+    ]
+    flat = [masks(**({"rows": [0]} | key)).flatten() for key in keys]
+    for i in range(len(flat)):
+        for j in range(i):
+            agree = (flat[i] == flat[j]).float().mean().item()
+            assert 0.4 < agree < 0.85, f"{keys[i]} and {keys[j]}: independent masks agree in 62.5 % of 128 places"
+
+
+@pytest.mark.parametrize("probability", [0.1, 0.5, 0.9])
+def test_dropout_keeps_the_expectation(probability):
+    drawn = masks(range(200), probability=probability)  # 25600 numbers
+    assert drawn.unique().tolist() == pytest.approx([0.0, 1 / (1 - probability)])
+    standard_error = (probability / (1 - probability) / drawn.numel()) ** 0.5
+    assert drawn.mean().item() == pytest.approx(1.0, abs=4 * standard_error)
+
+
+def test_dropout_is_active_in_training_only():
+    state, hidden = DropoutState(0.5), torch.ones(16, 2, 8)  # [s, b, h]
+    state.set_key(1, 2, torch.tensor([7, 8]))
+    layer = Dropout(state, 3, MLP_RESIDUAL)
+    assert torch.equal(layer(hidden), masks([7, 8], probability=0.5).transpose(0, 1))
+    layer.eval()
+    assert torch.equal(layer(hidden), hidden)
+
+
+def test_dropout_of_probability_0_needs_no_key():
+    hidden = torch.randn(16, 2, 8)
+    assert torch.equal(Dropout(DropoutState(0.0), 3, EMBEDDING)(hidden), hidden)
+
+
+def test_dropout_without_a_key_is_an_error():
+    with pytest.raises(RuntimeError, match="no key was set"):
+        Dropout(DropoutState(0.5), 3, EMBEDDING)(torch.ones(16, 2, 8))
+
+
+@pytest.mark.parametrize("biased", [True, False])
+def test_dropout_applies_to_the_branch_and_spares_the_residual(biased):
+    state, branch, residual = DropoutState(0.5), torch.randn(16, 1, 8), torch.randn(16, 1, 8)
+    bias = torch.randn(8) if biased else None
+    state.set_key(1, 2, torch.tensor([7]))
+    kept = masks([7], probability=0.5).transpose(0, 1)
+    output = BiasDropoutAdd(state, 3, MLP_RESIDUAL)(training=True, fused=False)((branch, bias), residual, 0.0)
+    assert torch.equal(output, residual + (branch + bias if biased else branch) * kept)
+
+
+class NothingDropped(DropoutState):
+    def masks(self, layer, place, shape, like, part=0):
+        return torch.ones(like.shape[0], *shape)
+
+
+@pytest.mark.parametrize("num_groups", [4, 2, 1])
+def test_dropout_attention_is_the_attention_without_dropout_where_nothing_is_dropped(num_groups):
+    attention = CausalAttention.__new__(CausalAttention)  # its constructor wants process groups
+    torch.nn.Module.__init__(attention)
+    attention.layer_number, attention.softmax_scale, attention.tp_rank, attention.cache = 1, None, 0, None
+    attention.dropout_state = NothingDropped(0.5)
+    query, key, value = (torch.randn(6, 2, heads, 8) for heads in (4, num_groups, num_groups))
+    written_out = attention.train()(query, key, value)
+    torch.testing.assert_close(written_out, attention.eval()(query, key, value))

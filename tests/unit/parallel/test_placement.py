@@ -1,0 +1,101 @@
+"""Placement: which ranks hold which model, and what is refused, by field, value and rule."""
+
+import re
+
+import pytest
+
+from megagpt.config.load import ConfigError
+from megagpt.config.schema import ParallelConfig, PlacementConfig, RoleConfig
+from megagpt.parallel.grid import Grid
+from megagpt.parallel.placement import build_grids, role_grid, stage_grid
+
+
+def parallel(tp=1, pp=1, dp=None, zero=1) -> ParallelConfig:
+    return ParallelConfig(tensor_parallel_size=tp, pipeline_parallel_size=pp, data_parallel_size=dp, zero_stage=zero)
+
+
+def placement(policy, reference, reward, value) -> PlacementConfig:
+    """Each role by its list of ranks."""
+    return PlacementConfig(
+        policy=RoleConfig(ranks=policy), reference=RoleConfig(ranks=reference), reward=RoleConfig(ranks=reward), value=RoleConfig(ranks=value)
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "world_size", "grid"),
+    [
+        (parallel(), 1, Grid()),
+        (parallel(), 4, Grid(dp=4)),
+        (parallel(tp=2), 8, Grid(tp=2, dp=4)),
+        (parallel(tp=2, pp=2, dp=2), 8, Grid(tp=2, pp=2, dp=2)),
+        (parallel(tp=2, zero=3), 4, Grid(tp=2, dp=2)),
+    ],
+)
+def test_placement_of_one_model_fills_the_world(settings, world_size, grid):
+    assert stage_grid(settings, world_size) == grid
+
+
+@pytest.mark.parametrize(
+    ("settings", "world_size", "message"),
+    [
+        (parallel(tp=4), 2, "tensor_parallel_size 4 x pipeline_parallel_size 1 x data_parallel_size free does not fit 2 ranks"),
+        (parallel(tp=2), 3, "does not fit 3 ranks: the product must be the number of ranks"),
+        (parallel(dp=2), 4, "data_parallel_size 2 does not fit 4 ranks"),
+        (parallel(dp=4), 2, "data_parallel_size 4 does not fit 2 ranks"),
+        (parallel(pp=2, zero=3), 2, "parallel.zero_stage = 3 with pipeline_parallel_size = 2"),
+        (parallel(pp=4, zero=3), 4, "parallel.zero_stage = 3 with pipeline_parallel_size = 4"),
+    ],
+)
+def test_placement_of_one_model_refuses(settings, world_size, message):
+    with pytest.raises(ConfigError, match=message):
+        stage_grid(settings, world_size)
+
+
+def test_placement_gives_the_replicas_what_tensor_and_pipeline_leave():
+    assert role_grid("policy", RoleConfig(ranks=[2, 3, 4, 5], tp=2), 6) == Grid(tp=2, dp=2, offset=2)
+    assert role_grid("policy", RoleConfig(ranks=[2, 3, 4, 5], tp=2, pp=2), 6) == Grid(tp=2, pp=2, offset=2)
+
+
+@pytest.mark.parametrize(
+    ("role", "message"),
+    [
+        (RoleConfig(ranks=[0, 2]), "placement.value.ranks = [0, 2]: must be consecutive and ascending"),
+        (RoleConfig(ranks=[1, 0]), "placement.value.ranks = [1, 0]: must be consecutive and ascending"),
+        (RoleConfig(ranks=[1, 1]), "placement.value.ranks = [1, 1]: must be consecutive and ascending"),
+        (RoleConfig(ranks=[3, 4]), "placement.value.ranks = [3, 4]: the job has ranks 0 to 3 only"),
+        (RoleConfig(ranks=[-1, 0]), "placement.value.ranks = [-1, 0]: the job has ranks 0 to 3 only"),
+        (RoleConfig(ranks=[0, 1, 2], tp=2), "placement.value.ranks = [0, 1, 2]: 3 ranks are not a multiple of tp 2 x pp 1"),
+        (RoleConfig(ranks=[0, 1], tp=2, pp=2), "placement.value.ranks = [0, 1]: 2 ranks are not a multiple of tp 2 x pp 2"),
+        (RoleConfig(ranks=[0, 1], pp=2, zero=3), "placement.value.zero = 3 with pp = 2"),
+    ],
+)
+def test_placement_of_a_role_refuses(role, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        role_grid("value", role, world_size=4)
+
+
+@pytest.mark.parametrize(
+    ("roles", "offsets"),
+    [
+        (placement([0, 1, 2, 3], [0, 1, 2, 3], [0, 1, 2, 3], [0, 1, 2, 3]), [0, 0, 0, 0]),
+        (placement([0], [1], [2], [3]), [0, 1, 2, 3]),
+        (placement([2, 3], [1], [0], [2, 3]), [2, 1, 0, 2]),
+    ],
+    ids=["colocated", "each_alone", "mixed"],
+)
+def test_placement_of_four_roles(roles, offsets):
+    grids = build_grids(roles, world_size=4)
+    assert list(grids) == ["policy", "reference", "reward", "value"]
+    assert [grid.offset for grid in grids.values()] == offsets
+
+
+def test_placement_refuses_a_partial_overlap():
+    with pytest.raises(ConfigError, match=re.escape("placement.reward.ranks = [1, 2]: overlaps policy's ranks [0, 1] in part")):
+        build_grids(placement([0, 1], [0, 1], [1, 2], [3]), world_size=4)
+    with pytest.raises(ConfigError, match=re.escape("placement.reference.ranks = [0]: overlaps policy's ranks [0, 1] in part")):
+        build_grids(placement([0, 1], [0], [2], [3]), world_size=4)
+
+
+def test_placement_refuses_idle_ranks():
+    with pytest.raises(ConfigError, match=re.escape("ranks [2, 4] of the job hold no model; start 3 ranks")):
+        build_grids(placement([0, 1], [0, 1], [3], [3]), world_size=5)
