@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes this checkout runnable: .venv with the pinned packages, megagpt._C built from csrc/, and DeepSpeed's CPU op compiled, so that no
-# rank ever waits for a compiler. Needs Python 3.11 and a C++20 compiler. A first run takes a few minutes, a repeated one no time.
+# Makes this checkout runnable: .venv with the pinned packages, megagpt._C built from csrc/, and DeepSpeed with its CPU op, so that no rank
+# waits for a compiler. Needs Python 3.11 and a C++20 compiler. A first run takes a few minutes, a repeated one no time.
 #
 #   bash launch/setup.sh      set up and stop
 #   source launch/setup.sh    set up and go on with .venv on PATH (what quickstart.sh and test.sh do)
@@ -12,7 +12,7 @@ megagpt_root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 megagpt_venv=$megagpt_root/.venv
 megagpt_log=$megagpt_venv/setup.log
 megagpt_stamp=$megagpt_venv/setup.stamp
-# Ours alone: a compile of another project, or one killed in the user's cache, cannot hold up a start here.
+# What DeepSpeed still compiles at first use (CPU Adam for offload, its CUDA ops) goes here, apart from the compiles of other projects.
 export TORCH_EXTENSIONS_DIR=$megagpt_venv/torch_extensions
 
 say() { echo "setup: $*" >&2; }
@@ -80,19 +80,25 @@ remove_ownerless_locks() {
 }
 
 install() {
-    local pip=("$megagpt_venv/bin/python" -m pip install --disable-pip-version-check) pins
+    local pip=("$megagpt_venv/bin/python" -m pip install --disable-pip-version-check --use-pep517 --no-build-isolation) build deepspeed
     rm -f "$megagpt_stamp"
     : >"$megagpt_log"
     need_compiler
     make_venv
     cd "$megagpt_root"
-    mapfile -t pins < <("$megagpt_venv/bin/python" setup.py pins build)
-    step "installing ${pins[*]}" "${pip[@]}" "${pins[@]}"
-    step "installing megagpt, building megagpt._C" "${pip[@]}" --verbose --use-pep517 --no-build-isolation --editable '.[test,mpi]'
+    PATH=$megagpt_venv/bin:$PATH  # for ninja
+    mapfile -t build < <(python setup.py pins build)
+    deepspeed=$(python setup.py pins run | grep '^deepspeed==')
+    step "installing ${build[*]}" "${pip[@]}" "${build[@]}"
+    # DeepSpeed would compile its op for CPU ranks at their first start, and again whenever another ninja comes first on PATH; built in, it
+    # is never compiled again. From source each time, since pip's cache may hold a wheel that was built without the op.
+    if [ "${build[*]} $deepspeed" != "$(cat "$megagpt_venv/deepspeed.stamp" 2>/dev/null)" ]; then
+        step "building $deepspeed with its CPU communication op" env DS_ACCELERATOR=cpu DS_BUILD_SHM_COMM=1 DS_ENABLE_NINJA=1 \
+            "${pip[@]}" --verbose --force-reinstall --no-deps --no-cache-dir --no-binary deepspeed "$deepspeed"
+        echo "${build[*]} $deepspeed" >"$megagpt_venv/deepspeed.stamp"
+    fi
+    step "installing megagpt, building megagpt._C" "${pip[@]}" --verbose --editable '.[test,mpi]'
     grep 'built without fused kernels' "$megagpt_log" >&2 || true
-    # The one op that deepspeed.init_distributed compiles on a CPU. Asked for by name, since a GPU machine runs the CPU tests too.
-    step "compiling DeepSpeed's shared-memory op" env DS_ACCELERATOR=cpu "$megagpt_venv/bin/python" -c \
-        'from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder; ShareMemCommBuilder().load()'
     fingerprint >"$megagpt_stamp"
     say "done in $SECONDS s"
 }

@@ -1,5 +1,6 @@
 """Fixtures of every test: the same random numbers each time, and no worker process left at the end."""
 
+import os
 import random
 import sys
 from pathlib import Path
@@ -23,3 +24,17 @@ def seeded():
 def pools_closed():
     yield
     close_pools()
+
+
+@pytest.fixture
+def no_process_group(monkeypatch):
+    """Fails a test in which the product would start a process group: bad input is refused before."""
+
+    def refuse(*_, **__):
+        raise AssertionError("a process group was about to start")
+
+    monkeypatch.setattr(torch.distributed, "init_process_group", refuse)
+    before = dict(os.environ)
+    yield
+    os.environ.clear()  # a start that came as far as this has set RANK and the like
+    os.environ.update(before)

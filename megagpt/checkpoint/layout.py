@@ -31,9 +31,9 @@ def step_of(folder: Path) -> int | None:
 
 
 def complete_checkpoints(stage_folder: Path) -> list[Path]:
-    """Whole checkpoints of a stage, oldest first."""
+    """Whole checkpoints of a stage, oldest first. By time, not by step: a stage that starts again counts from one again."""
     found = [folder for folder in (stage_folder / "checkpoints").glob("step_*") if step_of(folder) is not None]
-    return sorted((folder for folder in found if (folder / COMPLETE).exists()), key=step_of)
+    return sorted((folder for folder in found if (folder / COMPLETE).exists()), key=lambda folder: (folder / COMPLETE).stat().st_mtime_ns)
 
 
 def find_checkpoint(where: str, run: RunFolder) -> Path:

@@ -32,8 +32,27 @@ class Checkpoint:
 
     @classmethod
     def open(cls, path: Path) -> Checkpoint:
-        """Raises CheckpointError for an incomplete or damaged folder."""
-        return cls(path, read_state(path))
+        """Raises CheckpointError for an incomplete or damaged folder, or tensors that are not those of its model."""
+        checkpoint = cls(path, read_state(path))
+        stored = json.loads((path / INDEX).read_text(encoding="utf-8"))
+        for name, needed in param_map.canonical_shapes(ModelShape(checkpoint.model_config), checkpoint.scalar_head).items():
+            if name not in stored:
+                raise CheckpointError(f"{path}: holds no tensor {name!r}")
+            if stored[name]["shape"] != list(needed):
+                raise CheckpointError(f"{path}: {name} has shape {stored[name]['shape']}; the model needs {list(needed)}")
+        return checkpoint
+
+    def language_model(self) -> Checkpoint:
+        """Itself; raises CheckpointError for a reward model."""
+        if self.scalar_head:
+            raise CheckpointError(f"{self.path}: holds a reward model; a language model is needed here")
+        return self
+
+    def reward_model(self) -> Checkpoint:
+        """Itself; raises CheckpointError for a language model."""
+        if not self.scalar_head:
+            raise CheckpointError(f"{self.path}: holds a language model; a reward model is needed here")
+        return self
 
     @property
     def model_config(self) -> ModelConfig:
@@ -63,8 +82,8 @@ def load_model(
     Raises:
         CheckpointError: a tensor is missing or has another shape, or a language model is asked of a reward model.
     """
-    if checkpoint.scalar_head and not scalar_head:
-        raise CheckpointError(f"{checkpoint.path}: holds a reward model; a language model is needed here")
+    if not scalar_head:
+        checkpoint.language_model()
     config = checkpoint.model_config
     if dropout is not None:
         config = config.model_copy(update={"dropout": dropout})

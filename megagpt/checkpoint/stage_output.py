@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from megagpt.checkpoint.layout import identity
@@ -14,6 +15,7 @@ from megagpt.checkpoint.save import save_checkpoint
 from megagpt.config.schema import ModelConfig, RlhfConfig, StageConfig
 from megagpt.config.show import to_yaml
 from megagpt.engine.build import Engine
+from megagpt.kernels.select import describe as describe_kernels
 from megagpt.runtime import atomic
 from megagpt.runtime.log import is_main_rank, say
 from megagpt.runtime.run_folder import RunFolder
@@ -41,9 +43,12 @@ class StageOutput:
     def folder(self) -> Path:
         return self.run.stage(self.config.stage)
 
-    def open(self) -> Path:
-        """Write the resolved configuration into the stage's folder."""
+    def open(self, device: torch.device) -> Path:
+        """Begin: announce the kernels, clear what an earlier run left, write the resolved configuration. Returns the folder."""
+        for line in describe_kernels(device.type):
+            say(f"[{self.config.stage}] kernels: {line}")
         if is_main_rank():
+            self.run.forget(self.config.stage)
             atomic.write_text(self.folder / "config.yaml", to_yaml(self.config))
         return self.folder
 

@@ -26,9 +26,8 @@ def run(options: argparse.Namespace, verb: str) -> int | None:
 
         print(describe(config, options.ranks))
         return None
-    from megagpt.kernels.select import describe as describe_kernels, set_kernels
+    from megagpt.kernels.select import set_kernels
     from megagpt.runtime.distributed import stop
-    from megagpt.runtime.log import say
 
     set_kernels(config.kernels)
     trainer = importlib.import_module(f"megagpt.{verb}.trainer")

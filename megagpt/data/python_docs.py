@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tqdm import tqdm
+
 from megagpt.data.errors import DataError
 from megagpt.data.records import Document
 
@@ -94,7 +96,7 @@ def read_modules(folder: Path | None = None, dropped: Counter[str] | None = None
     folder = folder or Path(sysconfig.get_path("stdlib"))
     dropped = Counter() if dropped is None else dropped
     modules = []
-    for path in sorted(_source_files(folder)):
+    for path in tqdm(sorted(_source_files(folder)), desc="reading sources", unit="file", disable=None):
         parts = list(path.relative_to(folder).with_suffix("").parts)
         if parts[-1] == "__init__":
             parts.pop()

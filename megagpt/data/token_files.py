@@ -12,6 +12,8 @@ from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from megagpt.config.schema import TokenizeConfig
 from megagpt.data.errors import DataError, require_file
 from megagpt.data.records import read_documents
@@ -55,12 +57,16 @@ def _write_pair(prefix: Path, paths: list[str], encode: Encoder, tokenizer: Toke
     with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=prefix.parent) as unfinished:
         ids_file, index_file = Path(unfinished, "ids"), Path(unfinished, "index")
         builder = IndexedDatasetBuilder(str(ids_file), dtype=DType.optimal_dtype(tokenizer.vocab_size))
+        # The files hold a little more than the texts; good enough for an ETA.
+        bar = tqdm(total=sum(os.path.getsize(path) for path in paths), desc=f"tokenizing {prefix.name}", unit="B", unit_scale=True, disable=None)
         for ids, size in encode(document.text for path in paths for document in read_documents(path)):
+            bar.update(size)
             ids.append(tokenizer.eos_id)
             builder.add_document(ids, [len(ids)])
             num_documents += 1
             num_tokens += len(ids)
             num_bytes += size
+        bar.close()
         builder.finalize(str(index_file))
         if not num_documents:
             raise DataError(", ".join(paths), "no document holds any text")

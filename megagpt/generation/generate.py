@@ -46,14 +46,23 @@ def generate(
         lockstep: replicas that must take the same number of steps, since ZeRO 3 gathers weights over them at each one.
 
     Raises:
-        ValueError: an empty prompt, or one that leaves no room for max_new_tokens in the context.
+        ValueError: a prompt that is empty, holds an unknown token or leaves no room for max_new_tokens in the context; or
+            counters that are not one for each prompt.
     """
     if not prompts:
         return Generated([], [], [])
     lengths = np.array([len(prompt) for prompt in prompts])
     longest, context = int(lengths.max()), model.shape.config.max_sequence_length
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens = {max_new_tokens}: must be 1 or more")
     if lengths.min() == 0:
         raise ValueError(f"prompt {int(lengths.argmin())} is empty: at least one token is needed")
+    for number, prompt in enumerate(prompts):
+        if min(prompt) < 0 or max(prompt) >= model.shape.vocab_size:
+            raise ValueError(f"prompt {number} holds a token outside the vocabulary: ids are 0 to {model.shape.vocab_size - 1}")
+    for name, counters in (("prompt_ids", prompt_ids), ("sample_numbers", sample_numbers)):
+        if counters is not None and len(counters) != len(prompts):
+            raise ValueError(f"{name}: {len(counters)} counters for {len(prompts)} prompts")
     if longest + max_new_tokens > context:
         raise ValueError(f"prompt of {longest} tokens + max_new_tokens {max_new_tokens} is longer than the context of {context}")
     device = next(model.parameters()).device
@@ -82,7 +91,7 @@ def generate(
                 tokens_out[row].append(token)
                 logprobs_out[row].append(logprob)
                 stopped[row] = end
-        running = (~ended).nonzero().squeeze(-1)
+        running = torch.tensor([place for place, row in enumerate(rows) if not stopped[row]], dtype=torch.int64, device=device)
         if not _anyone_runs(len(running) > 0, lockstep, device):
             break
         if len(running) == 0:

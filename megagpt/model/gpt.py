@@ -85,9 +85,9 @@ class GPT(GPTModel):
             other stages: hidden states [s, b, h]. With `only`, s is 1 in the last stage's output.
         """
         if positions is None:
-            positions = torch.arange(tokens.size(1), device=tokens.device).expand_as(tokens)
+            positions = torch.arange(tokens.size(1), device=tokens.device)[None]  # one row for all: cheaper rotary angles
         if cache is not None:
-            cache.positions = positions
+            cache.positions = positions.expand_as(tokens)
         for layer in self.decoder.layers:
             layer.self_attention.core_attention.cache = cache
         self._only = only

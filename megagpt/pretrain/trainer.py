@@ -43,11 +43,12 @@ def fit(config: PretrainConfig) -> Path:
     if model_config.vocab_size < tokenizer.vocab_size:
         raise ConfigError(f"model.vocab_size = {model_config.vocab_size}: less than the tokenizer's {tokenizer.vocab_size}")
     train, valid = (PackedDataset(run.resolve(prefix, ".idx"), config.sequence_length) for prefix in (config.data.train, config.data.valid))
-    held_out = [valid[i] for i in range(min(config.eval_rows, len(valid)))]
+    # Evenly spread: the first rows alone would be a few documents.
+    held_out = [valid[i * len(valid) // min(config.eval_rows, len(valid))] for i in range(min(config.eval_rows, len(valid)))]
 
     world = start(config.run.device, config.run.timeout_seconds)
     output = StageOutput(config, tokenizer, parents={})
-    folder = output.open()
+    folder = output.open(world.device)
     model = new_model(model_config, build_groups(grid, config.run.timeout_seconds), world.device, config.run.seed)
     engine = Engine(model, config.optimizer, config.parallel.zero_stage)
     rows_per_step, seed = config.batch.global_batch_size, config.run.seed

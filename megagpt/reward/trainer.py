@@ -52,7 +52,7 @@ def fit(config: RewardConfig) -> Path:
 
     world = start(config.run.device, config.run.timeout_seconds)
     output = StageOutput(config, tokenizer, {"parent": parent})
-    folder = output.open()
+    folder = output.open(world.device)
     model = load_model(
         parent, build_groups(grid, config.run.timeout_seconds), world.device, scalar_head=True, dropout=config.dropout, seed=config.run.seed
     )

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from megagpt.checkpoint.layout import CheckpointError
 from megagpt.checkpoint.load import Checkpoint, load_model
 from megagpt.config.schema import RlhfConfig
 from megagpt.engine.build import Engine
@@ -51,14 +50,7 @@ def build_four_models(config: RlhfConfig, grids: dict[str, Grid], policy: Checkp
 
     The reference is the policy's start, the value model starts from the reward model. None of them has dropout: a mask
     would make the first ratio of the update differ from 1.
-
-    Raises:
-        CheckpointError: the reward model was trained with another tokenizer, or is not a reward model.
     """
-    if not reward.scalar_head:
-        raise CheckpointError(f"{reward.path}: is a language model; rlhf.reward needs a reward model")
-    if reward.state["tokenizer_hash"] != policy.state["tokenizer_hash"]:
-        raise CheckpointError(f"{reward.path}: was trained with another tokenizer than the policy {policy.path}")
     join_world()  # on every rank, also on one that holds frozen models only
     groups = {role: build_groups(grids[role], config.run.timeout_seconds) for role in ROLES}
     for role in ROLES:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from megagpt.checkpoint.layout import find_checkpoint
+from megagpt.checkpoint.layout import CheckpointError, find_checkpoint
 from megagpt.checkpoint.load import Checkpoint
 from megagpt.checkpoint.stage_output import StageOutput
 from megagpt.config.check import check_model, check_rlhf
@@ -43,7 +43,10 @@ def fit(config: RlhfConfig) -> Path:
     grids = build_grids(config.placement, world_size_from_environment())
     check_rlhf(config, {role: grid.dp for role, grid in grids.items()})
     run = RunFolder(config.run)
-    policy_start, reward_start = (Checkpoint.open(find_checkpoint(where, run)) for where in (config.policy, config.reward))
+    policy_start = Checkpoint.open(find_checkpoint(config.policy, run)).language_model()
+    reward_start = Checkpoint.open(find_checkpoint(config.reward, run)).reward_model()
+    if reward_start.state["tokenizer_hash"] != policy_start.state["tokenizer_hash"]:
+        raise CheckpointError(f"{reward_start.path}: was trained with another tokenizer than the policy {policy_start.path}")
     for role, grid in grids.items():
         start_from = policy_start if role in ("policy", "reference") else reward_start
         check_model(start_from.model_config, grid.tp, grid.pp, f"placement.{role}")
@@ -54,7 +57,7 @@ def fit(config: RlhfConfig) -> Path:
 
     world = start(config.run.device, config.run.timeout_seconds)
     output = StageOutput(config, tokenizer, {"policy": policy_start, "reward": reward_start})
-    folder = output.open()
+    folder = output.open(world.device)
     models = build_four_models(config, grids, policy_start, reward_start, world.device)
     trainer = Trainer(config, world, models, tokenizer, prompts.train)
     eval_prompts = prompts.evaluation

@@ -55,6 +55,13 @@ class RunFolder:
         entry = {**facts, "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
         atomic.write_json(self.path / "manifest.json", {**self.manifest, stage: entry})
 
+    def forget(self, stage: str) -> None:
+        """Take out what an earlier run of the stage left in manifest and gates; called when the stage starts again."""
+        if stage in self.manifest:
+            atomic.write_json(self.path / "manifest.json", {name: entry for name, entry in self.manifest.items() if name != stage})
+        if any(gate["stage"] == stage for gate in self.gates):
+            atomic.write_json(self.path / "gates.json", [gate for gate in self.gates if gate["stage"] != stage])
+
     # ------------------------------------------------------------ gates
 
     @property

@@ -31,7 +31,7 @@ def fit(config: SftConfig) -> Path:
     grid = stage_grid(config.parallel, world_size_from_environment())
     num_microbatches(config.batch, grid.dp)
     run = RunFolder(config.run)
-    parent = Checkpoint.open(find_checkpoint(config.parent, run))
+    parent = Checkpoint.open(find_checkpoint(config.parent, run)).language_model()
     model_config = parent.model_config
     check_model(model_config, grid.tp, grid.pp, "parent model")
     if config.data.max_length > model_config.max_sequence_length:
@@ -41,7 +41,7 @@ def fit(config: SftConfig) -> Path:
 
     world = start(config.run.device, config.run.timeout_seconds)
     output = StageOutput(config, tokenizer, {"parent": parent})
-    folder = output.open()
+    folder = output.open(world.device)
     model = load_model(parent, build_groups(grid, config.run.timeout_seconds), world.device, scalar_head=False, dropout=config.dropout)
     dropout = model.dropout_state.probability > 0
     engine = Engine(model, config.optimizer, config.parallel.zero_stage)

@@ -11,6 +11,7 @@ from tests.helpers.plain import plain_init
 from tests.helpers.sharded import full_forward, sharded_model, whole_vocabulary
 from tests.helpers.spawn import run_ranks
 from tests.helpers.tiny import tiny_model
+from tests.helpers.tolerance import PADDED_LOGITS_ABSOLUTE
 
 LENGTH = 12
 LAYOUTS = pytest.mark.parametrize("grid", [Grid(), Grid(tp=2), Grid(pp=2), Grid(tp=2, pp=2)], ids=["tp1-pp1", "tp2-pp1", "tp1-pp2", "tp2-pp2"])
@@ -84,7 +85,7 @@ def test_causality_of_right_padding(grid, family):
     text = two_texts()[0][:2]
     padded = torch.cat([text, torch.zeros(2, 4, dtype=torch.int64)], dim=1)
     short, long = (last_stage(run_ranks(grid.size, logits_of, config, plain_init(config, seed=1), grid, tokens))[0] for tokens in (text, padded))
-    torch.testing.assert_close(long[:, :LENGTH], short, rtol=0, atol=1e-6)
+    torch.testing.assert_close(long[:, :LENGTH], short, rtol=0, atol=PADDED_LOGITS_ABSOLUTE)
 
 
 def logits_of(config, state, grid, tokens) -> torch.Tensor | None:

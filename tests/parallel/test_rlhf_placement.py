@@ -1,0 +1,197 @@
+"""RLHF: four models anywhere on the ranks give the same PPO; before the first update policy, sampler and reference agree."""
+
+from __future__ import annotations
+
+import contextlib
+from unittest import mock
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megagpt.checkpoint.layout import CheckpointError, find_checkpoint
+from megagpt.checkpoint.load import Checkpoint
+from megagpt.config.schema import (
+    KlConfig, ModelConfig, OptimizerConfig, PlacementConfig, PpoConfig, PromptsConfig, RlhfConfig, RoleConfig, RunConfig,
+)
+from megagpt.data.prompts import load_prompts
+from megagpt.parallel.placement import build_grids
+from megagpt.rlhf import trainer as rlhf_trainer
+from megagpt.rlhf import update as rlhf_update
+from megagpt.rlhf.four_models import build_four_models
+from megagpt.runtime.distributed import World
+from megagpt.runtime.run_folder import RunFolder
+from tests.helpers.gather import held_here, merge_ranks
+from tests.helpers.spawn import run_ranks
+from tests.helpers.tiny_checkpoint import make_checkpoint
+from tests.helpers.tiny_run import prompts, toy_tokenizer, write_rows
+from tests.helpers.tolerance import KL_ABSOLUTE, LOG_PROBABILITY_ABSOLUTE, PPO_METRIC_RELATIVE, RATIO_ABSOLUTE, assert_tensors_close
+
+OPTIMIZER = OptimizerConfig(lr=1e-2, eps=1e-5, weight_decay=0.0, clip_grad=0.5)
+
+
+def placement(policy: RoleConfig, reference: RoleConfig, reward: RoleConfig, value: RoleConfig) -> PlacementConfig:
+    return PlacementConfig(policy=policy, reference=reference, reward=reward, value=value)
+
+
+def on(*ranks: int, **layout: int) -> RoleConfig:
+    return RoleConfig(ranks=list(ranks), **layout)
+
+
+ONE_RANK = placement(on(0), on(0), on(0), on(0))
+FOUR_RANKS = {
+    "policy_tp2": placement(on(0, 1, tp=2), on(2), on(3), on(3)),
+    "each_alone": placement(on(0), on(1), on(2), on(3)),
+    # The pipeline last and the models on ranks 0 and 1 in three different layouts.
+    "policy_pp2": placement(on(2, 3, pp=2, zero=2), on(0, 1, tp=2), on(0, 1, pp=2), on(0, 1, tp=2, zero=0)),
+    "policy_zero2": placement(on(0, 1, zero=2), on(0, 1, pp=2), on(2, 3), on(2, 3, pp=2, zero=1)),
+    "policy_zero3": placement(on(1, 2, zero=3), on(0), on(3), on(1, 2, zero=3)),
+    "all_on_four": placement(on(0, 1, 2, 3, tp=2, pp=2), on(0, 1, 2, 3), on(0, 1, 2, 3, tp=2), on(0, 1, 2, 3, tp=2, zero=3)),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A run with an SFT model of one family and a reward model of the other, both trained with dropout; and prompts."""
+    folder = tmp_path_factory.mktemp("rlhf")
+    tokenizer = toy_tokenizer(folder / "tokenizer")
+    run = RunConfig(name="toy", root=str(folder))
+    sizes = {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "max_sequence_length": 40, "vocab_size": tokenizer.vocab_size, "dropout": 0.1}
+    make_checkpoint(run, "sft", ModelConfig(family="gpt", **sizes), tokenizer, seed=1)
+    make_checkpoint(run, "reward", ModelConfig(family="llama", num_query_groups=2, **sizes), tokenizer, seed=2, reward_mean=0.05, reward_std=0.3)
+    write_rows(folder / "prompts.jsonl", prompts())
+    return folder
+
+
+def ppo_config(folder, where: PlacementConfig, **ppo) -> RlhfConfig:
+    return RlhfConfig(
+        run=RunConfig(name="toy", root=str(folder)),
+        placement=where,
+        policy_optimizer=OPTIMIZER,
+        value_optimizer=OPTIMIZER,
+        prompts=PromptsConfig(files=[str(folder / "prompts.jsonl")], max_prompt_length=32, max_response_length=8, eval_prompts=8),
+        ppo=PpoConfig(**{"steps": 4, "rollout_batch_size": 16, "minibatch_size": 8, "micro_batch_size": 2, "temperature": 0.7, "missing_eos_penalty": 0.5} | ppo),
+        kl=KlConfig(coefficient=0.1, target=0.5, horizon=40),
+    )
+
+
+# ---------------------------------------------------------------- on each rank
+
+
+@contextlib.contextmanager
+def recorded(module, name: str):
+    """The calls of module.name while inside: (arguments, result)."""
+    calls, function = [], getattr(module, name)
+
+    def record(*arguments, **keywords):
+        calls.append((arguments, function(*arguments, **keywords)))
+        return calls[-1][1]
+
+    with mock.patch.object(module, name, record):
+        yield calls
+
+
+@contextlib.contextmanager
+def ppo_trainer(config: RlhfConfig):
+    """What `fit` builds before its loop."""
+    world = World(dist.get_rank(), dist.get_world_size(), dist.get_rank(), dist.get_world_size(), torch.device("cpu"))
+    policy, reward = (Checkpoint.open(find_checkpoint(where, RunFolder(config.run))) for where in (config.policy, config.reward))
+    assert policy.model_config.dropout == reward.model_config.dropout == 0.1
+    tokenizer = policy.tokenizer()
+    models = build_four_models(config, build_grids(config.placement, world.size), policy, reward, world.device)
+    trainer = rlhf_trainer.Trainer(config, world, models, tokenizer, load_prompts(config.prompts, tokenizer).train)
+    trainer.stop_ids = tuple(range(0, tokenizer.vocab_size, 7))  # random weights hardly ever say <|end|>; lengths shall differ
+    yield trainer
+    for engine in (models.policy, models.value):
+        if engine is not None:
+            engine.close()
+
+
+def before_the_first_update(config: RlhfConfig) -> dict[str, float | Tensor]:
+    """One step whose only minibatch is the whole rollout, so that the policy's training forward has met no update yet."""
+    with ppo_trainer(config) as trainer, recorded(rlhf_update, "policy_loss") as losses, recorded(rlhf_trainer, "score") as scores:
+        metrics = trainer.step(1)
+    ((_, experience),) = scores
+    # (new, old, advantages, mask, clip_ratio) of every microbatch, on the ranks where the policy's logits appear
+    ratios = [(new - old)[mask > 0].exp() for (new, old, _, mask, _), _ in losses]
+    return {
+        "ratios": torch.cat(ratios) if ratios else torch.empty(0),
+        "response_tokens": int(experience.mask.sum()),
+        "token_kl": ((experience.logprobs - experience.reference_logprobs) * experience.mask).abs().max(),
+        "kl": metrics["kl"],
+        "sampler_gap": metrics["sampler_gap"],
+        "first_ratio_error": metrics["policy_first_ratio_error"],
+    }
+
+
+def two_steps(config: RlhfConfig):
+    """Metrics of two steps, and what this rank holds of policy and value after them."""
+    with ppo_trainer(config) as trainer:
+        metrics = [{name: value for name, value in trainer.step(step).items() if not name.endswith("_seconds")} for step in (1, 2)]
+        engines = (trainer.models.policy, trainer.models.value)
+        parameters = [{} if engine is None else held_here(engine.canonical_parameters()) for engine in engines]
+    return metrics, parameters
+
+
+# ---------------------------------------------------------------- the cases
+
+
+@pytest.mark.parametrize("name", ["one_rank", "policy_tp2", "policy_pp2", "policy_zero3"])
+def test_rlhf_ratio_is_one_and_kl_zero_before_the_first_update(folder, name):
+    where = FOUR_RANKS.get(name, ONE_RANK)
+    config = ppo_config(folder, where, minibatch_size=16, epochs=1)
+    ranks = run_ranks(1 if where is ONE_RANK else 4, before_the_first_update, config)
+    seen = sum(len(rank["ratios"]) for rank in ranks)
+    assert seen == ranks[0]["response_tokens"] * where.policy.tp and seen > 40  # every token's ratio, on each tensor-parallel rank
+    for rank in ranks:
+        assert ((rank["ratios"] - 1).abs() <= RATIO_ABSOLUTE).all()
+        assert abs(rank["first_ratio_error"]) <= RATIO_ABSOLUTE
+        assert abs(rank["kl"]) <= KL_ABSOLUTE
+        assert rank["token_kl"] <= RATIO_ABSOLUTE  # and not only because errors cancel in the mean
+        assert rank["sampler_gap"] <= LOG_PROBABILITY_ABSOLUTE
+
+
+@pytest.fixture(scope="module")
+def on_one_rank(folder):
+    ((metrics, parameters),) = run_ranks(1, two_steps, ppo_config(folder, ONE_RANK))
+    return metrics, parameters
+
+
+def test_rlhf_reference_run_is_worth_comparing_with(on_one_rank):
+    """Ragged responses, active clipping, a KL that the first update made and a coefficient that answered it."""
+    first, second = on_one_rank[0]
+    assert 1 < first["length"] < 8 and 0 < first["stopped"] < 1
+    assert first["policy_clip_fraction"] > 0.05 and min(first["policy_grad_norm"], first["value_grad_norm"]) > OPTIMIZER.clip_grad
+    assert first["kl"] == pytest.approx(0, abs=KL_ABSOLUTE) and second["kl"] > 0.1 and second["kl_coefficient"] != first["kl_coefficient"]
+    assert len(first) == len(second) >= 17
+
+
+@pytest.mark.parametrize("name", FOUR_RANKS)
+def test_rlhf_placement_does_not_change_two_steps(folder, on_one_rank, name):
+    expected_metrics, expected_parameters = on_one_rank
+    ranks = run_ranks(4, two_steps, ppo_config(folder, FOUR_RANKS[name]))
+    for metrics, _ in ranks:
+        for ours, theirs in zip(metrics, expected_metrics, strict=True):
+            # Absolutely: what is nothing but rounding before the first update.
+            assert ours == pytest.approx(theirs, rel=PPO_METRIC_RELATIVE, abs=KL_ABSOLUTE)
+    for role, expected in enumerate(expected_parameters):
+        merged = merge_ranks([parameters[role] for _, parameters in ranks])
+        assert_tensors_close(merged, expected, relative=PPO_METRIC_RELATIVE)
+
+
+def test_rlhf_refuses_a_language_model_as_reward_and_a_reward_model_as_policy(folder, no_process_group):
+    config = ppo_config(folder, ONE_RANK)
+    with pytest.raises(CheckpointError, match=r"sft/checkpoints/step_1: holds a language model; a reward model is needed here"):
+        rlhf_trainer.fit(config.model_copy(update={"reward": "sft"}))
+    with pytest.raises(CheckpointError, match=r"reward/checkpoints/step_1: holds a reward model; a language model is needed here"):
+        rlhf_trainer.fit(config.model_copy(update={"policy": "reward"}))
+
+
+def test_rlhf_refuses_a_reward_model_of_another_tokenizer(folder, tmp_path, no_process_group):
+    other = toy_tokenizer(tmp_path / "tokenizer", vocab_size=291)
+    run = RunConfig(name="other", root=str(tmp_path))
+    sizes = {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "max_sequence_length": 40, "vocab_size": other.vocab_size}
+    path = make_checkpoint(run, "reward", ModelConfig(**sizes), other, seed=3, reward_mean=0.0, reward_std=1.0)
+    with pytest.raises(CheckpointError, match=rf"{path}: was trained with another tokenizer than the policy .*sft/checkpoints/step_1"):
+        rlhf_trainer.fit(ppo_config(folder, ONE_RANK).model_copy(update={"reward": str(path)}))
