@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Makes this checkout runnable: .venv with the pinned packages, megagpt._C built from csrc/, and DeepSpeed with its CPU op, so that no rank
-# waits for a compiler. Needs Python 3.11 and a C++20 compiler. A first run takes a few minutes, a repeated one no time.
+# Makes this checkout runnable: .venv with the pinned packages and megagpt._C built from csrc/. DeepSpeed has nothing to compile at the start
+# of CPU ranks: megagpt/engine/deepspeed_scope.py switches its shared-memory op off, which we never call.
+# Needs Python 3.11 and a C++20 compiler. A first run takes a few minutes, a repeated one no time.
 #
 #   bash launch/setup.sh      set up and stop
 #   source launch/setup.sh    set up and go on with .venv on PATH (what quickstart.sh and test.sh do)
@@ -80,7 +81,7 @@ remove_ownerless_locks() {
 }
 
 install() {
-    local pip=("$megagpt_venv/bin/python" -m pip install --disable-pip-version-check --use-pep517 --no-build-isolation) build deepspeed
+    local pip=("$megagpt_venv/bin/python" -m pip install --disable-pip-version-check --use-pep517 --no-build-isolation) build
     rm -f "$megagpt_stamp"
     : >"$megagpt_log"
     need_compiler
@@ -88,15 +89,7 @@ install() {
     cd "$megagpt_root"
     PATH=$megagpt_venv/bin:$PATH  # for ninja
     mapfile -t build < <(python setup.py pins build)
-    deepspeed=$(python setup.py pins run | grep '^deepspeed==')
     step "installing ${build[*]}" "${pip[@]}" "${build[@]}"
-    # DeepSpeed would compile its op for CPU ranks at their first start, and again whenever another ninja comes first on PATH; built in, it
-    # is never compiled again. From source each time, since pip's cache may hold a wheel that was built without the op.
-    if [ "${build[*]} $deepspeed" != "$(cat "$megagpt_venv/deepspeed.stamp" 2>/dev/null)" ]; then
-        step "building $deepspeed with its CPU communication op" env DS_ACCELERATOR=cpu DS_BUILD_SHM_COMM=1 DS_ENABLE_NINJA=1 \
-            "${pip[@]}" --verbose --force-reinstall --no-deps --no-cache-dir --no-binary deepspeed "$deepspeed"
-        echo "${build[*]} $deepspeed" >"$megagpt_venv/deepspeed.stamp"
-    fi
     step "installing megagpt, building megagpt._C" "${pip[@]}" --verbose --editable '.[test,mpi]'
     grep 'built without fused kernels' "$megagpt_log" >&2 || true
     fingerprint >"$megagpt_stamp"

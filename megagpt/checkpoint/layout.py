@@ -63,11 +63,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     """
     if not (checkpoint / COMPLETE).exists():
         raise CheckpointError(f"{checkpoint}: the checkpoint is incomplete ({COMPLETE} is missing)")
-    try:
-        sums = json.loads((checkpoint / CHECKSUMS).read_text(encoding="utf-8"))
-        state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{checkpoint}: damaged ({error})") from error
+    sums, state = read_json(checkpoint, CHECKSUMS), read_json(checkpoint, STATE)
     for name, facts in sums.items():
         file = checkpoint / name
         if not file.is_file() or file.stat().st_size != facts["bytes"]:
@@ -75,6 +71,18 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     if state["format"] != FORMAT:
         raise CheckpointError(f"{checkpoint}: format {state['format']}; this version reads format {FORMAT}")
     return state
+
+
+def read_json(checkpoint: Path, name: str) -> dict[str, Any]:
+    """One of a checkpoint's own files.
+
+    Raises:
+        CheckpointError: it is missing or is not JSON.
+    """
+    try:
+        return json.loads((checkpoint / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{checkpoint / name}: damaged ({error})") from error
 
 
 def write_checksums(folder: Path) -> None:
@@ -89,7 +97,7 @@ def write_checksums(folder: Path) -> None:
 def verify(checkpoint: Path) -> list[str]:
     """Compare every file with its SHA-256. Returns one line for each fault; [] when whole."""
     read_state(checkpoint)
-    sums = json.loads((checkpoint / CHECKSUMS).read_text(encoding="utf-8"))
+    sums = read_json(checkpoint, CHECKSUMS)
     return [f"{checkpoint / name}: content changed" for name, facts in sums.items() if atomic.sha256_file(checkpoint / name) != facts["sha256"]]
 
 

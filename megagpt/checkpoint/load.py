@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from megagpt.checkpoint.layout import INDEX, CheckpointError, read_state
+from megagpt.checkpoint.layout import INDEX, CheckpointError, read_json, read_state
 from megagpt.config.schema import ModelConfig
 from megagpt.model import param_map
 from megagpt.model.gpt import GPT
@@ -34,7 +33,7 @@ class Checkpoint:
     def open(cls, path: Path) -> Checkpoint:
         """Raises CheckpointError for an incomplete or damaged folder, or tensors that are not those of its model."""
         checkpoint = cls(path, read_state(path))
-        stored = json.loads((path / INDEX).read_text(encoding="utf-8"))
+        stored = read_json(path, INDEX)
         for name, needed in param_map.canonical_shapes(ModelShape(checkpoint.model_config), checkpoint.scalar_head).items():
             if name not in stored:
                 raise CheckpointError(f"{path}: holds no tensor {name!r}")
@@ -116,7 +115,7 @@ def new_model(config: ModelConfig, groups: Groups, device: torch.device, seed: i
 
 def _reader(checkpoint: Checkpoint, stack: contextlib.ExitStack) -> Callable[[str], Tensor]:
     """name -> tensor, from memory-mapped files that stay open as long as `stack`."""
-    index = json.loads((checkpoint.path / INDEX).read_text(encoding="utf-8"))
+    index = read_json(checkpoint.path, INDEX)
     files: dict[str, Any] = {}
 
     def read(name: str) -> Tensor:

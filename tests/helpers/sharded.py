@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from megagpt.config.schema import ModelConfig, OptimizerConfig
+from megagpt.data.batch import TokenBatch
 from megagpt.engine.build import Engine
 from megagpt.engine.schedule_run import infer
 from megagpt.model.gpt import GPT
@@ -16,6 +17,7 @@ from megagpt.model.token_loss import token_nll
 from megagpt.parallel.collectives import gather_last_dim, sum_reports
 from megagpt.parallel.grid import Grid
 from megagpt.parallel.groups import build_groups
+from megagpt.parallel.route import replica_rows
 from tests.helpers.gather import held_here
 from tests.helpers.plain import PlainRun
 from tests.helpers.tiny import TinyBatch, microbatches
@@ -28,15 +30,20 @@ def sharded_model(config: ModelConfig, state: Mapping[str, Tensor], grid: Grid) 
     return model
 
 
-def accumulate(engine: Engine, batch: TinyBatch, dropout_key: tuple[int, int] | None = None) -> float:
+def accumulate(engine: Engine, batch: TinyBatch, dropout_key: tuple[int, int] | None = None, num_microbatches: int = 4) -> float:
     """Gradients of one global batch, as the trainers make them; returns the loss."""
     groups = engine.groups
 
-    def loss_function(logits: Tensor, part: TinyBatch):
+    def loss_function(logits: Tensor, part: TokenBatch):
         nll = token_nll(engine.model, logits, part.labels, part.loss_mask)
         return nll, {"nll": nll.item()}
 
-    parts = microbatches(batch, groups.coordinates.dp, groups.grid.dp)
+    dp, dp_rank = groups.grid.dp, groups.coordinates.dp
+    row_ids = replica_rows(len(batch.tokens), groups.grid, dp_rank)
+    parts = [
+        TokenBatch(*part, ids)
+        for part, ids in zip(microbatches(batch, dp_rank, dp, num_microbatches), torch.tensor(row_ids).chunk(num_microbatches), strict=True)
+    ]
     num_valid = batch.loss_mask.sum().item()
     rows, length = parts[0].tokens.shape
     reports = engine.accumulate(parts, loss_function, denominator=num_valid, rows=rows, length=length, dropout_key=dropout_key)

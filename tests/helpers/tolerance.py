@@ -15,6 +15,9 @@ PARITY_RELATIVE = 1e-5
 # remains is rounding: 1e-10 at most in the plain reference on the tiny models.
 KEY_BIAS_ABSOLUTE = 1e-8
 
+# The gradient of what shifts all scores of a reward model alike is exactly zero too: a sum of terms up to 1 that cancel, 1.5e-8 at most.
+SCORE_SHIFT_ABSOLUTE = 1e-7
+
 # AdamW over 10 steps against its formula on the same gradients: elementwise operations only, no sums to reorder.
 ADAMW_RELATIVE = 1e-6
 

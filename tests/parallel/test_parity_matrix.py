@@ -10,10 +10,11 @@ import itertools
 import pytest
 
 from megagpt.config.schema import OptimizerConfig
+from megagpt.engine.build import Engine
 from megagpt.parallel.grid import Grid
 from tests.helpers.gather import merge_ranks
 from tests.helpers.plain import PlainRun, plain_init, plain_train
-from tests.helpers.sharded import sharded_train
+from tests.helpers.sharded import sharded_model, sharded_train
 from tests.helpers.spawn import run_ranks
 from tests.helpers.tiny import tiny_batches, tiny_model
 from tests.helpers.tolerance import PARITY_RELATIVE, assert_tensors_close
@@ -55,3 +56,16 @@ def test_parity_with_plain_training(grid, zero, family, tied):
             assert rank[name].gradient_norms == pytest.approx(expected.gradient_norms, rel=PARITY_RELATIVE)
         assert_tensors_close(merge_ranks([rank[name].gradients for rank in ranks]), expected.gradients)
         assert_tensors_close(merge_ranks([rank[name].parameters for rank in ranks]), expected.parameters)
+
+
+def build_error(config, state, grid) -> str:
+    with pytest.raises(ValueError) as refused:
+        Engine(sharded_model(config, state, grid), OPTIMIZERS["adamw"], zero_stage=3)
+    return str(refused.value)
+
+
+@pytest.mark.parametrize("grid", [grid for grid in GRIDS if grid.pp > 1], ids=str)
+def test_parity_of_zero_3_with_a_pipeline_is_refused_by_name(grid):
+    config = tiny_model("gpt", True)
+    for message in run_ranks(grid.size, build_error, config, plain_init(config, seed=1), grid):
+        assert message == "zero_stage 3 with pipeline_parallel_size > 1: not supported; take zero_stage 1 or 2"

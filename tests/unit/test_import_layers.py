@@ -97,11 +97,11 @@ def test_layers_packages_are_empty():
     assert not imported_modules(PACKAGE / "__init__.py")
 
 
-@pytest.mark.parametrize("module", ["megagpt.cli.main", "megagpt.cli.options", "megagpt.parallel.placement", "megagpt.checkpoint.layout"])
+@pytest.mark.parametrize("module", ["megagpt.cli.stages", "megagpt.cli.run", "megagpt.parallel.placement", "megagpt.checkpoint.layout"])
 def test_layers_light_modules_load_no_heavy_library(module):
-    """`--help`, `--print-config` and a look into a checkpoint start at once."""
+    """Planning a layout, reading a configuration or looking into a checkpoint needs no torch."""
     loaded = loaded_with(module)
-    assert len([name for name in loaded if package_of(name)]) > 1
+    assert {package_of(name) for name in loaded} > {None, "config"}
     assert not {name.split(".")[0] for name in loaded} & {"torch", "deepspeed", "megatron", "transformers"}
 
 

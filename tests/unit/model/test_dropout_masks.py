@@ -71,17 +71,42 @@ def test_dropout_applies_to_the_branch_and_spares_the_residual(biased):
     assert torch.equal(output, residual + (branch + bias if biased else branch) * kept)
 
 
-class NothingDropped(DropoutState):
+class GivenMasks(DropoutState):
+    """[heads, b, s, s] from outside; also notes for which places it was asked."""
+
+    def __init__(self, by_head: torch.Tensor):
+        super().__init__(0.5)
+        self.by_head, self.asked = by_head, []
+
     def masks(self, layer, place, shape, like, part=0):
-        return torch.ones(like.shape[0], *shape)
+        self.asked.append((layer, place, part))
+        return self.by_head[part % len(self.by_head)]
+
+
+def attention_with(masks: GivenMasks, tp_rank: int = 0) -> CausalAttention:
+    attention = CausalAttention.__new__(CausalAttention)  # its constructor wants process groups
+    torch.nn.Module.__init__(attention)
+    attention.layer_number, attention.softmax_scale, attention.tp_rank, attention.cache = 5, None, tp_rank, None
+    attention.dropout_state = masks
+    return attention
 
 
 @pytest.mark.parametrize("num_groups", [4, 2, 1])
 def test_dropout_attention_is_the_attention_without_dropout_where_nothing_is_dropped(num_groups):
-    attention = CausalAttention.__new__(CausalAttention)  # its constructor wants process groups
-    torch.nn.Module.__init__(attention)
-    attention.layer_number, attention.softmax_scale, attention.tp_rank, attention.cache = 1, None, 0, None
-    attention.dropout_state = NothingDropped(0.5)
-    query, key, value = (torch.randn(6, 2, heads, 8) for heads in (4, num_groups, num_groups))
+    attention = attention_with(GivenMasks(torch.ones(4, 2, 6, 6)))
+    query, key, value = (torch.randn(6, 2, heads, 8) for heads in (4, num_groups, num_groups))  # [s, b, heads, d]
     written_out = attention.train()(query, key, value)
     torch.testing.assert_close(written_out, attention.eval()(query, key, value))
+
+
+def test_dropout_attention_drops_the_weights_of_each_head_by_its_global_number():
+    by_head = torch.rand(4, 2, 6, 6)
+    masks = GivenMasks(by_head)
+    query, key, value = (torch.randn(6, 2, 4, 8) for _ in range(3))
+    context = attention_with(masks, tp_rank=1).train()(query, key, value)
+    assert masks.asked == [(5, ATTENTION, head) for head in (4, 5, 6, 7)], "four heads on each rank: rank 1 holds 4 to 7"
+    for row in range(2):
+        for head in range(4):
+            scores = query[:, row, head] @ key[:, row, head].T / 8**0.5
+            weights = scores.masked_fill(torch.ones(6, 6).triu(1) > 0, float("-inf")).softmax(dim=-1) * by_head[head, row]
+            torch.testing.assert_close(context[:, row].unflatten(-1, (4, 8))[:, head], weights @ value[:, row, head])
