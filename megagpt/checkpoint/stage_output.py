@@ -13,10 +13,9 @@ from megagpt.checkpoint.layout import identity
 from megagpt.checkpoint.load import Checkpoint
 from megagpt.checkpoint.save import save_checkpoint
 from megagpt.config.schema import ModelConfig, RlhfConfig, StageConfig
-from megagpt.config.show import to_yaml
+from megagpt.config.show import content_hash, store, to_yaml
 from megagpt.engine.build import Engine
 from megagpt.kernels.select import describe as describe_kernels
-from megagpt.runtime import atomic
 from megagpt.runtime.log import is_main_rank, say
 from megagpt.runtime.run_folder import RunFolder
 from megagpt.runtime.version import code_version
@@ -29,11 +28,13 @@ class StageOutput:
 
     Args:
         parents: role -> checkpoint that this stage started from.
+        original: the configuration file as it was written.
     """
 
     config: StageConfig | RlhfConfig
     tokenizer: Tokenizer
     parents: dict[str, Checkpoint]
+    original: str = ""
 
     @property
     def run(self) -> RunFolder:
@@ -49,7 +50,7 @@ class StageOutput:
             say(f"[{self.config.stage}] kernels: {line}")
         if is_main_rank():
             self.run.forget(self.config.stage)
-            atomic.write_text(self.folder / "config.yaml", to_yaml(self.config))
+            store(self.config, self.original, self.folder)
         return self.folder
 
     def save(self, step: int, engine: Engine, model: ModelConfig, *, head: str, subfolder: str = "", **state: Any) -> Path:
@@ -77,7 +78,7 @@ class StageOutput:
         if is_main_rank():
             self.run.record(
                 self.config.stage, output=str(checkpoint), checkpoint=identity(checkpoint), parents=self._parents(),
-                tokenizer=self.tokenizer.content_hash, code=code_version(), **facts,
+                tokenizer=self.tokenizer.content_hash, config=content_hash(to_yaml(self.config)), code=code_version(), **facts,
             )
 
     def gate(self, name: str, value: float, bound: str, passed: bool) -> None:

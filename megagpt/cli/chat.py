@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from megagpt.cli.generate import add_model_arguments, open_model
+from megagpt.cli.generate import add_model_arguments, find_model, sampling_of, start_model
 from megagpt.config.load import ConfigError
 from megagpt.runtime.distributed import world_size_from_environment
 
@@ -16,14 +16,15 @@ def add_arguments(parser: argparse.ArgumentParser, verb: str) -> None:
 
 def run(options: argparse.Namespace, verb: str) -> int | None:
     from megagpt.generation.generate import generate
-    from megagpt.generation.sample import Sampling
     from megagpt.runtime.distributed import stop
     from megagpt.tokenizer.chat import encode_chat, stop_ids
 
     if world_size_from_environment() > 1:
         raise ConfigError("megagpt chat runs on one rank; use megagpt generate for several")
-    sampling = Sampling(options.temperature, options.top_k, options.top_p, options.seed)
-    model, tokenizer = open_model(options)
+    sampling = sampling_of(options)
+    checkpoint, grid = find_model(options)
+    tokenizer = checkpoint.tokenizer()
+    model = start_model(checkpoint, grid)
     start = [{"role": "system", "content": options.system}] if options.system else []
     messages = list(start)
     print("Write a message and press Enter; /new starts over, an empty line or Ctrl-D ends.")

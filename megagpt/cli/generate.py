@@ -32,44 +32,65 @@ def add_arguments(parser: argparse.ArgumentParser, verb: str) -> None:
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="rows decoded at the same time (default 32)")
 
 
-def open_model(options: argparse.Namespace):
-    """Checkpoint, model and tokenizer for generation on this job's ranks."""
+def sampling_of(options: argparse.Namespace):
+    """How to sample."""
+    from megagpt.generation.sample import Sampling
+
+    if options.max_new_tokens < 1:
+        raise ConfigError(f"--max-new-tokens {options.max_new_tokens}: must be 1 or more")
+    try:
+        return Sampling(options.temperature, options.top_k, options.top_p, options.seed)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def find_model(options: argparse.Namespace):
+    """The checkpoint, and the grid of this job's ranks; nothing is started yet."""
     from megagpt.checkpoint.layout import find_checkpoint
-    from megagpt.checkpoint.load import Checkpoint, load_model
+    from megagpt.checkpoint.load import Checkpoint
     from megagpt.config.check import check_model
-    from megagpt.parallel.groups import build_groups
     from megagpt.parallel.placement import stage_grid
-    from megagpt.runtime.distributed import start, world_size_from_environment
+    from megagpt.runtime.distributed import world_size_from_environment
     from megagpt.runtime.run_folder import RunFolder
 
     parallel = ParallelConfig(tensor_parallel_size=options.tensor_parallel_size, pipeline_parallel_size=options.pipeline_parallel_size)
     grid = stage_grid(parallel, world_size_from_environment())
     if grid.dp > 1:
         raise ConfigError(f"{grid.size} ranks for tensor {grid.tp} x pipeline {grid.pp}: generation uses one replica")
-    checkpoint = Checkpoint.open(find_checkpoint(options.checkpoint, RunFolder(RunConfig(name=options.run))))
+    checkpoint = Checkpoint.open(find_checkpoint(options.checkpoint, RunFolder(RunConfig(name=options.run)))).language_model()
     check_model(checkpoint.model_config, grid.tp, grid.pp, "checkpoint")
-    tokenizer = checkpoint.tokenizer()
+    return checkpoint, grid
+
+
+def start_model(checkpoint, grid):
+    """Join the job and load the model on its ranks."""
+    from megagpt.checkpoint.load import load_model
+    from megagpt.parallel.groups import build_groups
+    from megagpt.runtime.distributed import start
+
     world = start()
-    return load_model(checkpoint, build_groups(grid), world.device, scalar_head=False, dropout=0.0).eval(), tokenizer
+    return load_model(checkpoint, build_groups(grid), world.device, scalar_head=False, dropout=0.0).eval()
 
 
 def run(options: argparse.Namespace, verb: str) -> int | None:
+    from megagpt.data.errors import DataError
     from megagpt.data.records import read_prompts
     from megagpt.generation.generate import generate
-    from megagpt.generation.sample import Sampling
     from megagpt.runtime import atomic
     from megagpt.runtime.distributed import stop
     from megagpt.runtime.log import is_main_rank
     from megagpt.tokenizer.chat import encode_chat, stop_ids
 
-    try:
-        sampling = Sampling(options.temperature, options.top_k, options.top_p, options.seed)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+    sampling = sampling_of(options)
     prompts = list(read_prompts(options.prompts))
-    model, tokenizer = open_model(options)
-    rows = [(number, sample) for number in range(len(prompts)) for sample in range(options.num_samples)]
+    checkpoint, grid = find_model(options)
+    tokenizer, context = checkpoint.tokenizer(), checkpoint.model_config.max_sequence_length
     encoded = [encode_chat(tokenizer, prompt.prompt, add_generation_prompt=True)[0] for prompt in prompts]
+    for prompt, tokens in zip(prompts, encoded):
+        if len(tokens) + options.max_new_tokens > context:
+            raise DataError(prompt.where, f"{len(tokens)} tokens + max_new_tokens {options.max_new_tokens} is longer than the context of {context}")
+    model = start_model(checkpoint, grid)
+    rows = [(number, sample) for number in range(len(prompts)) for sample in range(options.num_samples)]
     answers: list[str] = []
     for first in range(0, len(rows), options.batch_size):
         part = rows[first : first + options.batch_size]

@@ -31,6 +31,6 @@ def run(options: argparse.Namespace, verb: str) -> int | None:
 
     set_kernels(config.kernels)
     trainer = importlib.import_module(f"megagpt.{verb}.trainer")
-    trainer.fit(config)
+    trainer.fit(config, options.config.read_text(encoding="utf-8"))
     stop()
     return None

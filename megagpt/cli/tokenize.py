@@ -7,6 +7,7 @@ import json
 
 from megagpt.cli.options import add_config_options, read_config
 from megagpt.config.schema import TokenizeConfig
+from megagpt.config.show import content_hash, store, to_yaml
 
 
 def add_arguments(parser: argparse.ArgumentParser, verb: str) -> None:
@@ -19,6 +20,7 @@ def run(options: argparse.Namespace, verb: str) -> int | None:
         return None
     from megagpt.data.token_files import tokenize_documents
     from megagpt.runtime.run_folder import RunFolder
+    from megagpt.runtime.version import code_version
     from megagpt.tokenizer.tokenizer import load_tokenizer
 
     folder = RunFolder(config.run)
@@ -26,5 +28,6 @@ def run(options: argparse.Namespace, verb: str) -> int | None:
     inputs = {name: [str(folder.resolve(path)) for path in paths] for name, paths in config.inputs.items()}
     summary = tokenize_documents(config.model_copy(update={"inputs": inputs}), tokenizer, folder.stage("tokenize"))
     print(json.dumps(summary, indent=2, ensure_ascii=False))
-    folder.record("tokenize", output=str(folder.stage("tokenize")), tokenizer=tokenizer.content_hash)
+    store(config, options.config.read_text(encoding="utf-8"), folder.stage("tokenize"))
+    folder.record("tokenize", output=str(folder.stage("tokenize")), config=content_hash(to_yaml(config)), code=code_version(), tokenizer=tokenizer.content_hash)
     return None

@@ -18,8 +18,8 @@ def check_model(model: ModelConfig, tp: int, pp: int, where: str = "model") -> N
     for name, value in (("num_attention_heads", heads), ("num_query_groups", groups)):
         if value % tp:
             raise ConfigError(f"{where}.{name} = {value}: not divisible by the tensor-parallel size {tp}")
-    if (model.ffn_hidden_size or 0) % tp:
-        raise ConfigError(f"{where}.ffn_hidden_size = {model.ffn_hidden_size}: not divisible by the tensor-parallel size {tp}")
+    if model.mlp_width % tp:
+        raise ConfigError(f"{where}.ffn_hidden_size = {model.mlp_width}: not divisible by the tensor-parallel size {tp}")
     if model.num_layers < pp:
         raise ConfigError(f"{where}.num_layers = {model.num_layers}: less than the pipeline-parallel size {pp}; a stage would be empty")
     if model.num_layers % pp:

@@ -7,6 +7,7 @@ Rules that involve several fields live in `check.py`.
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -61,6 +62,13 @@ class ModelConfig(Frozen):
     """Probability for embedding, attention and residual dropout during pre-training, SFT and reward training; never active in `rlhf`."""
     init_std: float = Field(0.02, gt=0)
     """Standard deviation of the initial weights; projections into the residual stream get init_std / sqrt(2 num_layers)."""
+
+    @property
+    def mlp_width(self) -> int:
+        """ffn_hidden_size with its default filled in."""
+        if self.ffn_hidden_size is not None:
+            return self.ffn_hidden_size
+        return math.ceil(8 * self.hidden_size / 3 / 16) * 16 if self.family == "llama" else 4 * self.hidden_size
 
 
 class ParallelConfig(Frozen):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import yaml
@@ -15,8 +16,13 @@ def to_yaml(config: BaseModel) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def store(config: BaseModel, original: Path | None, folder: Path) -> None:
+def content_hash(text: str) -> str:
+    """Short SHA-256 of a text, for the manifest."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def store(config: BaseModel, original: str, folder: Path) -> None:
     """config.yaml (resolved) and config.original.yaml (as written, comments included) in a stage's folder."""
     atomic.write_text(folder / "config.yaml", to_yaml(config))
-    if original is not None:
-        atomic.write_bytes(folder / "config.original.yaml", original.read_bytes())
+    if original:
+        atomic.write_text(folder / "config.original.yaml", original)

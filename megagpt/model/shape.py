@@ -34,10 +34,7 @@ class ModelShape:
 
     @property
     def ffn_hidden_size(self) -> int:
-        if self.config.ffn_hidden_size:
-            return self.config.ffn_hidden_size
-        hidden = self.config.hidden_size
-        return math.ceil(8 * hidden / 3 / 16) * 16 if self.is_llama else 4 * hidden
+        return self.config.mlp_width
 
     @property
     def tied(self) -> bool:

@@ -19,10 +19,12 @@ from pathlib import Path
 from megagpt.config.load import ConfigError, apply_overrides, build_config, load_data
 from megagpt.config.schema import STAGES, Frozen, PipelineConfig, PipelineStep
 from megagpt.config.show import to_yaml
+from megagpt.pipeline.launch import launch_command, read_hosts
 from megagpt.runtime import atomic
-from megagpt.runtime.distributed import free_port
 from megagpt.runtime.run_folder import RunFolder
 
+TEXT_STAGES = ("data", "tokenizer", "tokenize")
+"""One process on this machine, whatever the hostfile."""
 VERB_WORDS = {"data": ["data", "run"], "tokenizer": ["tokenizer", "train"]}
 """Verbs that take a second word; the others are called like their stage."""
 
@@ -39,10 +41,12 @@ def run_chain(config: PipelineConfig, folder: Path, *, stage_overrides: list[str
     came before it. The file is written after the step's own process ended well, so a killed step runs again.
 
     Raises:
-        ConfigError: any stage's configuration is wrong; found before the first stage starts.
+        ConfigError: the hostfile or any stage's configuration is wrong; found before the first stage starts.
     """
     run = RunFolder(config.run)
     resolved = [(step, *_resolve(step, config, folder, stage_overrides)) for step in config.steps]
+    if hostfile is not None:
+        read_hosts(hostfile)
     with contextlib.nullcontext() if dry_run else _only_one(run):
         key = ""
         for number, (step, stage_config, overrides) in enumerate(resolved, 1):
@@ -92,16 +96,12 @@ def _key(before: str, stage_config: Frozen) -> str:
 
 
 def _command(step: PipelineStep, folder: Path, overrides: list[str], hostfile: Path | None) -> list[str]:
-    """The command line of a step: the deepspeed launcher for several ranks or hosts, plain Python for one."""
+    """The command line of a step: the deepspeed launcher for several ranks or hosts, plain Python for one and for work on text."""
     words = [*VERB_WORDS.get(step.stage, [step.stage]), "--config", str(folder / step.config)]
     words += [word for text in overrides for word in ("--set", text)]
-    if hostfile is None and step.num_ranks == 1:
+    if step.stage in TEXT_STAGES or (hostfile is None and step.num_ranks == 1):
         return [sys.executable, "-m", "megagpt", *words]
-    hosts = ["--hostfile", str(hostfile)] if hostfile else ["--num_accelerators", str(step.num_ranks)]
-    return [
-        sys.executable, "-m", "deepspeed.launcher.runner", "--log_level", "warning", *hosts, "--master_port", str(free_port()),
-        "--no_local_rank", "--module", "megagpt", *words,
-    ]
+    return launch_command(words, step.num_ranks, hostfile)
 
 
 @contextlib.contextmanager

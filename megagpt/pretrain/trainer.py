@@ -24,13 +24,15 @@ from megagpt.runtime.log import StageLog, say
 from megagpt.runtime.run_folder import RunFolder
 from megagpt.tokenizer.tokenizer import load_tokenizer
 
-
 UNIGRAM_ROWS = 10_000
 """Rows of training text that token frequencies are counted on."""
 
 
-def fit(config: PretrainConfig) -> Path:
+def fit(config: PretrainConfig, original: str = "") -> Path:
     """Pre-train from initial weights; returns the last checkpoint. Called on every rank of the job.
+
+    Args:
+        original: the configuration file as it was written, kept beside the resolved one.
 
     Raises:
         ConfigError, DataError, TokenizerError: before any process group exists.
@@ -47,7 +49,7 @@ def fit(config: PretrainConfig) -> Path:
     held_out = [valid[i * len(valid) // min(config.eval_rows, len(valid))] for i in range(min(config.eval_rows, len(valid)))]
 
     world = start(config.run.device, config.run.timeout_seconds)
-    output = StageOutput(config, tokenizer, parents={})
+    output = StageOutput(config, tokenizer, parents={}, original=original)
     folder = output.open(world.device)
     model = new_model(model_config, build_groups(grid, config.run.timeout_seconds), world.device, config.run.seed)
     engine = Engine(model, config.optimizer, config.parallel.zero_stage)

@@ -7,4 +7,5 @@ import numpy as np
 
 def score_statistics(scores: list[float]) -> dict[str, float]:
     """Mean and standard deviation of the scores of good answers; stored with the model, used by PPO."""
-    return {"reward_mean": float(np.mean(scores)), "reward_std": max(float(np.std(scores)), 1e-6)}
+    spread = float(np.std(scores))
+    return {"reward_mean": float(np.mean(scores)), "reward_std": spread if spread > 1e-6 else 1.0}  # one score has no spread

@@ -32,8 +32,11 @@ from megagpt.runtime.log import StageLog, left_out, say
 from megagpt.runtime.run_folder import RunFolder
 
 
-def fit(config: RewardConfig) -> Path:
+def fit(config: RewardConfig, original: str = "") -> Path:
     """Train on rankings; returns the last checkpoint. Called on every rank of the job.
+
+    Args:
+        original: the configuration file as it was written, kept beside the resolved one.
 
     Raises:
         ConfigError, CheckpointError, DataError: before any process group exists.
@@ -51,7 +54,7 @@ def fit(config: RewardConfig) -> Path:
     floors = {"longer_answer_floor": longer_answer_accuracy(valid), "overlap_floor": overlap_accuracy(valid)}
 
     world = start(config.run.device, config.run.timeout_seconds)
-    output = StageOutput(config, tokenizer, {"parent": parent})
+    output = StageOutput(config, tokenizer, {"parent": parent}, original=original)
     folder = output.open(world.device)
     model = load_model(
         parent, build_groups(grid, config.run.timeout_seconds), world.device, scalar_head=True, dropout=config.dropout, seed=config.run.seed

@@ -34,8 +34,11 @@ from megagpt.tokenizer.chat import stop_ids as chat_stop_ids
 from megagpt.tokenizer.tokenizer import Tokenizer
 
 
-def fit(config: RlhfConfig) -> Path:
+def fit(config: RlhfConfig, original: str = "") -> Path:
     """Run PPO; returns the policy's last checkpoint. Called on every rank of the job.
+
+    Args:
+        original: the configuration file as it was written, kept beside the resolved one.
 
     Raises:
         ConfigError, CheckpointError, DataError: before any process group exists.
@@ -56,7 +59,7 @@ def fit(config: RlhfConfig) -> Path:
     prompts = load_prompts(config.prompts.model_copy(update={"files": files}), tokenizer)
 
     world = start(config.run.device, config.run.timeout_seconds)
-    output = StageOutput(config, tokenizer, {"policy": policy_start, "reward": reward_start})
+    output = StageOutput(config, tokenizer, {"policy": policy_start, "reward": reward_start}, original=original)
     folder = output.open(world.device)
     models = build_four_models(config, grids, policy_start, reward_start, world.device)
     trainer = Trainer(config, world, models, tokenizer, prompts.train)

@@ -22,8 +22,11 @@ from megagpt.runtime.log import StageLog, left_out, say
 from megagpt.runtime.run_folder import RunFolder
 
 
-def fit(config: SftConfig) -> Path:
+def fit(config: SftConfig, original: str = "") -> Path:
     """Fine-tune on demonstrations; returns the last checkpoint. Called on every rank of the job.
+
+    Args:
+        original: the configuration file as it was written, kept beside the resolved one.
 
     Raises:
         ConfigError, CheckpointError, DataError: before any process group exists.
@@ -40,7 +43,7 @@ def fit(config: SftConfig) -> Path:
     (train, valid), dropped = load_demonstrations(run.resolve_records(config.data), tokenizer)
 
     world = start(config.run.device, config.run.timeout_seconds)
-    output = StageOutput(config, tokenizer, {"parent": parent})
+    output = StageOutput(config, tokenizer, {"parent": parent}, original=original)
     folder = output.open(world.device)
     model = load_model(parent, build_groups(grid, config.run.timeout_seconds), world.device, scalar_head=False, dropout=config.dropout)
     dropout = model.dropout_state.probability > 0

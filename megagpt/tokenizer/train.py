@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -37,14 +36,13 @@ def train_tokenizer(
     """
     from sentencepiece import SentencePieceTrainer
 
-    lines = _lines(texts, sample_characters)
-    first = next(lines, None)
-    if first is None:
+    lines = list(_lines(texts, sample_characters))  # read before sentencepiece runs, which would dress up the readers' errors
+    if not lines:
         raise TokenizerError("tokenizer training: the documents hold no text")
     model = io.BytesIO()
     try:
         SentencePieceTrainer.train(
-            sentence_iterator=itertools.chain([first], lines),
+            sentence_iterator=iter(lines),
             model_writer=model,
             model_type="bpe",
             vocab_size=vocab_size,

@@ -76,12 +76,12 @@ def toy_tokenizer(folder: Path, vocab_size: int = 290) -> Tokenizer:
 # ---------------------------------------------------------------- the command line
 
 
-def megagpt(*words: object, cwd: Path = ROOT, timeout: float = 120, **environment: object) -> subprocess.CompletedProcess:
+def megagpt(*words: object, cwd: Path = ROOT, timeout: float = 300, **environment: object) -> subprocess.CompletedProcess:
     """`python -m megagpt WORDS` in a process of its own; output is text."""
     return command(sys.executable, "-m", "megagpt", *words, cwd=cwd, timeout=timeout, **environment)
 
 
-def command(*words: object, cwd: Path = ROOT, timeout: float = 120, **environment: object) -> subprocess.CompletedProcess:
+def command(*words: object, cwd: Path = ROOT, timeout: float = 300, **environment: object) -> subprocess.CompletedProcess:
     """A command with megagpt on its path; the process and its children are killed after `timeout` seconds."""
     process = subprocess.Popen(
         [str(word) for word in words], cwd=cwd, env=environment_of(**environment), text=True, start_new_session=True,

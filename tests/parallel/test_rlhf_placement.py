@@ -13,7 +13,15 @@ from torch import Tensor
 from megagpt.checkpoint.layout import CheckpointError, find_checkpoint
 from megagpt.checkpoint.load import Checkpoint
 from megagpt.config.schema import (
-    KlConfig, ModelConfig, OptimizerConfig, PlacementConfig, PpoConfig, PromptsConfig, RlhfConfig, RoleConfig, RunConfig,
+    KlConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PlacementConfig,
+    PpoConfig,
+    PromptsConfig,
+    RlhfConfig,
+    RoleConfig,
+    RunConfig,
 )
 from megagpt.data.prompts import load_prompts
 from megagpt.parallel.placement import build_grids
