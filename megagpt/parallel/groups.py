@@ -7,7 +7,6 @@ import functools
 from dataclasses import dataclass
 
 import torch.distributed as dist
-from megatron.core.hyper_comm_grid import HyperCommGrid
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 from megagpt.parallel.grid import AXES, Coordinates, Grid
@@ -33,32 +32,40 @@ class Groups:
         return self.coordinates.pp == self.grid.pp - 1
 
 
-@functools.cache  # models that are never used at the same time on the same grid share their sockets
+@functools.cache
 def build_groups(grid: Grid, timeout_seconds: int = 600) -> Groups | None:
     """Make every group of one grid. All ranks of the world must call this, in the same order for several grids.
 
     Returns:
         This rank's groups, or None on a rank outside the grid.
     """
-    timeout = datetime.timedelta(seconds=timeout_seconds)
-    hyper = HyperCommGrid(grid.shape, list(AXES), rank_offset=grid.offset)
+
+    def mine(*axes: str) -> dist.ProcessGroup | None:
+        """All ranks make all groups along these axes; the one that holds this rank."""
+        return _join(grid.peers(*axes), timeout_seconds)
+
     made = ProcessGroupCollection()
     for axis in AXES:
-        setattr(made, axis, hyper.create_pg(axis, timeout=timeout))
-    made.mp = hyper.create_pg(["tp", "pp"], timeout=timeout)
-    made.tp_cp = hyper.create_pg(["tp", "cp"], timeout=timeout)
-    made.dp_cp = hyper.create_pg(["cp", "dp"], timeout=timeout)
-    whole = dist.new_group(list(grid.ranks), timeout=timeout)
+        setattr(made, axis, mine(axis))
+    made.mp, made.tp_cp, made.dp_cp = mine("tp", "pp"), mine("tp", "cp"), mine("cp", "dp")
+    whole = mine(*AXES)
     made.embd = made.pos_embd = None
     if grid.pp > 1:
-        for stages in grid.peers("pp"):
-            # Tied embeddings live on the first and on the last stage; learned positions on the first alone.
-            ends = dist.new_group([stages[0], stages[-1]], timeout=timeout)
-            first = dist.new_group([stages[0]], timeout=timeout)
-            if dist.get_rank() in (stages[0], stages[-1]):
-                made.embd = ends
-            if dist.get_rank() == stages[0]:
-                made.pos_embd = first
+        # Tied embeddings live on the first and on the last stage; learned positions on the first alone.
+        made.embd = _join([[stages[0], stages[-1]] for stages in grid.peers("pp")], timeout_seconds)
+        made.pos_embd = _join([[stages[0]] for stages in grid.peers("pp")], timeout_seconds)
     if dist.get_rank() not in grid:
         return None
     return Groups(grid, made, whole, grid.coordinates(dist.get_rank()))
+
+
+def _join(rank_lists: list[list[int]], timeout_seconds: int) -> dist.ProcessGroup | None:
+    groups = [(ranks, _group(tuple(ranks), timeout_seconds)) for ranks in rank_lists]
+    return next((group for ranks, group in groups if dist.get_rank() in ranks), None)
+
+
+@functools.cache
+def _group(ranks: tuple[int, ...], timeout_seconds: int) -> dist.ProcessGroup:
+    """One group for each set of ranks, whatever axes and models it serves: each costs sockets and threads (a communicator on
+    a GPU), and most axes of most grids have size 1 or coincide. Megatron-core's HyperCommGrid makes one for each name."""
+    return dist.new_group(list(ranks), timeout=datetime.timedelta(seconds=timeout_seconds))

@@ -38,7 +38,8 @@ def run_chain(config: PipelineConfig, folder: Path, *, stage_overrides: list[str
         hostfile: handed to the deepspeed launcher.
 
     A step is finished when `finished.json` in its folder carries the hash of its resolved configuration and of all that
-    came before it. The file is written after the step's own process ended well, so a killed step runs again.
+    came before it. The file is written after the step's own process ended well, so a killed step runs again, and with it
+    all that comes after it.
 
     Raises:
         ConfigError: the hostfile or any stage's configuration is wrong; found before the first stage starts.
@@ -61,9 +62,13 @@ def run_chain(config: PipelineConfig, folder: Path, *, stage_overrides: list[str
                 print(f"{head}: {shlex.join(command)}", flush=True)
                 continue
             print(f"{head}: {step.num_ranks} rank{'s' * (step.num_ranks > 1)}", flush=True)
-            marker.unlink(missing_ok=True)
+            for later, *_ in resolved[number - 1 :]:
+                (run.path / later.stage / "finished.json").unlink(missing_ok=True)
+            run.forget(step.stage)
             began = time.perf_counter()
             code = subprocess.run(command, preexec_fn=_die_with_parent, check=False).returncode
+            if code == 0 and step.stage not in run.manifest:
+                code = 1  # what every stage does last was not done: a launcher over several hosts answers 0 when it was killed
             if code != 0:
                 print(f"{head}: failed with exit code {code}; the same command starts again here", file=sys.stderr, flush=True)
                 return code if code > 0 else 128 - code

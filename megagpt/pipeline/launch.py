@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import argparse
+import base64
+import json
 import os
 import re
 import socket
@@ -23,21 +25,21 @@ def launch_command(words: Sequence[str], num_ranks: int, hostfile: Path | None) 
     Raises:
         ConfigError: a hostfile that cannot be read.
     """
-    if hostfile is None:
-        # Named, since the launcher would take /job/hostfile where there is one.
-        where = ["--hostfile", os.devnull, "--num_accelerators", str(num_ranks)]
+    slots = {"localhost": num_ranks} if hostfile is None else read_hosts(hostfile)
+    if len(slots) == 1 and slots.keys() <= {"localhost", "127.0.0.1", socket.gethostname()}:
+        # The part of the launcher that starts and watches the ranks of one machine. The part before it would ask even this
+        # machine by ssh, and would leave the ranks running when it is killed.
+        world = json.dumps({"localhost": list(range(*slots.values()))})
+        launcher = ["deepspeed.launcher.launch", "--world_info", base64.urlsafe_b64encode(world.encode()).decode(), "--master_addr", "127.0.0.1"]
     else:
-        where = ["--hostfile", str(hostfile)]
-        if read_hosts(hostfile) in (["localhost"], ["127.0.0.1"], [socket.gethostname()]):
-            where += ["--no_ssh", "--node_rank", "0", "--master_addr", "127.0.0.1"]  # else it asks even this machine by ssh
+        launcher = ["deepspeed.launcher.runner", "--hostfile", str(hostfile)]
     return [
-        sys.executable, "-m", "deepspeed.launcher.runner", "--log_level", "error", *where, "--master_port", str(free_port()),
-        "--no_local_rank", "--module", "megagpt", *words,
+        sys.executable, "-m", *launcher, "--log_level", "error", "--master_port", str(free_port()), "--no_local_rank", "--module", "megagpt", *words,
     ]
 
 
-def read_hosts(hostfile: Path) -> list[str]:
-    """Names in a hostfile: one `HOST slots=N` a line, `#` starts a comment.
+def read_hosts(hostfile: Path) -> dict[str, int]:
+    """Names in a hostfile and their numbers of ranks: one `HOST slots=N` a line, `#` starts a comment.
 
     Raises:
         ConfigError: not a readable file of such lines.
@@ -46,13 +48,13 @@ def read_hosts(hostfile: Path) -> list[str]:
         lines = hostfile.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{hostfile}: cannot read the hostfile ({getattr(error, 'strerror', None) or error})") from None
-    hosts = []
+    hosts: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
         if text := line.partition("#")[0].strip():
             match = re.fullmatch(r"(\S+)\s+slots=([1-9]\d*)", text)
             if match is None:
                 raise ConfigError(f"{hostfile}:{number}: {text!r}: expected `HOST slots=N`")
-            hosts.append(match[1])
+            hosts[match[1]] = int(match[2])
     if not hosts:
         raise ConfigError(f"{hostfile}: the hostfile names no host")
     return hosts

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,11 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_text(path: Path, text: str) -> None:
     """UTF-8 text, as `write_bytes`."""
     write_bytes(path, text.encode("utf-8"))
+
+
+def without_nan(row: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN and no infinity: such numbers become null. A diverged run must still leave a readable record."""
+    return {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()}
 
 
 def write_json(path: Path, value: Any) -> None:

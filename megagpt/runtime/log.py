@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -12,6 +12,8 @@ from typing import Any
 
 import torch.distributed as dist
 from tqdm import tqdm
+
+from megagpt.runtime import atomic
 
 
 def is_main_rank() -> bool:
@@ -46,6 +48,7 @@ class StageLog:
         if self._active:
             from torch.utils.tensorboard import SummaryWriter
 
+            shutil.rmtree(folder / "tensorboard", ignore_errors=True)
             self._metrics = open(folder / "metrics.jsonl", "w", encoding="utf-8", buffering=1)
             self._board = SummaryWriter(str(folder / "tensorboard"))
             self._bar = tqdm(total=total_steps, desc=stage, unit="step", file=sys.stderr, mininterval=1.0 if sys.stderr.isatty() else 15.0, dynamic_ncols=True)
@@ -75,8 +78,7 @@ class StageLog:
             self._line(f"evaluation at step {step}", metrics)
 
     def _write(self, row: dict[str, Any]) -> None:
-        # JSON has no NaN; a diverged run must still leave readable metrics.
-        clean = {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in row.items()}
+        clean = atomic.without_nan(row)
         self._metrics.write(json.dumps({**clean, "seconds": round(time.perf_counter() - self._started, 3)}) + "\n")
         for name, value in clean.items():
             if isinstance(value, (int, float)) and name != "step":

@@ -52,7 +52,7 @@ class RunFolder:
     def record(self, stage: str, **facts: Any) -> None:
         """Write a finished stage into the manifest. One process of the job calls this."""
         self.path.mkdir(parents=True, exist_ok=True)
-        entry = {**facts, "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+        entry = {**atomic.without_nan(facts), "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
         atomic.write_json(self.path / "manifest.json", {**self.manifest, stage: entry})
 
     def forget(self, stage: str) -> None:
@@ -73,7 +73,7 @@ class RunFolder:
         kept = [gate for gate in self.gates if (gate["stage"], gate["name"]) != (stage, name)]
         verdict = {"stage": stage, "name": name, "value": value, "bound": bound, "verdict": "passed" if passed else "failed"}
         self.path.mkdir(parents=True, exist_ok=True)
-        atomic.write_json(self.path / "gates.json", [*kept, verdict])
+        atomic.write_json(self.path / "gates.json", [*kept, atomic.without_nan(verdict)])
 
 
 def _read(path: Path, default: Any) -> Any:

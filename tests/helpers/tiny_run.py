@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -83,10 +85,7 @@ def megagpt(*words: object, cwd: Path = ROOT, timeout: float = 300, **environmen
 
 def command(*words: object, cwd: Path = ROOT, timeout: float = 300, **environment: object) -> subprocess.CompletedProcess:
     """A command with megagpt on its path; the process and its children are killed after `timeout` seconds."""
-    process = subprocess.Popen(
-        [str(word) for word in words], cwd=cwd, env=environment_of(**environment), text=True, start_new_session=True,
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )
+    process = start(*words, cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment_of(**environment))
     try:
         out, err = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
@@ -94,6 +93,17 @@ def command(*words: object, cwd: Path = ROOT, timeout: float = 300, **environmen
         out, err = process.communicate()
         raise AssertionError(f"{process.args} ran longer than {timeout} s\n{out[-3000:]}\n{err[-3000:]}") from None
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def start(*words: object, **settings) -> subprocess.Popen:
+    """A command in a session of its own, so that it and all that it started can be killed at once. It ends when pytest does, however that ends."""
+    settings = {"stdin": subprocess.DEVNULL, "env": environment_of()} | settings
+    return subprocess.Popen([str(word) for word in words], start_new_session=True, preexec_fn=end_with_parent, **settings)
+
+
+def end_with_parent() -> None:
+    """In the new process: ask the kernel for a SIGTERM at the end of its parent (prctl PR_SET_PDEATHSIG)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
 def environment_of(**more: object) -> dict[str, str]:
@@ -104,7 +114,7 @@ def environment_of(**more: object) -> dict[str, str]:
 
 def kill_group(process: subprocess.Popen) -> None:
     """kill -9 of a process that was started in a session of its own, and of all that it started."""
-    os.killpg(process.pid, 9)
+    os.killpg(process.pid, signal.SIGKILL)
 
 
 def finished(result: subprocess.CompletedProcess) -> subprocess.CompletedProcess:

@@ -34,12 +34,15 @@ def serve(pipe: int, parent: int, stack_file: str) -> None:
         return
     connection.send_bytes(to_bytes(("started", None)))
     while True:
+        num_modules = len(sys.modules)
         try:
             call = from_bytes(connection.recv_bytes())  # sleeps in the kernel while idle
         except EOFError:
             os._exit(0)  # pytest closed the pipe; the ordinary exit could wait for other ranks
         _answer(connection, *call)
         gc.collect()  # after the answer, while pytest compares: engines and their groups are reference cycles
+        if len(sys.modules) > num_modules:
+            gc.freeze()  # half a million objects of imported modules, at which every collection would look for 0.3 s
 
 
 def _answer(connection: Connection, path: str, module: str, name: str, payload: bytes) -> None:

@@ -40,7 +40,7 @@ def folder(tmp_path_factory):
     tokenizer = toy_tokenizer(folder / "runs/toy/tokenizer")
     inputs = {"train": [write_rows(folder / "documents.jsonl", documents(20))]}
     tokenize_documents(TokenizeConfig(run=RunConfig(name="toy"), inputs=inputs), tokenizer, folder / "runs/toy/tokens")
-    (folder / "pretrain.yaml").write_text(yaml.safe_dump({"run": {"name": "toy", "root": str(folder / "runs")}} | CONFIG))
+    (folder / "pretrain.yaml").write_text(yaml.safe_dump({"run": {"name": "toy", "root": str(folder / "runs"), "device": "cpu"}} | CONFIG))
     (folder / "hosts").write_text("# this machine alone\nlocalhost slots=2\n")
     return folder
 
@@ -85,9 +85,9 @@ def test_launcher_says_which_port_is_taken(folder):
 def test_launcher_reads_hostfiles(tmp_path):
     hosts = tmp_path / "hosts"
     hosts.write_text("# two machines\nnode-1 slots=8   # the first\n\nnode-2 slots=8\n")
-    assert read_hosts(hosts) == ["node-1", "node-2"]
+    assert read_hosts(hosts) == {"node-1": 8, "node-2": 8}
     words = launch_command(["pretrain"], 1, hosts)
-    assert words[-2:] == ["megagpt", "pretrain"] and "--no_ssh" not in words and str(hosts) in words
+    assert words[-2:] == ["megagpt", "pretrain"] and words[2:5] == ["deepspeed.launcher.runner", "--hostfile", str(hosts)]
 
 
 @pytest.mark.parametrize(

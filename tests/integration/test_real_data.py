@@ -56,7 +56,7 @@ def run(tmp_path_factory) -> Path:
     for stage, config in STAGES.items():
         (folder / f"{stage}.yaml").write_text(yaml.safe_dump({"run": {"name": "real"}} | config))
     steps = [{"stage": stage, "config": f"{stage}.yaml", "num_ranks": RANKS.get(stage, 1)} for stage in STAGES]
-    (folder / "chain.yaml").write_text(yaml.safe_dump({"run": {"name": "real"}, "steps": steps}))
+    (folder / "chain.yaml").write_text(yaml.safe_dump({"run": {"name": "real", "device": "cpu"}, "steps": steps}))
     finished(megagpt("run", "--config", "chain.yaml", cwd=folder, timeout=500))
     return folder / "runs/real"
 
@@ -67,7 +67,7 @@ def test_real_data_gives_all_kinds_of_records(run):
         assert statistics[kind]["train"] > least and statistics[kind]["valid"] > 0, kind
     answers = [len(json.loads(line)["answers"]) for line in (run / "data/rankings.train.jsonl").open()]
     assert {2, 3, 4} <= set(answers) and max(answers) > 4
-    assert statistics["rankings"]["dropped"]["two answers are equal"] >= 2  # known defects of HH, see its SOURCE.txt
+    assert statistics["rankings"]["dropped"]["two answers are equal"] >= 1  # a known defect of HH, see its SOURCE.txt
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "sft", "reward", "rlhf"])

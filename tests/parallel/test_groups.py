@@ -78,15 +78,17 @@ def test_groups_reduce_and_gather(grid):
 def routed(grid: Grid) -> tuple:
     groups = build_groups(grid)
     local = None
-    if groups is not None:
-        rows = replica_rows(6, grid, groups.coordinates.dp)
-        local = torch.tensor([[10 * row, 10 * row + 1] for row in rows], dtype=torch.int64) if dist.get_rank() == grid.leader(groups.coordinates.dp) else None
+    if groups is not None and dist.get_rank() == grid.leader(groups.coordinates.dp):
+        local = torch.tensor([[10 * row, 10 * row + 1] for row in replica_rows(6, grid, groups.coordinates.dp)])
     everywhere = share_rows(local, grid, (6, 2), torch.int64, torch.device("cpu"))
     numbers = share_numbers([1.5, -2.0] if dist.get_rank() in grid else None, 2, grid, torch.device("cpu"))
     return everywhere, numbers
 
 
-@pytest.mark.parametrize("grid", [Grid(), Grid(tp=2, dp=2), Grid(pp=2, dp=2), Grid(dp=2, offset=1), Grid(dp=3, offset=1), Grid(tp=2, offset=2)], ids=str)
+ROUTED = [Grid(), Grid(tp=2, dp=2), Grid(pp=2, dp=2), Grid(dp=2, offset=1), Grid(dp=3, offset=1), Grid(tp=2, offset=2)]
+
+
+@pytest.mark.parametrize("grid", ROUTED, ids=str)
 def test_groups_route_rows_to_every_rank_of_the_world(grid):
     expected = torch.tensor([[10 * row, 10 * row + 1] for row in range(6)])
     for everywhere, numbers in run_ranks(4, routed, grid):

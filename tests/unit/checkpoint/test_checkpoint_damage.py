@@ -15,12 +15,13 @@ from tests.helpers.tiny_checkpoint import make_checkpoint
 from tests.helpers.tiny_run import toy_tokenizer
 
 SHARD = "model-00001-of-00001.safetensors"
+MODEL = tiny_model("gpt", True, num_layers=1)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoint")
-    return make_checkpoint(RunConfig(name="run", root=str(folder)), "sft", tiny_model("gpt", True, num_layers=1), toy_tokenizer(folder / "tokenizer"), seed=1)
+    return make_checkpoint(RunConfig(name="run", root=str(folder)), "sft", MODEL, toy_tokenizer(folder / "tokenizer"), seed=1)
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ DAMAGES = {
 
 def test_checkpoint_that_is_whole_opens(checkpoint):
     assert verify(checkpoint) == []
-    assert Checkpoint.open(checkpoint).model_config == tiny_model("gpt", True, num_layers=1)
+    assert Checkpoint.open(checkpoint).model_config == MODEL
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

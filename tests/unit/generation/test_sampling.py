@@ -91,7 +91,8 @@ def test_sampling_counters_give_independent_draws(counter):
     else:
         tokens, _ = choose(logits.expand(num, -1), Sampling(), *(numbers | {counter: np.arange(num)}).values())
     assert_distributed(tokens, torch.full((V,), 1 / V, dtype=torch.float64))
-    assert (tokens[1:] == tokens[:-1]).double().mean().item() == pytest.approx(1 / V, abs=5 * (1 / V / num) ** 0.5), "neighbours do not resemble each other"
+    repeats = (tokens[1:] == tokens[:-1]).double().mean().item()
+    assert repeats == pytest.approx(1 / V, abs=5 * (1 / V / num) ** 0.5), "neighbours do not resemble each other"
 
 
 def test_sampling_of_a_row_ignores_the_other_rows():
@@ -101,7 +102,9 @@ def test_sampling_of_a_row_ignores_the_other_rows():
     assert together.tolist() == alone
 
 
-@pytest.mark.parametrize("sampling", [Sampling(temperature=0.0), Sampling(temperature=0.0, top_k=3, top_p=0.5), Sampling(top_k=1), Sampling(top_p=1e-9)])
+@pytest.mark.parametrize(
+    "sampling", [Sampling(temperature=0.0), Sampling(temperature=0.0, top_k=3, top_p=0.5), Sampling(top_k=1), Sampling(top_p=1e-9)], ids=str
+)
 def test_sampling_greedily_takes_the_largest_logit(sampling):
     logits, zeros = some_logits(), np.zeros(20, dtype=np.int64)
     tokens, logprobs = choose(logits, sampling, zeros, zeros, zeros)

@@ -13,7 +13,13 @@ from tests.helpers.tiny import tiny_model
 LAYER = ["input_layernorm", "pre_mlp_layernorm", "self_attention.linear_qkv", "self_attention.linear_proj", "mlp.linear_fc1", "mlp.linear_fc2"]
 FAMILIES = pytest.mark.parametrize(
     ("family", "overrides"),
-    [("gpt", {}), ("gpt", {"num_query_groups": 4, "num_attention_heads": 8}), ("llama", {}), ("llama", {"num_query_groups": 8}), ("llama", {"vocab_size": 100})],
+    [
+        ("gpt", {}),
+        ("gpt", {"num_query_groups": 4, "num_attention_heads": 8}),
+        ("llama", {}),
+        ("llama", {"num_query_groups": 8}),
+        ("llama", {"vocab_size": 100}),
+    ],
     ids=["gpt", "gpt_groups", "llama_groups", "llama", "llama_vocab_divisible"],
 )
 

@@ -1,0 +1,157 @@
+"""What a run leaves on disk: files that are whole or absent, the run folder's manifest and gates, the stage's metrics."""
+
+import hashlib
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from megagpt.config.schema import RecordsConfig, RunConfig
+from megagpt.runtime import atomic
+from megagpt.runtime.log import StageLog, left_out
+from megagpt.runtime.run_folder import RunFolder
+from tests.helpers.tiny_run import environment_of
+
+# ---------------------------------------------------------------- atomic writes
+
+
+def test_atomic_writes_replace_and_leave_nothing_else(tmp_path):
+    file = tmp_path / "a.json"
+    atomic.write_json(file, {"ä": 1})
+    atomic.write_json(file, {"ä": [2.5, None]})
+    assert json.loads(file.read_text(encoding="utf-8")) == {"ä": [2.5, None]} and "ä" in file.read_text(encoding="utf-8")
+    atomic.write_bytes(tmp_path / "b", b"\0\xff")
+    assert atomic.sha256_file(tmp_path / "b") == hashlib.sha256(b"\0\xff").hexdigest()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "b"]
+
+
+@pytest.mark.parametrize("where", ["fsync", "replace"])
+def test_atomic_kill_between_write_and_rename_leaves_the_old_file(tmp_path, where):
+    """A real process, killed by SIGKILL at the worst moment."""
+    (tmp_path / "state.json").write_text("old")
+    script = f"""
+import os, signal
+from pathlib import Path
+from megagpt.runtime import atomic
+os.{where} = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+atomic.write_text(Path("state.json"), "new" * 100000)
+"""
+    result = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment_of(), check=False)
+    assert result.returncode == -signal.SIGKILL
+    assert (tmp_path / "state.json").read_text() == "old"
+
+
+@pytest.mark.parametrize("value", [float("nan"), {"a": float("inf")}, object()])
+def test_atomic_json_that_cannot_be_written_leaves_the_old_file(tmp_path, value):
+    atomic.write_json(tmp_path / "a.json", [1])
+    with pytest.raises((ValueError, TypeError)):
+        atomic.write_json(tmp_path / "a.json", value)
+    assert json.loads((tmp_path / "a.json").read_text()) == [1]
+
+
+# ---------------------------------------------------------------- run folder
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return RunFolder(RunConfig(name="toy"))
+
+
+def touch(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    return path
+
+
+def test_run_folder_resolves_paths(run, tmp_path):
+    assert str(run.resolve("data/a.jsonl")) == "data/a.jsonl"  # nowhere: as it stands, for the message of whoever opens it
+    within = touch(tmp_path / "runs/toy/data/a.jsonl")
+    assert run.resolve("data/a.jsonl").resolve() == within
+    here = touch(tmp_path / "data/a.jsonl")
+    assert run.resolve("data/a.jsonl").resolve() == here  # as it stands comes first
+    assert run.resolve(str(within)) == within
+
+
+def test_run_folder_resolves_prefixes_of_token_files(run, tmp_path):
+    touch(tmp_path / "runs/toy/tokenize/train.idx")
+    assert str(run.resolve("tokenize/train", ".idx")) == "runs/toy/tokenize/train"
+    assert str(run.resolve("tokenize/valid", ".idx")) == "tokenize/valid"
+    touch(tmp_path / "tokenize/train.idx")
+    assert str(run.resolve("tokenize/train", ".idx")) == "tokenize/train"
+
+
+def test_run_folder_resolves_records(run, tmp_path):
+    touch(tmp_path / "runs/toy/data/a.jsonl")
+    records = RecordsConfig(train=["data/a.jsonl", "elsewhere.jsonl"], valid=["data/a.jsonl"], max_length=7)
+    resolved = run.resolve_records(records)
+    assert resolved == RecordsConfig(train=["runs/toy/data/a.jsonl", "elsewhere.jsonl"], valid=["runs/toy/data/a.jsonl"], max_length=7)
+    assert run.resolve_records(records.model_copy(update={"valid": None})).valid is None
+
+
+def test_run_folder_manifest_and_gates_are_kept_by_stage(run):
+    assert run.manifest == {} and run.gates == []
+    run.record("data", output="a")
+    run.record("sft", output="b", loss=float("nan"))
+    run.record("data", output="c")
+    assert list(run.manifest) == ["data", "sft"] and run.manifest["data"]["output"] == "c" and run.manifest["sft"]["loss"] is None
+    run.gate("sft", "loss", 0.5, "<= 1", True)
+    run.gate("reward", "accuracy", 0.4, ">= 0.8", False)
+    run.gate("sft", "loss", float("nan"), "<= 1", False)
+    assert run.gates == [
+        {"stage": "reward", "name": "accuracy", "value": 0.4, "bound": ">= 0.8", "verdict": "failed"},
+        {"stage": "sft", "name": "loss", "value": None, "bound": "<= 1", "verdict": "failed"},
+    ]
+    run.forget("sft")
+    assert list(run.manifest) == ["data"] and [gate["stage"] for gate in run.gates] == ["reward"]
+    run.forget("sft")
+
+
+# ---------------------------------------------------------------- metrics of a stage
+
+
+def rows_of(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_stage_log_writes_every_step_and_prints_some(tmp_path, capsys):
+    with StageLog(tmp_path, "sft", total_steps=5, log_every=2) as log:
+        log.evaluation(0, {"eval_loss": 3.0})
+        for step in range(1, 6):
+            log.step(step, {"loss": 2.0 / step, "tokens": 10 * step})
+            assert len(rows_of(tmp_path)) == step + 1, "each row is on disk at once"
+    rows = rows_of(tmp_path)
+    assert [row["step"] for row in rows] == [0, 1, 2, 3, 4, 5]
+    assert rows[2]["loss"] == 1.0 and rows[2]["tokens"] == 20 and 0 <= rows[1]["seconds"] <= rows[5]["seconds"]
+    assert capsys.readouterr().out.splitlines() == [
+        "[sft] evaluation at step 0 | eval_loss 3",
+        "[sft] step 2/5 | loss 1 | tokens 20",
+        "[sft] step 4/5 | loss 0.5 | tokens 40",
+        "[sft] step 5/5 | loss 0.4 | tokens 50",
+    ]
+
+
+def test_stage_log_writes_null_for_what_is_no_number(tmp_path):
+    with StageLog(tmp_path, "sft", total_steps=1, log_every=1) as log:
+        log.step(1, {"loss": float("nan"), "grad_norm": float("inf"), "lr": 1e-3})
+    ((row,),) = (rows_of(tmp_path),)
+    assert row["loss"] is None and row["grad_norm"] is None and row["lr"] == 1e-3
+
+
+def test_stage_log_starts_anew(tmp_path):
+    for count in (3, 2):  # the second run stops earlier; nothing of the first may stay
+        with StageLog(tmp_path, "sft", total_steps=3, log_every=10) as log:
+            for step in range(1, count + 1):
+                log.step(step, {"loss": 1.5})
+    assert [row["step"] for row in rows_of(tmp_path)] == [1, 2]
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 1.5), (2, 1.5)]
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 1
+
+
+def test_left_out_records_are_named_by_reason():
+    assert left_out({}) == ""
+    assert left_out({"repeated": 3, "empty message": 1}) == " (left out: 3 repeated, 1 empty message)"
