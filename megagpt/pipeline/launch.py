@@ -62,7 +62,8 @@ def read_hosts(hostfile: Path) -> dict[str, int]:
 
 def main() -> int:
     """Become the launcher."""
-    parser = argparse.ArgumentParser(prog="launch/run.sh", usage="launch/run.sh STAGE --config FILE [--ranks N] [--hostfile F] [--set a.b=c …]", allow_abbrev=False)
+    usage = "launch/run.sh STAGE --config FILE [--ranks N] [--hostfile F] [--set a.b=c …]"
+    parser = argparse.ArgumentParser(prog="launch/run.sh", usage=usage, allow_abbrev=False)
     parser.add_argument("--ranks", type=int, metavar="N", help="ranks on this machine (default: one for each GPU, or 1)")
     parser.add_argument("--hostfile", type=Path, metavar="F", help="hosts, one `HOST slots=N` a line: one rank for each slot")
     options, words = parser.parse_known_args()

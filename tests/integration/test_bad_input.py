@@ -111,7 +111,8 @@ def place(**roles) -> str:
         ("sft", 4, ["parallel.pipeline_parallel_size=4"], "parent model.num_layers = 2: less than the pipeline-parallel size 4"),
         ("reward", 3, ["parallel.tensor_parallel_size=2"], "does not fit 3 ranks"),
         ("reward", 3, ["parallel.tensor_parallel_size=3"], "parent model.num_attention_heads = 4: not divisible"),
-        ("rlhf", 3, [place(policy={"ranks": [0, 1, 2], "tp": 3}, value={"ranks": [0, 1, 2]})], "placement.reference.ranks = [0]: overlaps policy's ranks [0, 1, 2] in part"),
+        ("rlhf", 3, [place(policy={"ranks": [0, 1, 2], "tp": 3}, value={"ranks": [0, 1, 2]})],
+         "placement.reference.ranks = [0]: overlaps policy's ranks [0, 1, 2] in part"),
         ("rlhf", 3, [place(policy={"ranks": [1, 2]}, reference={"ranks": [1, 2]}, value={"ranks": [0, 1]}, reward={"ranks": [0, 1]})],
          "placement.reward.ranks = [0, 1]: overlaps policy's ranks [1, 2] in part; two models share all their ranks or none"),
         ("rlhf", 2, [], "placement: ranks [1] of the job hold no model; start 1 ranks or place a model there"),
@@ -317,7 +318,8 @@ def test_only_rank_0_speaks(folder, monkeypatch, capsys, no_process_group):
     assert capsys.readouterr().err == ""
 
 
-def test_no_cuda_here(refused):
+def test_no_cuda_here(refused, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert "run.device cuda: torch finds no CUDA device here; use auto or cpu" in refused(*stage("pretrain", "run.device=cuda"))
 
 

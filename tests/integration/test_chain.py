@@ -170,7 +170,8 @@ def test_chain_resumes_after_a_kill(chain):
 def test_chain_killed_and_resumed_equals_undisturbed(chain, tmp_path):
     """The interrupted stage once more, on its own, in a run that was never disturbed: the same bits."""
     run = chain.run
-    overrides = {"run.name": "quiet", "run.seed": 7, "run.device": "cpu", "tokenizer": run / "tokenizer", "data.train": run / "tokenize/train", "data.valid": run / "tokenize/valid"}
+    overrides = {"run.name": "quiet", "run.seed": 7, "run.device": "cpu", "tokenizer": run / "tokenizer"}
+    overrides |= {"data.train": run / "tokenize/train", "data.valid": run / "tokenize/valid"}
     words = [word for name, value in overrides.items() for word in ("--set", f"{name}={value}")]
     launcher = ["deepspeed", "--log_level", "error", "--num_accelerators", 2, "--master_port", 29871, "--no_local_rank", "--module"]
     finished(command(*launcher, "megagpt", "pretrain", "--config", "pretrain.yaml", *words, cwd=chain.folder))

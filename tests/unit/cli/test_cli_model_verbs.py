@@ -81,7 +81,8 @@ def test_cli_dry_run_knows_the_parents_size(folder, tmp_path, capsys, no_process
 
 
 def generate(folder, *words):
-    return finished(megagpt("generate", "--checkpoint", "sft", "--run", "toy", "--prompts", "prompts.jsonl", "--max-new-tokens", 12, "--seed", 5, *words, cwd=folder))
+    model = ("--checkpoint", "sft", "--run", "toy", "--max-new-tokens", 12, "--seed", 5)
+    return finished(megagpt("generate", *model, "--prompts", "prompts.jsonl", *words, cwd=folder))
 
 
 def test_cli_generate_samples_for_annotators_and_single_answers(folder):

@@ -9,7 +9,10 @@ import torch
 
 from megagpt.runtime.distributed import RuntimeSetupError, free_port, start, world_size_from_environment
 
-VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "LOCAL_SIZE", "TORCHELASTIC_RUN_ID")
+VARIABLES = (
+    "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE",
+    "TORCHELASTIC_RUN_ID",
+)
 
 
 @pytest.fixture
@@ -61,8 +64,8 @@ def test_world_port_in_use_is_said_by_rank_0(environment):
                 start("cpu")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="says what is said where there is no CUDA device")
-def test_world_refuses_cuda_where_there_is_none(environment):
+def test_world_refuses_cuda_where_there_is_none(environment, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     environment(**world_of(1))
     with pytest.raises(RuntimeSetupError, match="run.device cuda: torch finds no CUDA device here; use auto or cpu"):
         start("cuda")
