@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up, then runs the tests; arguments go to pytest. Without -m, the markers slow, gpu and root are left out (tests/pytest.ini).
+# Sets up, then runs the tests; arguments go to pytest. Without -m, the marker slow is left out; gpu and root wherever they cannot run.
 #
 #   bash launch/test.sh
 #   bash launch/test.sh tests/kernels -k padding

@@ -67,8 +67,13 @@ def save_checkpoint(
         tokenizer.save(folder / "tokenizer")
         write_checksums(folder)
         atomic.write_text(folder / COMPLETE, (folder / CHECKSUMS).name + "\n")
-        shutil.rmtree(final, ignore_errors=True)
+        # A step that is saved again: the old one is moved aside, not deleted, until the new one has its name.
+        replaced = final.with_name(final.name + ".old")
+        shutil.rmtree(replaced, ignore_errors=True)
+        if final.exists():
+            os.replace(final, replaced)
         os.replace(folder, final)
+        shutil.rmtree(replaced, ignore_errors=True)
         for old in complete_checkpoints(stage_folder)[:-keep]:
             shutil.rmtree(old)
     dist.barrier(group=groups.whole)

@@ -27,6 +27,17 @@ VERBS = {
 }
 
 
+class UsageError(ValueError):
+    """Words of the command line that do not fit the verb."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Wrong usage is an error like any other: one line, from one rank, instead of the usage text from each."""
+
+    def error(self, message: str):
+        raise UsageError(f"{self.prog.removeprefix('megagpt ')}: {message} (try {self.prog} --help)")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code (0 done, 1 failed, 2 wrong usage or configuration)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -43,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_USAGE
     _quiet_libraries()
     module = importlib.import_module(VERBS[verb][0])
-    parser = argparse.ArgumentParser(prog=f"megagpt {verb}", description=VERBS[verb][1], formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _Parser(prog=f"megagpt {verb}", description=VERBS[verb][1], formatter_class=argparse.RawDescriptionHelpFormatter)
     module.add_arguments(parser, verb)
     try:
         options = parser.parse_args(words[1:])
@@ -70,7 +81,7 @@ def _report(error: Exception) -> int:
     from megagpt.runtime.distributed import RuntimeSetupError
     from megagpt.tokenizer.tokenizer import TokenizerError
 
-    if isinstance(error, (ConfigError, CheckpointError, DataError, RuntimeSetupError, TokenizerError)):
+    if isinstance(error, (UsageError, ConfigError, CheckpointError, DataError, RuntimeSetupError, TokenizerError)):
         if os.environ.get("RANK", "0") == "0":  # every rank finds the same fault; one says it
             print(f"megagpt: {error}", file=sys.stderr, flush=True)
         return EXIT_USAGE

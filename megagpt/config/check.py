@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from megagpt.config.load import ConfigError
-from megagpt.config.schema import BatchConfig, ModelConfig, PretrainConfig, RlhfConfig
+from megagpt.config.schema import BatchConfig, ModelConfig, PretrainConfig, RewardConfig, RlhfConfig, SftConfig
 
 
 def check_model(model: ModelConfig, tp: int, pp: int, where: str = "model") -> None:
@@ -45,6 +45,14 @@ def check_pretrain(config: PretrainConfig, tp: int, pp: int, dp: int) -> None:
         raise ConfigError(
             f"train_tokens = {config.train_tokens}: less than one step ({config.batch.global_batch_size} x {config.sequence_length} tokens)"
         )
+
+
+def check_parent(config: SftConfig | RewardConfig, model: ModelConfig, tp: int, pp: int, dp: int) -> None:
+    """Sizes of an SFT or reward job against the model that it starts from."""
+    num_microbatches(config.batch, dp)
+    check_model(model, tp, pp, "parent model")
+    if config.data.max_length > model.max_sequence_length:
+        raise ConfigError(f"data.max_length = {config.data.max_length}: longer than the model's context of {model.max_sequence_length}")
 
 
 def check_rlhf(config: RlhfConfig, replicas: dict[str, int]) -> None:

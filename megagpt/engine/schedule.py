@@ -1,4 +1,4 @@
-"""Learning rate as a pure function of progress; no state, so a resume or another batch size cannot shift it."""
+"""What happens when, as pure functions of progress; no state, so a resume or another batch size cannot shift it."""
 
 from __future__ import annotations
 
@@ -20,3 +20,8 @@ def learning_rate(config: OptimizerConfig, done: float, total: float) -> float:
     fraction = min(1.0, (done - warmup) / max(total - warmup, 1e-12))
     floor = config.min_lr_ratio
     return config.lr * (floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * fraction)))
+
+
+def due(interval: int, step: int, total_steps: int) -> bool:
+    """Does something that happens every `interval` steps (0: never) happen now? The last step has its own call."""
+    return interval > 0 and step % interval == 0 and step < total_steps

@@ -12,7 +12,7 @@ from megagpt.config.schema import PretrainConfig
 from megagpt.data.order import step_rows
 from megagpt.data.packed import PackedDataset
 from megagpt.engine.build import Engine
-from megagpt.engine.schedule import learning_rate
+from megagpt.engine.schedule import due, learning_rate
 from megagpt.engine.token_steps import count_targets, evaluate, replica_batches, train_step
 from megagpt.model.param_map import num_parameters
 from megagpt.model.shape import ModelShape
@@ -72,9 +72,9 @@ def fit(config: PretrainConfig, original: str = "") -> Path:
             metrics = train_step(engine, batches, count_targets(rows), lr, (seed, step) if dropout else None)
             tokens = step * rows_per_step * config.sequence_length
             log.step(step, {**metrics, "tokens": tokens})
-            if config.every.evaluate and step % config.every.evaluate == 0 and step < total_steps:
+            if due(config.every.evaluate, step, total_steps):
                 measure(step)
-            if config.every.save and step % config.every.save == 0 and step < total_steps:
+            if due(config.every.save, step, total_steps):
                 output.save(step, engine, model_config, head="lm", tokens=tokens)
         loss = measure(total_steps)
     checkpoint = output.save(total_steps, engine, model_config, head="lm", tokens=tokens)

@@ -11,13 +11,12 @@ from torch import Tensor
 from megagpt.checkpoint.layout import find_checkpoint
 from megagpt.checkpoint.load import Checkpoint, load_model
 from megagpt.checkpoint.stage_output import StageOutput
-from megagpt.config.check import check_model, num_microbatches
-from megagpt.config.load import ConfigError
+from megagpt.config.check import check_parent
 from megagpt.config.schema import RewardConfig
 from megagpt.data.order import step_rows
 from megagpt.data.ranking import EncodedGroup, load_rankings
 from megagpt.engine.build import Engine
-from megagpt.engine.schedule import learning_rate
+from megagpt.engine.schedule import due, learning_rate
 from megagpt.engine.schedule_run import infer
 from megagpt.parallel.collectives import sum_reports
 from megagpt.parallel.groups import build_groups
@@ -42,13 +41,10 @@ def fit(config: RewardConfig, original: str = "") -> Path:
         ConfigError, CheckpointError, DataError: before any process group exists.
     """
     grid = stage_grid(config.parallel, world_size_from_environment())
-    num_microbatches(config.batch, grid.dp)
     run = RunFolder(config.run)
     parent = Checkpoint.open(find_checkpoint(config.parent, run))
     model_config = parent.model_config
-    check_model(model_config, grid.tp, grid.pp, "parent model")
-    if config.data.max_length > model_config.max_sequence_length:
-        raise ConfigError(f"data.max_length = {config.data.max_length}: longer than the model's context of {model_config.max_sequence_length}")
+    check_parent(config, model_config, grid.tp, grid.pp, grid.dp)
     tokenizer = parent.tokenizer()
     (train, valid), dropped = load_rankings(run.resolve_records(config.data), tokenizer)
     floors = {"longer_answer_floor": longer_answer_accuracy(valid), "overlap_floor": overlap_accuracy(valid)}
@@ -66,11 +62,12 @@ def fit(config: RewardConfig, original: str = "") -> Path:
     say(f"[reward] {len(train)} rankings, {len(valid)} held out{left_out(dropped)}, {grid}, ZeRO {config.parallel.zero_stage}, {total_steps} steps")
     say(f"[reward] floors on held-out pairs: longer answer {floors['longer_answer_floor']:.3f}, overlap with the prompt {floors['overlap_floor']:.3f}")
 
-    def measure(step: int) -> tuple[float, list[list[float]]]:
+    def measure(step: int) -> tuple[float, dict[str, float]]:
+        """Pair accuracy on held-out groups, and the scale of the scores of their best answers."""
         scores = score_groups(engine, valid, micro, tokenizer.pad_id, world.device)
         accuracy = pair_accuracy(valid, scores)
         log.evaluation(step, {"eval_accuracy": accuracy})
-        return accuracy, scores
+        return accuracy, score_statistics(best_scores(valid, scores))
 
     with StageLog(folder, "reward", total_steps, config.every.log) as log:
         measure(0)
@@ -79,12 +76,11 @@ def fit(config: RewardConfig, original: str = "") -> Path:
             batches = replica_batches(members, engine.groups, micro, tokenizer.pad_id, world.device)
             lr = learning_rate(config.optimizer, step, total_steps)
             log.step(step, train_step(engine, batches, members, lr, (seed, step) if dropout else None))
-            if config.every.evaluate and step % config.every.evaluate == 0 and step < total_steps:
+            if due(config.every.evaluate, step, total_steps):
                 measure(step)
-        accuracy, scores = measure(total_steps)
-    losers = [{loser for _, loser in group.pairs} for group in valid]
-    best = [score for row, beaten in zip(scores, losers) for place, score in enumerate(row) if place not in beaten]
-    statistics = score_statistics(best)
+            if due(config.every.save, step, total_steps):
+                output.save(step, engine, model_config, head="scalar", **measure(step)[1])
+        accuracy, statistics = measure(total_steps)
     checkpoint = output.save(total_steps, engine, model_config, head="scalar", **statistics)
     say(f"[reward] held-out pair accuracy {accuracy:.3f}")
     if config.gates.min_pair_accuracy is not None:
@@ -121,6 +117,12 @@ def score_groups(engine: Engine, members: Sequence[EncodedGroup], micro_batch_si
     scores = share_rows(torch.cat(outputs) if outputs else None, grid, (total,), torch.float32, device)
     by_group = scores.view(-1, rows // micro_batch_size).tolist()
     return [row[: len(group.rows)] for row, group in zip(by_group, members)]
+
+
+def best_scores(members: Sequence[EncodedGroup], scores: Sequence[Sequence[float]]) -> list[float]:
+    """Scores of the answers that no other answer of their group beats."""
+    beaten = [{loser for _, loser in group.pairs} for group in members]
+    return [score for row, losers in zip(scores, beaten, strict=True) for place, score in enumerate(row) if place not in losers]
 
 
 def _last_scores(scalars: Tensor, batch: RankingBatch) -> Tensor:

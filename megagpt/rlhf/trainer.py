@@ -16,7 +16,7 @@ from megagpt.config.load import ConfigError
 from megagpt.config.schema import RlhfConfig
 from megagpt.data.order import step_rows
 from megagpt.data.prompts import EncodedPrompt, load_prompts
-from megagpt.engine.schedule import learning_rate
+from megagpt.engine.schedule import due, learning_rate
 from megagpt.parallel.placement import build_grids
 from megagpt.parallel.route import share_numbers
 from megagpt.rlhf.evaluate import Evaluation, evaluate
@@ -71,9 +71,9 @@ def fit(config: RlhfConfig, original: str = "") -> Path:
         log.evaluation(0, before.metrics())
         for step in range(1, total + 1):
             log.step(step, trainer.step(step))
-            if config.every.evaluate and step % config.every.evaluate == 0 and step < total:
+            if due(config.every.evaluate, step, total):
                 log.evaluation(step, evaluate(models, config, eval_prompts, trainer.stop_ids, world.device).metrics())
-            if config.every.save and step % config.every.save == 0 and step < total:
+            if due(config.every.save, step, total):
                 _save(output, models, policy_start, reward_start, step, trainer.kl.coefficient)
         after = evaluate(models, config, eval_prompts, trainer.stop_ids, world.device)
         log.evaluation(total, after.metrics())

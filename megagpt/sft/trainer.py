@@ -7,13 +7,12 @@ from pathlib import Path
 from megagpt.checkpoint.layout import find_checkpoint
 from megagpt.checkpoint.load import Checkpoint, load_model
 from megagpt.checkpoint.stage_output import StageOutput
-from megagpt.config.check import check_model, num_microbatches
-from megagpt.config.load import ConfigError
+from megagpt.config.check import check_parent
 from megagpt.config.schema import SftConfig
 from megagpt.data.conversation import load_demonstrations
 from megagpt.data.order import step_rows
 from megagpt.engine.build import Engine
-from megagpt.engine.schedule import learning_rate
+from megagpt.engine.schedule import due, learning_rate
 from megagpt.engine.token_steps import count_targets, evaluate, replica_batches, train_step
 from megagpt.parallel.groups import build_groups
 from megagpt.parallel.placement import stage_grid
@@ -32,13 +31,10 @@ def fit(config: SftConfig, original: str = "") -> Path:
         ConfigError, CheckpointError, DataError: before any process group exists.
     """
     grid = stage_grid(config.parallel, world_size_from_environment())
-    num_microbatches(config.batch, grid.dp)
     run = RunFolder(config.run)
     parent = Checkpoint.open(find_checkpoint(config.parent, run)).language_model()
     model_config = parent.model_config
-    check_model(model_config, grid.tp, grid.pp, "parent model")
-    if config.data.max_length > model_config.max_sequence_length:
-        raise ConfigError(f"data.max_length = {config.data.max_length}: longer than the model's context of {model_config.max_sequence_length}")
+    check_parent(config, model_config, grid.tp, grid.pp, grid.dp)
     tokenizer = parent.tokenizer()
     (train, valid), dropped = load_demonstrations(run.resolve_records(config.data), tokenizer)
 
@@ -64,9 +60,9 @@ def fit(config: SftConfig, original: str = "") -> Path:
             batches = replica_batches(rows, engine.groups, micro, tokenizer.pad_id, world.device)
             lr = learning_rate(config.optimizer, step, total_steps)
             log.step(step, train_step(engine, batches, count_targets(rows), lr, (seed, step) if dropout else None))
-            if config.every.evaluate and step % config.every.evaluate == 0 and step < total_steps:
+            if due(config.every.evaluate, step, total_steps):
                 measure(step)
-            if config.every.save and step % config.every.save == 0 and step < total_steps:
+            if due(config.every.save, step, total_steps):
                 output.save(step, engine, model_config, head="lm")
         loss = measure(total_steps)
     checkpoint = output.save(total_steps, engine, model_config, head="lm")

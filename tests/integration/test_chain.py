@@ -50,6 +50,7 @@ STAGES = {
         "optimizer": OPTIMIZER,
         "batch": {"micro_batch_size": 2, "global_batch_size": 8},
         "data": {"train": ["data/rankings.train.jsonl"], "valid": ["data/rankings.valid.jsonl"], "max_length": 48},
+        "every": {"save": 2},
     },
     "rlhf": {
         "placement": {"policy": {"ranks": [0]}, "reference": {"ranks": [1]}, "reward": {"ranks": [1]}, "value": {"ranks": [0]}},
@@ -191,6 +192,7 @@ def test_chain_leaves_what_the_run_folder_promises(chain):
     assert (chain.run / "report.html").stat().st_size > 10_000
     assert [path.name for path in (chain.run / "rlhf/value/checkpoints").iterdir()] == ["step_2"]
     assert {path.name for path in (chain.run / "pretrain/checkpoints").iterdir()} == {"step_50", "step_60"}  # every.keep is 2
+    assert len(list((chain.run / "reward/checkpoints").iterdir())) == 2, "every.save in reward training"
 
     parents = {"sft": {"parent": "pretrain"}, "reward": {"parent": "sft"}, "rlhf": {"policy": "sft", "reward": "reward"}}
     for stage, roles in parents.items():

@@ -164,6 +164,26 @@ def dies_after(count: int, pairs):
         yield pair
 
 
+def save_again_and_be_killed(folder: Path) -> None:
+    """Step 1 is saved twice; the second time this rank is killed where the new folder would get its name."""
+    save_several(folder, [1], keep=2)
+    rename = os.replace
+
+    def replace_or_die(source, target):
+        if Path(source).name == "step_1.tmp":
+            os.kill(os.getpid(), signal.SIGKILL)
+        rename(source, target)
+
+    os.replace = replace_or_die
+    save_several(folder, [1], keep=2)
+
+
+def test_checkpoint_saved_again_is_never_deleted_before_the_new_one_has_its_name(tmp_path):
+    with pytest.raises(RankFailure, match="exit code -9"):
+        run_ranks_fresh(1, save_again_and_be_killed, tmp_path)
+    assert verify(tmp_path / "checkpoints/step_1.old") == [] and verify(tmp_path / "checkpoints/step_1.tmp") == []
+
+
 def save_and_be_killed(folder: Path, when: str, rank: int) -> None:
     """Step 1 is saved; then this rank is killed in the middle of step 2."""
     config, grid = MODELS["gpt"], Grid(pp=2)

@@ -124,3 +124,7 @@ def test_mixed_grids_on_the_same_ranks_give_the_numbers_of_each_alone(zero_stage
         assert steps == steps_alone
         for ours, theirs in zip(parameters, parameters_alone, strict=True):
             merge_ranks([ours, theirs])  # which refuses a differing bit
+    for steps, (config, state) in zip(in_turn[0][0], ((GPT_CONFIG, GPT_STATE), (LLAMA_CONFIG, LLAMA_STATE)), strict=True):
+        expected = plain_train(config, state, tiny_batches(3), lr=OPTIMIZER.lr, clip=OPTIMIZER.clip_grad)
+        for step, *numbers in zip(steps, expected.losses, expected.gradient_norms, strict=True):
+            assert step == pytest.approx(tuple(numbers), rel=PARITY_RELATIVE)

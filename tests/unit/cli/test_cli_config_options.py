@@ -125,3 +125,12 @@ def test_cli_dry_run_before_the_parent_exists(capsys, no_process_group, tmp_path
 def test_cli_dry_run_refuses_what_the_stage_would(capsys, no_process_group):
     assert main(dry_run("pretrain", parallel(1, 2), ranks=3)) == 2
     assert "data_parallel_size 2 does not fit 3 ranks" in capsys.readouterr().err
+
+
+def test_wrong_usage_is_one_line_from_one_rank(capsys, monkeypatch):
+    assert main(["sft", "--confg", "a.yaml"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and error.startswith("megagpt: sft: ") and "--config" in error
+    monkeypatch.setenv("RANK", "1")
+    assert main(["sft", "--confg", "a.yaml"]) == 2
+    assert capsys.readouterr().err == ""

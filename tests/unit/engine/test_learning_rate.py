@@ -5,7 +5,7 @@ import math
 import pytest
 
 from megagpt.config.schema import OptimizerConfig
-from megagpt.engine.schedule import learning_rate
+from megagpt.engine.schedule import due, learning_rate
 
 CONFIG = OptimizerConfig(lr=2.0, min_lr_ratio=0.1, warmup_ratio=0.2)
 
@@ -47,3 +47,8 @@ def test_learning_rate_can_stay_constant():
 
 def test_learning_rate_without_warmup_starts_at_the_peak():
     assert learning_rate(OptimizerConfig(lr=2.0), 0, total=10) == 2.0
+
+
+def test_due_every_so_many_steps_but_never_at_the_last_nor_with_0():
+    assert [step for step in range(1, 10) if due(3, step, 9)] == [3, 6]
+    assert not any(due(0, step, 9) for step in range(1, 10))
