@@ -33,6 +33,10 @@ class RunConfig(Frozen):
     """`auto` takes CUDA where torch finds a device, else the CPU."""
     timeout_seconds: int = Field(600, gt=0)
     """A collective that waits longer than this ends the job with an error; seconds."""
+    resume: Literal["auto", "never"] = "auto"
+    """`auto`: continue from the last good checkpoint of the stage's folder; `never`: clear the folder and start anew."""
+    wandb_project: str | None = None
+    """Send the metrics to this Weights & Biases project too, where the package is installed and logged in."""
 
 
 class ModelConfig(Frozen):
@@ -76,10 +80,44 @@ class ParallelConfig(Frozen):
     """Ranks that share each weight matrix."""
     pipeline_parallel_size: int = Field(1, gt=0)
     """Ranks that hold consecutive blocks of layers."""
+    context_parallel_size: int = Field(1, gt=0)
+    """Ranks that share each sequence (DeepSpeed-Ulysses): each has a part of the tokens and, in attention, a part of the heads."""
     data_parallel_size: int | None = Field(None, gt=0)
-    """Replicas; default: ranks / (tensor x pipeline)."""
+    """Replicas; default: ranks / (tensor x pipeline x context)."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed ZeRO: 1 shards optimizer states over the replicas, 2 also gradients, 3 also parameters (not with a pipeline)."""
+    sequence_parallel: bool = False
+    """Tensor-parallel ranks share the activations between the matrix products too, along the sequence."""
+    virtual_pipeline_size: int = Field(1, gt=0)
+    """Blocks of layers on each pipeline rank (interleaved 1F1B); more than one shrinks the pipeline's idle time."""
+    stage_layers: list[int] | None = None
+    """Layers of each pipeline stage, where they are not to be equal; with virtual stages in the order that a token passes them."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """Activations computed again in the backward pass instead of kept: those of attention alone, or those of whole layers."""
+    offload_optimizer: Literal["none", "cpu", "nvme"] = "none"
+    """Where ZeRO (stage 1-3; nvme: stage 3) keeps optimizer states while they are not in use."""
+    offload_path: str | None = None
+    """Folder on the NVMe drive, for `offload_optimizer: nvme`."""
+
+
+class LossScaleConfig(Frozen):
+    """Dynamic loss scaling, for FP16 (Micikevicius et al. 2018, section 3.2)."""
+
+    initial: float = Field(65536.0, gt=0)
+    """Scale at the start."""
+    window: int = Field(1000, gt=0)
+    """Steps without an overflow after which the scale doubles."""
+    hysteresis: int = Field(2, gt=0)
+    """Overflows until the scale halves (every one of them skips its step); 1: at the first."""
+    minimum: float = Field(1.0, gt=0)
+    """The scale never falls below this."""
+
+
+class PrecisionConfig(Frozen):
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Type of weights and activations; with bf16 and fp16 the optimizer keeps float32 masters and gradients add up in float32."""
+    loss_scale: LossScaleConfig = LossScaleConfig()
+    """FP16 only."""
 
 
 class OptimizerConfig(Frozen):
@@ -87,10 +125,18 @@ class OptimizerConfig(Frozen):
     """Update rule; weight decay is decoupled and never applied to norms and biases."""
     lr: float = Field(gt=0)
     """Peak learning rate."""
+    schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
+    """Course of the learning rate after the warm-up: down to min_lr_ratio by a cosine or a line, `wsd`: stable, then a line down, or constant."""
     min_lr_ratio: float = Field(0.1, ge=0, le=1)
-    """The cosine ends at this fraction of lr."""
+    """The schedule ends at this fraction of lr."""
     warmup_ratio: float = Field(0.0, ge=0, lt=1)
     """Fraction of the run over which the learning rate rises linearly from zero."""
+    warmup_tokens: int | None = Field(None, ge=0)
+    """The same as a number of tokens (pre-training); overrides warmup_ratio."""
+    decay_tokens: int | None = Field(None, gt=0)
+    """Token count at which the schedule reaches its end, warm-up included (pre-training; GPT-3: 260e9 of 300e9); default: the whole run."""
+    wsd_decay_ratio: float = Field(0.1, gt=0, le=1)
+    """`wsd` only: fraction of the schedule over which the rate falls at its end (Hu et al. 2024, section 4)."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Decay of AdamW's first and second moment."""
     eps: float = Field(1e-8, gt=0)
@@ -108,6 +154,22 @@ class BatchConfig(Frozen):
     """Rows in one optimizer step over all replicas; a multiple of micro_batch_size x replicas."""
 
 
+class BatchRampConfig(Frozen):
+    """Batch-size warm-up (Brown et al. 2020, appendix B): linear in the tokens seen, in equal steps."""
+
+    initial_batch_size: int = Field(gt=0)
+    """Rows in the first optimizer step."""
+    increment: int = Field(gt=0)
+    """Rows by which the batch grows; divides global_batch_size - initial_batch_size."""
+    tokens: int = Field(gt=0)
+    """Tokens over which the batch grows to global_batch_size."""
+
+
+class PretrainBatchConfig(BatchConfig):
+    ramp: BatchRampConfig | None = None
+    """Start with smaller batches."""
+
+
 class EveryConfig(Frozen):
     """How often, in optimizer steps, things happen beside training; 0 means never (except at the end)."""
 
@@ -119,6 +181,8 @@ class EveryConfig(Frozen):
     """Save a checkpoint; always done at the last step."""
     keep: int = Field(2, gt=0)
     """Checkpoints kept in the stage's folder, newest first."""
+    keep_every: int = Field(0, ge=0)
+    """Besides those, keep each checkpoint whose step is a multiple of this; 0: none."""
 
 
 # ---------------------------------------------------------------- text, tokenizer, token files
@@ -175,19 +239,55 @@ class TokenizeConfig(Frozen):
 # ---------------------------------------------------------------- stages
 
 
+class ProfileConfig(Frozen):
+    """A torch profiler trace of chosen steps, written to `<stage>/profile/` (open it in Perfetto or chrome://tracing)."""
+
+    first_step: int = Field(0, ge=0)
+    """First profiled step; 0: no profile."""
+    num_steps: int = Field(3, gt=0)
+    """Steps in the trace."""
+
+
 class StageConfig(Frozen):
     run: RunConfig
     parallel: ParallelConfig = ParallelConfig()
+    precision: PrecisionConfig = PrecisionConfig()
     every: EveryConfig = EveryConfig()
+    profile: ProfileConfig = ProfileConfig()
+    """Off unless first_step is given."""
     kernels: Literal["auto", "fused", "reference"] = "auto"
     """Fused operators where the extension is built (`auto`), required (`fused`), or plain PyTorch (`reference`)."""
 
 
-class TokenFilesConfig(Frozen):
-    train: str
+class BlendSource(Frozen):
+    path: str
     """Megatron indexed dataset, path without `.bin`/`.idx`."""
-    valid: str
-    """Held-out indexed dataset, path without `.bin`/`.idx`."""
+    weight: float = Field(gt=0)
+    """Share of the rows that come from here, relative to the other sources."""
+
+
+class TokenFilesConfig(Frozen):
+    train: str | list[BlendSource]
+    """Megatron indexed dataset, path without `.bin`/`.idx`, or a blend of several."""
+    valid: str | list[BlendSource] | None = None
+    """Held-out indexed dataset or blend; default: the second part of `split`."""
+    split: tuple[float, float, float] | None = None
+    """Cut every source of `train` into training, validation and test documents with these relative sizes, where `valid` is not given."""
+    reset_at_documents: bool = False
+    """Attention and positions start anew at every document of a packed row."""
+
+
+class AnomalyConfig(Frozen):
+    """What a run does about a step that went wrong."""
+
+    spike_factor: float = Field(0.0, ge=0)
+    """A loss above this multiple of the running median sends the run back to its last checkpoint and past the batch; 0: never."""
+    window: int = Field(50, gt=0)
+    """Steps in the running median."""
+    max_skipped: int = Field(10, gt=0)
+    """Steps in a row without a finite loss and gradient after which the run stops; each of them is skipped."""
+    max_rollbacks: int = Field(3, ge=0)
+    """Returns to a checkpoint after which the run stops."""
 
 
 class PretrainGates(Frozen):
@@ -204,7 +304,7 @@ class PretrainConfig(StageConfig):
     """Which stage this file is for."""
     model: ModelConfig
     optimizer: OptimizerConfig
-    batch: BatchConfig
+    batch: PretrainBatchConfig
     tokenizer: str = "tokenizer"
     """Tokenizer: a stage of the same run, a folder or a file."""
     data: TokenFilesConfig
@@ -212,8 +312,10 @@ class PretrainConfig(StageConfig):
     """Tokens in one packed row."""
     train_tokens: int = Field(gt=0)
     """Length of the run in tokens; rounded down to whole steps."""
-    eval_rows: int = Field(64, gt=0)
-    """Rows of held-out text in one evaluation."""
+    eval_rows: int = Field(64, ge=0)
+    """Rows of held-out text in one evaluation, evenly spread; 0: all of it."""
+    anomaly: AnomalyConfig = AnomalyConfig()
+    """Losses that are not finite, and spikes."""
     gates: PretrainGates = PretrainGates()
     """Checks at the end."""
 

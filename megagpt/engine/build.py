@@ -52,15 +52,15 @@ class Engine:
         if model.tied_weight is not None and not model.pre_process:
             model.tied_weight.ds_pipe_replicated = True  # its gradient counts once in the norm, on the first stage
         # ZeRO 3 leaves empty parameters behind, so the table must be read before.
-        self._entries = list(model.entries())
+        self.entries = list(model.entries())
         with self.scope():
             join_world()
-            self._deepspeed, *_ = deepspeed.initialize(
+            self.deepspeed, *_ = deepspeed.initialize(
                 model=model, optimizer=build_optimizer(model, optimizer), mpu=self._mpu,
                 config=deepspeed_config(zero_stage, optimizer.clip_grad), dist_init_required=False,
             )
         if zero_stage == 0:
-            self._deepspeed.enable_backward_allreduce = False
+            self.deepspeed.enable_backward_allreduce = False
 
     def scope(self) -> contextlib.AbstractContextManager:
         """Where every use of the model must happen, forward passes included: ZeRO 3 gathers weights in its hooks."""
@@ -99,12 +99,12 @@ class Engine:
         arguments = dict(rows=rows, length=length, forward_only=False)
         with self.scope():
             if self.zero_stage == 0:
-                self._deepspeed.set_gradient_accumulation_boundary(True)
+                self.deepspeed.set_gradient_accumulation_boundary(True)
                 collected = run_schedule(self.model, microbatches, forward_step, **arguments)
                 self._sum_tied_gradients()
-                self._deepspeed.allreduce_gradients()
+                self.deepspeed.allreduce_gradients()
             else:
-                with self._deepspeed.coalesce_grad_reduction():
+                with self.deepspeed.coalesce_grad_reduction():
                     collected = run_schedule(self.model, microbatches, forward_step, **arguments)
                     self._sum_tied_gradients()
         return collected
@@ -116,26 +116,26 @@ class Engine:
 
     def step(self, lr: float) -> float:
         """Clip, update the parameters, clear the gradients. Returns the global gradient norm before clipping."""
-        for group in self._deepspeed.optimizer.param_groups:
+        for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = lr
         with self.scope():
             norm = self._clip_unsharded() if self.zero_stage == 0 else None
-            self._deepspeed.step()
-            return float(self._deepspeed.get_global_grad_norm()) if norm is None else norm
+            self.deepspeed.step()
+            return float(self.deepspeed.get_global_grad_norm()) if norm is None else norm
 
     def _clip_unsharded(self) -> float:
         """Global norm with every parameter counted once (Pascanu et al. 2013, algorithm 1); scales the gradients."""
         squares = torch.zeros((), dtype=torch.float64)
         counted_here = self.groups.coordinates.tp == 0
-        for parameter, _ in self._entries:
+        for parameter, _ in self.entries:
             if parameter.grad is not None and not getattr(parameter, "ds_pipe_replicated", False):
                 if parameter.tensor_model_parallel or counted_here:
                     squares += parameter.grad.double().pow(2).sum().cpu()
-        squares = squares.to(self._entries[0][0].device)
+        squares = squares.to(self.entries[0][0].device)
         dist.all_reduce(squares, group=self.groups.collection.mp)
         norm = float(squares.sqrt())
         if self.clip_grad > 0 and norm > self.clip_grad:
-            for parameter, _ in self._entries:
+            for parameter, _ in self.entries:
                 if parameter.grad is not None:
                     parameter.grad.mul_(self.clip_grad / (norm + 1e-6))
         return norm
@@ -152,7 +152,7 @@ class Engine:
 
     def _gather(self, read: Callable[[torch.nn.Parameter], Tensor]) -> Iterator[tuple[str, Tensor]]:
         with self.scope():
-            for parameter, entry in self._entries:
+            for parameter, entry in self.entries:
                 if getattr(parameter, "ds_pipe_replicated", False):
                     continue  # the first stage holds the same
                 local = read(parameter).reshape(getattr(parameter, "ds_shape", parameter.shape)).float().contiguous()
@@ -161,7 +161,7 @@ class Engine:
     def close(self) -> None:
         """Take DeepSpeed's hooks off the model."""
         with self.scope():
-            self._deepspeed.destroy()
+            self.deepspeed.destroy()
 
 
 def gather_canonical(model: GPT, entry: param_map.Entry, local: Tensor) -> Iterator[tuple[str, Tensor]]:
