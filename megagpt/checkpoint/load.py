@@ -15,8 +15,9 @@ from torch import Tensor
 from megagpt.checkpoint.layout import INDEX, CheckpointError, read_json, read_state
 from megagpt.config.schema import ModelConfig
 from megagpt.model import param_map
-from megagpt.model.gpt import GPT
+from megagpt.model.gpt import GPT, build_chunks
 from megagpt.model.init import initial_tensor
+from megagpt.model.layout import Layout
 from megagpt.model.shape import ModelShape
 from megagpt.parallel.groups import Groups
 from megagpt.tokenizer.tokenizer import Tokenizer, load_tokenizer
@@ -72,7 +73,15 @@ class Checkpoint:
 def load_model(
     checkpoint: Checkpoint, groups: Groups, device: torch.device, *, scalar_head: bool, dropout: float | None = None, seed: int = 0
 ) -> GPT:
-    """The checkpoint's model on this grid.
+    """The checkpoint's model on this grid, in float32."""
+    (model,) = load_chunks(checkpoint, groups, device, Layout(), scalar_head=scalar_head, dropout=dropout, seed=seed)
+    return model
+
+
+def load_chunks(
+    checkpoint: Checkpoint, groups: Groups, device: torch.device, layout: Layout, *, scalar_head: bool, dropout: float | None = None, seed: int = 0
+) -> list[GPT]:
+    """This rank's blocks of layers of the checkpoint's model.
 
     Args:
         scalar_head: build a reward or value model; a language-model checkpoint gets a new scalar head from `seed`.
@@ -87,7 +96,7 @@ def load_model(
     if dropout is not None:
         config = config.model_copy(update={"dropout": dropout})
     shape = ModelShape(config)
-    model = GPT(shape, groups, scalar_head=scalar_head)
+    models = build_chunks(shape, groups, scalar_head=scalar_head, layout=layout)
     expected = param_map.canonical_shapes(shape, scalar_head)
     with contextlib.ExitStack() as stack:
         stored = _reader(checkpoint, stack)
@@ -100,17 +109,19 @@ def load_model(
                 raise CheckpointError(f"{checkpoint.path}: {name} has shape {list(tensor.shape)}; the model needs {list(expected[name])}")
             return tensor
 
-        model.load_canonical(read)
-    return model.to(device)
+        for model in models:
+            model.load_canonical(read)
+    return [model.to(device) for model in models]
 
 
-def new_model(config: ModelConfig, groups: Groups, device: torch.device, seed: int) -> GPT:
-    """A language model with initial weights, the same under every layout."""
+def new_chunks(config: ModelConfig, groups: Groups, device: torch.device, layout: Layout, seed: int) -> list[GPT]:
+    """This rank's blocks of layers of a language model with initial weights, the same under every layout."""
     shape = ModelShape(config)
-    model = GPT(shape, groups)
+    models = build_chunks(shape, groups, layout=layout)
     sizes = param_map.canonical_shapes(shape)
-    model.load_canonical(lambda name: initial_tensor(name, sizes[name], shape, seed))
-    return model.to(device)
+    for model in models:
+        model.load_canonical(lambda name: initial_tensor(name, sizes[name], shape, seed))
+    return [model.to(device) for model in models]
 
 
 def _reader(checkpoint: Checkpoint, stack: contextlib.ExitStack) -> Callable[[str], Tensor]:

@@ -6,6 +6,7 @@ from megagpt.checkpoint.layout import CheckpointError, find_checkpoint
 from megagpt.checkpoint.load import Checkpoint
 from megagpt.config.check import check_model, check_pretrain, check_rlhf, num_microbatches
 from megagpt.config.schema import PretrainConfig, RlhfConfig, StageConfig
+from megagpt.engine.schedule import run_steps
 from megagpt.model.param_map import num_parameters
 from megagpt.model.shape import ModelShape
 from megagpt.parallel.grid import Grid
@@ -22,14 +23,16 @@ def describe(config: StageConfig | RlhfConfig, ranks: int | None) -> str:
     grid = stage_grid(config.parallel, world_size)
     lines = [f"layout      {grid}, ZeRO {config.parallel.zero_stage}"]
     if isinstance(config, PretrainConfig):
-        check_pretrain(config, grid.tp, grid.pp, grid.dp)
+        check_pretrain(config, grid.dp)
         tokens = config.batch.global_batch_size * config.sequence_length
-        steps = config.train_tokens // tokens
+        steps = run_steps(config.batch, config.train_tokens, config.sequence_length)
         if config.model.vocab_size is not None:
             lines.append(f"parameters  {num_parameters(ModelShape(config.model)):,}")
         else:
             lines.append("parameters  known once the tokenizer gives model.vocab_size")
-        lines.append(f"run         {steps} steps x {tokens:,} tokens = {steps * tokens:,} tokens")
+        lines.append(f"run         {len(steps)} steps x {tokens:,} tokens = {steps[-1].stop * config.sequence_length:,} tokens")
+        if config.batch.ramp is not None:
+            lines.append(f"ramp        from {len(steps[0])} rows a step to {config.batch.global_batch_size} over {config.batch.ramp.tokens:,} tokens")
     else:
         lines.append(f"parameters  {_parameters(config, config.parent, grid, config.stage == 'reward', 'parent model')}")
     micro = num_microbatches(config.batch, grid.dp)

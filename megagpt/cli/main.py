@@ -19,7 +19,6 @@ VERBS = {
     "sft": ("megagpt.cli.stages", "learn from demonstrations"),
     "reward": ("megagpt.cli.stages", "learn to score answers from K-way rankings"),
     "rlhf": ("megagpt.cli.stages", "PPO with policy, reference, reward and value models"),
-    "plan": ("megagpt.cli.plan", "memory, time, cost and layouts of a stage, before any GPU is reserved"),
     "run": ("megagpt.cli.run", "the whole chain of a pipeline file; finished stages are skipped"),
     "report": ("megagpt.cli.report", "report.html and the table of gates of a run"),
     "generate": ("megagpt.cli.generate", "answer prompts from a file"),

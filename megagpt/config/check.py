@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 from megagpt.config.load import ConfigError
-from megagpt.config.schema import BatchConfig, ModelConfig, PretrainConfig, RewardConfig, RlhfConfig, SftConfig
+from megagpt.config.schema import (
+    BatchConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    PrecisionConfig,
+    PretrainConfig,
+    RewardConfig,
+    RlhfConfig,
+    SftConfig,
+)
+from megagpt.config.stages import stage_layers
 
 
-def check_model(model: ModelConfig, tp: int, pp: int, where: str = "model") -> None:
-    """Can this model be cut over tp tensor-parallel ranks and pp pipeline stages?"""
+def check_model(
+    model: ModelConfig, tp: int, pp: int, where: str = "model", *, cp: int = 1, num_chunks: int = 1, layers_of_stages: list[int] | None = None
+) -> None:
+    """Can this model be cut over tp tensor-parallel, pp pipeline and cp context-parallel ranks?"""
     heads, groups = model.num_attention_heads, model.num_query_groups or model.num_attention_heads
     if model.hidden_size % heads:
         raise ConfigError(f"{where}.num_attention_heads = {heads}: must divide hidden_size {model.hidden_size}")
@@ -15,15 +31,60 @@ def check_model(model: ModelConfig, tp: int, pp: int, where: str = "model") -> N
         raise ConfigError(f"{where}.num_query_groups = {groups}: must divide num_attention_heads {heads}")
     if model.family == "llama" and (model.hidden_size // heads) % 2:
         raise ConfigError(f"{where}: head size {model.hidden_size // heads} is odd, and rotary positions turn pairs")
-    for name, value in (("num_attention_heads", heads), ("num_query_groups", groups)):
+    for name, value in (("num_attention_heads", heads), ("num_query_groups", groups), ("ffn_hidden_size", model.mlp_width)):
         if value % tp:
-            raise ConfigError(f"{where}.{name} = {value}: not divisible by the tensor-parallel size {tp}")
-    if model.mlp_width % tp:
-        raise ConfigError(f"{where}.ffn_hidden_size = {model.mlp_width}: not divisible by the tensor-parallel size {tp}")
+            fits = _nearest(tp, lambda size: not (heads % size or groups % size or model.mlp_width % size))
+            raise ConfigError(f"{where}.{name} = {value}: not divisible by the tensor-parallel size {tp}; {fits} would do")
+    if groups // tp % cp:
+        fits = _nearest(cp, lambda size: not groups // tp % size)
+        raise ConfigError(
+            f"{where}.num_query_groups = {groups}: the {groups // tp} of a tensor-parallel rank are not divisible by the context-parallel size {cp}, "
+            f"over which attention shares its heads; {fits} would do"
+        )
     if model.num_layers < pp:
         raise ConfigError(f"{where}.num_layers = {model.num_layers}: less than the pipeline-parallel size {pp}; a stage would be empty")
-    if model.num_layers % pp:
-        raise ConfigError(f"{where}.num_layers = {model.num_layers}: not divisible by the pipeline-parallel size {pp}")
+    try:
+        stage_layers(model.num_layers, pp, 0, num_chunks=num_chunks, layers_of_stages=layers_of_stages)
+    except ValueError as error:
+        blocks = pp * num_chunks
+        even = [model.num_layers // blocks + (block < model.num_layers % blocks) for block in range(blocks)]
+        nearest = f"stage_layers {even} would do" if min(even) > 0 else f"{model.num_layers // pp} virtual stages at most"
+        raise ConfigError(f"{where}.num_layers = {model.num_layers}: {error}; {nearest}") from error
+
+
+def check_parallel(parallel: ParallelConfig, precision: PrecisionConfig, model: ModelConfig, where: str = "model") -> None:
+    """Which combinations of layouts and precision are legal, and why another is not."""
+    pp, chunks, zero = parallel.pipeline_parallel_size, parallel.virtual_pipeline_size, parallel.zero_stage
+    if chunks > 1 and pp == 1:
+        raise ConfigError(f"parallel.virtual_pipeline_size = {chunks} with pipeline_parallel_size = 1: there is no pipeline to interleave; take 1")
+    check_model(
+        model, parallel.tensor_parallel_size, pp, where,
+        cp=parallel.context_parallel_size, num_chunks=chunks, layers_of_stages=parallel.stage_layers,
+    )
+    if zero == 3 and pp > 1:
+        raise ConfigError(f"parallel.zero_stage = 3 with pipeline_parallel_size = {pp}: not supported together; take zero_stage 1 or 2")
+    if zero == 0 and precision.dtype != "fp32":
+        raise ConfigError(f"precision.dtype = {precision.dtype} with parallel.zero_stage = 0: float32 masters are kept by ZeRO 1 to 3; take zero_stage 1")
+    if parallel.offload_optimizer != "none":
+        if zero == 0:
+            raise ConfigError(f"parallel.offload_optimizer = {parallel.offload_optimizer} with zero_stage = 0: it is ZeRO that offloads; take zero_stage 1")
+        if parallel.offload_optimizer == "nvme" and (zero < 3 or parallel.offload_path is None):
+            raise ConfigError("parallel.offload_optimizer = nvme: needs zero_stage 3 and offload_path, a folder on the drive; or take cpu")
+    scale = precision.loss_scale.initial
+    if precision.dtype == "fp16" and math.frexp(scale)[0] != 0.5:
+        raise ConfigError(f"precision.loss_scale.initial = {scale:g}: must be a power of two; {2.0 ** round(math.log2(scale)):g} is the nearest")
+
+
+def check_length(parallel: ParallelConfig, length: int, field: str) -> None:
+    """Rows of this many tokens are shared by context- and sequence-parallel ranks in equal parts."""
+    parts = parallel.context_parallel_size * (parallel.tensor_parallel_size if parallel.sequence_parallel else 1)
+    if length % parts:
+        raise ConfigError(f"{field} = {length}: not divisible by the {parts} ranks that share each row; {max(1, round(length / parts)) * parts} is the nearest")
+
+
+def _nearest(wanted: int, fits: Callable[[int], bool]) -> int:
+    """The fitting number next to `wanted`; 1 always fits."""
+    return min((size for size in range(1, 2 * wanted + 1) if fits(size)), key=lambda size: abs(size - wanted))
 
 
 def num_microbatches(batch: BatchConfig, dp: int, where: str = "batch") -> int:
@@ -35,29 +96,52 @@ def num_microbatches(batch: BatchConfig, dp: int, where: str = "batch") -> int:
     return batch.global_batch_size // (batch.micro_batch_size * dp)
 
 
-def check_pretrain(config: PretrainConfig, tp: int, pp: int, dp: int) -> None:
+def check_pretrain(config: PretrainConfig, dp: int) -> None:
     """Sizes of a pre-training job."""
-    check_model(config.model, tp, pp)
+    check_parallel(config.parallel, config.precision, config.model)
     num_microbatches(config.batch, dp)
+    check_length(config.parallel, config.sequence_length, "sequence_length")
     if config.sequence_length > config.model.max_sequence_length:
         raise ConfigError(f"sequence_length = {config.sequence_length}: longer than model.max_sequence_length {config.model.max_sequence_length}")
-    if config.train_tokens < config.batch.global_batch_size * config.sequence_length:
+    first = config.batch.ramp.initial_batch_size if config.batch.ramp else config.batch.global_batch_size
+    if config.train_tokens < first * config.sequence_length:
+        raise ConfigError(f"train_tokens = {config.train_tokens}: less than one step ({first} x {config.sequence_length} tokens)")
+    end, warmup = config.optimizer.decay_tokens or config.train_tokens, config.optimizer.warmup_tokens
+    if warmup is not None and warmup >= end:
+        raise ConfigError(f"optimizer.warmup_tokens = {warmup}: must be less than the {end} tokens at which the schedule ends")
+    ramp, full = config.batch.ramp, config.batch.global_batch_size
+    if ramp is not None and (ramp.initial_batch_size > full or (full - ramp.initial_batch_size) % ramp.increment):
         raise ConfigError(
-            f"train_tokens = {config.train_tokens}: less than one step ({config.batch.global_batch_size} x {config.sequence_length} tokens)"
+            f"batch.ramp: from {ramp.initial_batch_size} in steps of {ramp.increment} does not reach global_batch_size {full}; "
+            "increment must divide the difference"
         )
 
 
-def check_parent(config: SftConfig | RewardConfig, model: ModelConfig, tp: int, pp: int, dp: int) -> None:
+def check_parent(config: SftConfig | RewardConfig, model: ModelConfig, dp: int) -> None:
     """Sizes of an SFT or reward job against the model that it starts from."""
+    if config.stage == "reward" and config.parallel.context_parallel_size > 1:
+        raise ConfigError(f"parallel.context_parallel_size = {config.parallel.context_parallel_size}: a reward is read at one token; take 1 here")
+    if config.stage == "reward" and (config.parallel.sequence_parallel or config.parallel.virtual_pipeline_size > 1):
+        raise ConfigError("parallel: sequence_parallel and virtual_pipeline_size are not built for the reward stage; leave them out")
+    check_steps(config.optimizer, "optimizer")
+    check_parallel(config.parallel, config.precision, model, "parent model")
     num_microbatches(config.batch, dp)
-    check_model(model, tp, pp, "parent model")
     if config.data.max_length > model.max_sequence_length:
         raise ConfigError(f"data.max_length = {config.data.max_length}: longer than the model's context of {model.max_sequence_length}")
+
+
+def check_steps(optimizer: OptimizerConfig, where: str) -> None:
+    """Outside of pre-training a run is counted in steps, and its schedule with it."""
+    for name in ("warmup_tokens", "decay_tokens"):
+        if getattr(optimizer, name) is not None:
+            raise ConfigError(f"{where}.{name} = {getattr(optimizer, name)}: only pre-training counts tokens; use warmup_ratio")
 
 
 def check_rlhf(config: RlhfConfig, replicas: dict[str, int]) -> None:
     """Batch sizes of a PPO job against the replicas of each role."""
     ppo = config.ppo
+    check_steps(config.policy_optimizer, "policy_optimizer")
+    check_steps(config.value_optimizer, "value_optimizer")
     if ppo.rollout_batch_size % ppo.minibatch_size:
         raise ConfigError(f"ppo.minibatch_size = {ppo.minibatch_size}: must divide rollout_batch_size {ppo.rollout_batch_size}")
     for role, dp in replicas.items():

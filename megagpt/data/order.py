@@ -38,10 +38,15 @@ def step_rows(seed: int, step: int, global_batch_size: int, num_items: int) -> l
     Raises:
         ValueError: an empty data set.
     """
+    return rows_at(seed, range(step * global_batch_size, (step + 1) * global_batch_size), num_items)
+
+
+def rows_at(seed: int, positions: range, num_items: int) -> list[tuple[int, int]]:
+    """Rows at these positions of a run, counted from 0 over all epochs; as `step_rows`, for steps of different sizes."""
     if num_items < 1:
         raise ValueError("there are no rows to read")
     rows = []
-    for position in range(step * global_batch_size, (step + 1) * global_batch_size):
+    for position in positions:
         epoch, place = divmod(position, num_items)
         rows.append((epoch, int(epoch_order(seed, epoch, num_items)[place])))
     return rows

@@ -9,6 +9,7 @@ embeddings twice.)
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch.distributed as dist
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad
 from torch import Tensor
 
-from megagpt.config.schema import OptimizerConfig
+from megagpt.config.schema import LossScaleConfig, OptimizerConfig, StageConfig
 from megagpt.engine.deepspeed_config import deepspeed_config
 from megagpt.engine.deepspeed_scope import deepspeed_scope, join_world
 from megagpt.engine.optimizer import build_optimizer
@@ -35,32 +36,73 @@ class Engine:
     """Forward, backward, clip and step of one model on its grid.
 
     Args:
-        model: weights already loaded.
+        model: weights already loaded; several blocks of layers where the layout has virtual pipeline stages.
         optimizer: update rule, clipping bound.
         zero_stage: 0-3.
+        loss_scale: of FP16.
+        offload_optimizer, offload_path: as in ParallelConfig.
 
     Raises:
-        ValueError: ZeRO 3 with a pipeline.
+        ValueError: ZeRO 3 with a pipeline, or 16-bit weights at ZeRO 0.
     """
 
-    def __init__(self, model: GPT, optimizer: OptimizerConfig, zero_stage: int) -> None:
-        groups = model.groups
+    def __init__(
+        self, model: GPT | Sequence[GPT], optimizer: OptimizerConfig, zero_stage: int, *,
+        loss_scale: LossScaleConfig = LossScaleConfig(), offload_optimizer: str = "none", offload_path: str | None = None,
+    ) -> None:
+        self.models = [model] if isinstance(model, GPT) else list(model)
+        self.model = self.models[0]
+        groups, dtype = self.model.groups, self.model.layout.dtype
         if zero_stage == 3 and groups.grid.pp > 1:
             raise ValueError("zero_stage 3 with pipeline_parallel_size > 1: not supported; take zero_stage 1 or 2")
-        self.model, self.groups, self.zero_stage, self.clip_grad = model, groups, zero_stage, optimizer.clip_grad
+        if zero_stage == 0 and dtype != torch.float32:
+            raise ValueError("zero_stage 0 with bf16 or fp16: float32 masters are kept by zero_stage 1 to 3 only")
+        self.groups, self.zero_stage, self.clip_grad = groups, zero_stage, optimizer.clip_grad
+        self._offloads = offload_optimizer != "none" and zero_stage < 3
+        self.overflow = False
+        """The last step was skipped, on all ranks, since a gradient was not finite."""
         self._mpu = DeepSpeedMpu(groups)
-        if model.tied_weight is not None and not model.pre_process:
-            model.tied_weight.ds_pipe_replicated = True  # its gradient counts once in the norm, on the first stage
+        self._tied = [(weight, model.pre_process) for model in self.models if (weight := model.tied_weight) is not None]
+        for weight, is_first in self._tied:
+            if not is_first:
+                weight.ds_pipe_replicated = True  # its gradient counts once in the norm, on the first stage
         # ZeRO 3 leaves empty parameters behind, so the table must be read before.
-        self.entries = list(model.entries())
+        self.entries = [entry for model in self.models for entry in model.entries()]
+        self._shared_over_tp = [p for p, _ in self.entries if getattr(p, "sequence_parallel", False)]
+        for parameter, _ in self.entries:
+            parameter.grad_dtype = torch.float32  # microbatches add up in float32, whatever the weights' type
+        module = self.model if len(self.models) == 1 else torch.nn.ModuleList(self.models)
         with self.scope():
             join_world()
             self.deepspeed, *_ = deepspeed.initialize(
-                model=model, optimizer=build_optimizer(model, optimizer), mpu=self._mpu,
-                config=deepspeed_config(zero_stage, optimizer.clip_grad), dist_init_required=False,
+                model=module, optimizer=build_optimizer(module, optimizer, offload_optimizer != "none"), mpu=self._mpu,
+                config=deepspeed_config(
+                    zero_stage, optimizer.clip_grad, dtype, loss_scale=loss_scale, offload_optimizer=offload_optimizer, offload_path=offload_path
+                ),
+                dist_init_required=False,
             )
+        if dtype == torch.float16:
+            self.deepspeed.optimizer.loss_scaler.raise_error_at_min_scale = False  # stay there; `anomaly.py` ends hopeless runs
         if zero_stage == 0:
             self.deepspeed.enable_backward_allreduce = False
+        elif dtype != torch.float32 and zero_stage < 3:
+            # Reduce float32 gradients over the replicas, which DeepSpeed does of its own only with FP16 at ZeRO 1.
+            zero = self.deepspeed.optimizer
+            zero.gradient_accumulation_dtype, zero.use_separate_grad_accum, zero.use_grad_accum_attribute = torch.float32, True, True
+
+    @property
+    def loss_scale(self) -> float:
+        """What the loss is multiplied by before the backward pass (1 unless FP16)."""
+        return float(self.deepspeed.optimizer.loss_scale) if self.model.layout.dtype == torch.float16 else 1.0
+
+    @classmethod
+    def of_stage(cls, models: Sequence[GPT], config: StageConfig) -> Engine:
+        """The engine of a pre-training, SFT or reward job, with all that its configuration says."""
+        parallel = config.parallel
+        return cls(
+            models, config.optimizer, parallel.zero_stage, loss_scale=config.precision.loss_scale,
+            offload_optimizer=parallel.offload_optimizer, offload_path=parallel.offload_path,
+        )
 
     def scope(self) -> contextlib.AbstractContextManager:
         """Where every use of the model must happen, forward passes included: ZeRO 3 gathers weights in its hooks."""
@@ -83,45 +125,71 @@ class Engine:
         Returns:
             The reported sums of each microbatch on the last stage, [] elsewhere.
         """
-        self.model.train(dropout_key is not None)
-        # The schedule divides by its microbatches and DeepSpeed by the replicas; the loss is a plain sum over both.
-        scale = len(microbatches) * self.groups.collection.dp_cp.size() / denominator
+        for model in self.models:
+            model.train(dropout_key is not None)
+        # The schedule divides by its microbatches (and multiplies by cp), DeepSpeed divides by dp x cp; the loss is a plain sum.
+        scale = len(microbatches) * self.groups.grid.dp / denominator * self.loss_scale
 
         def forward_step(model: GPT, batch: Any):
             def loss(output: Tensor):
                 total, report = loss_function(output, batch)
                 return total * scale, report
 
-            if dropout_key is not None:
-                model.dropout_state.set_key(*dropout_key, batch.row_ids)
-            return model(batch.tokens), loss
+            return model(
+                batch.tokens, getattr(batch, "positions", None), segments=getattr(batch, "segments", None),
+                dropout_key=dropout_key, row_ids=batch.row_ids.tolist() if dropout_key is not None else (),
+            ), loss
 
         arguments = dict(rows=rows, length=length, forward_only=False)
         with self.scope():
             if self.zero_stage == 0:
                 self.deepspeed.set_gradient_accumulation_boundary(True)
-                collected = run_schedule(self.model, microbatches, forward_step, **arguments)
-                self._sum_tied_gradients()
+                collected = run_schedule(self.models, microbatches, forward_step, **arguments)
+                self._sum_shared_gradients()
                 self.deepspeed.allreduce_gradients()
             else:
                 with self.deepspeed.coalesce_grad_reduction():
-                    collected = run_schedule(self.model, microbatches, forward_step, **arguments)
-                    self._sum_tied_gradients()
+                    collected = run_schedule(self.models, microbatches, forward_step, **arguments)
+                    self._sum_shared_gradients()
         return collected
 
-    def _sum_tied_gradients(self) -> None:
-        weight = self.model.tied_weight
-        if weight is not None:
+    def _sum_shared_gradients(self) -> None:
+        """Gradients of weights that several ranks of a replica hold: tied embeddings, and what sequence parallelism splits over tokens."""
+        for weight, _ in self._tied:
             dist.all_reduce(weight.grad, group=self.groups.collection.embd)
+        if self._shared_over_tp:
+            gradients = [parameter.grad for parameter in self._shared_over_tp]
+            flat = torch.cat([gradient.flatten() for gradient in gradients])
+            dist.all_reduce(flat, group=self.groups.collection.tp)
+            for gradient, summed in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+                gradient.copy_(summed.view_as(gradient))
+        if getattr(self.deepspeed.optimizer, "use_grad_accum_attribute", False):
+            for parameter, _ in self.entries:  # where ZeRO 1 and 2 then look for float32 gradients
+                parameter.grad_accum, parameter.grad = parameter.grad, None
 
     def step(self, lr: float) -> float:
-        """Clip, update the parameters, clear the gradients. Returns the global gradient norm before clipping."""
+        """Clip, update the parameters, clear the gradients. Returns the global gradient norm before clipping.
+
+        A step whose gradients are not finite is skipped on all ranks: the norm is infinite and `overflow` true.
+        """
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = lr
         with self.scope():
-            norm = self._clip_unsharded() if self.zero_stage == 0 else None
+            if self.zero_stage == 0:
+                norm = self._clip_unsharded()
+                self.overflow = not math.isfinite(norm)
+                if self.overflow:
+                    self.deepspeed.zero_grad()
+                    return math.inf
+                self.deepspeed.step()
+                return norm
             self.deepspeed.step()
-            return float(self.deepspeed.get_global_grad_norm()) if norm is None else norm
+            self.overflow = bool(self.deepspeed.optimizer.overflow)
+            if self.overflow and self._offloads:
+                # DeepSpeed leaves the infinity in the buffer that the next gradients are added to.
+                sums = self.deepspeed.optimizer.averaged_gradients
+                sums.update(dict.fromkeys(sums))
+            return math.inf if self.overflow else float(self.deepspeed.get_global_grad_norm())
 
     def _clip_unsharded(self) -> float:
         """Global norm with every parameter counted once (Pascanu et al. 2013, algorithm 1); scales the gradients."""

@@ -35,6 +35,9 @@ def join_world() -> None:
     # behind, with a rendezvous of all ranks). Only its inference all-reduce uses it, and that is never called here.
     # (By name: the attribute `deepspeed.comm.torch` is torch itself.)
     importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None
+    accelerator = deepspeed.accelerator.get_accelerator()
+    if accelerator.device_name() == "cpu":
+        accelerator.is_fp16_supported = lambda: True  # torch computes in float16 on a CPU, though DeepSpeed denies it
     deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)
 
 

@@ -7,10 +7,13 @@ import torch
 from megagpt.config.schema import OptimizerConfig
 
 
-def build_optimizer(model: torch.nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+def build_optimizer(model: torch.nn.Module, config: OptimizerConfig, offloaded: bool = False) -> torch.optim.Optimizer:
     """AdamW with decoupled decay (Loshchilov & Hutter 2019, algorithm 2), or SGD with the same decay rule.
 
     Decay applies to matrices only, never to norms and biases (Brown et al. 2020, appendix B, as their successors do).
+
+    Args:
+        offloaded: states live in host memory while the model is on a GPU; DeepSpeed's vectorised CPU AdamW then steps there.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
@@ -20,4 +23,8 @@ def build_optimizer(model: torch.nn.Module, config: OptimizerConfig) -> torch.op
     groups = [group for group in groups if group["params"]]
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=config.lr)
+    if offloaded and parameters[0].is_cuda:
+        from deepspeed.ops.adam import DeepSpeedCPUAdam  # compiles its op at first use
+
+        return DeepSpeedCPUAdam(groups, lr=config.lr, betas=config.betas, eps=config.eps, adamw_mode=True)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)

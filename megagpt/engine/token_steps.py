@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -12,25 +13,40 @@ from megagpt.engine.build import Engine
 from megagpt.engine.schedule_run import infer
 from megagpt.model.token_loss import token_nll
 from megagpt.parallel.collectives import sum_reports
-from megagpt.parallel.groups import Groups
 from megagpt.parallel.route import replica_rows
 
 
-def replica_batches(rows: Sequence[EncodedRow], groups: Groups, micro_batch_size: int, pad_id: int, device: torch.device) -> list[TokenBatch]:
+def replica_batches(rows: Sequence[EncodedRow], engine: Engine, micro_batch_size: int, pad_id: int, device: torch.device) -> list[TokenBatch]:
     """This replica's microbatches of a global batch, all padded to the longest row of the whole batch.
+
+    With context parallelism each rank gets its part of every row.
 
     Args:
         rows: the global batch, the same on every rank. Rows without a valid token are added until it divides evenly; they
             weigh nothing, since losses divide by the number of valid tokens.
     """
-    unit = micro_batch_size * groups.grid.dp
+    grid, place, layout = engine.groups.grid, engine.groups.coordinates, engine.model.layout
+    # The interleaved schedule wants as many microbatches as the pipeline has ranks, or a multiple.
+    unit = micro_batch_size * grid.dp * (grid.pp if layout.num_chunks > 1 else 1)
     padded = [*rows, *[encoded_row([pad_id], [0])] * (-len(rows) % unit)]
     length = max(len(row) for row in padded) - 1
-    mine = replica_rows(len(padded), groups.grid, groups.coordinates.dp)
-    return [
+    length += -length % (grid.cp * (grid.tp if layout.sequence_parallel else 1))
+    mine = replica_rows(len(padded), grid, place.dp)
+    batches = [
         collate(padded[i : i + micro_batch_size], list(range(i, i + micro_batch_size)), length, pad_id).to(device)
         for i in range(mine.start, mine.stop, micro_batch_size)
     ]
+    return [part_of_rows(batch, place.cp, grid.cp) for batch in batches]
+
+
+def part_of_rows(batch: TokenBatch, place: int, number: int) -> TokenBatch:
+    """The place-th of `number` equal parts of each row; the segments stay whole, since attention sees whole rows."""
+    if number == 1:
+        return batch
+    length = batch.tokens.size(1) // number
+    here = slice(place * length, (place + 1) * length)
+    parts = {name: getattr(batch, name)[:, here] for name in ("tokens", "labels", "loss_mask", "positions") if getattr(batch, name, None) is not None}
+    return replace(batch, **parts)
 
 
 def count_targets(rows: Sequence[EncodedRow]) -> int:
@@ -50,6 +66,7 @@ def train_step(engine: Engine, batches: Sequence[TokenBatch], num_targets: int, 
         return nll, {"nll": nll.detach()}
 
     rows, length = batches[0].tokens.shape
+    length *= engine.groups.grid.cp
     reports = engine.accumulate(batches, loss, denominator=num_targets, rows=rows, length=length, dropout_key=dropout_key)
     total = sum_reports(engine.groups, reports, ("nll",))["nll"]
     return {"loss": total / num_targets, "grad_norm": engine.step(lr), "lr": lr}
@@ -61,7 +78,7 @@ def evaluate(engine: Engine, rows: Sequence[EncodedRow], micro_batch_size: int, 
     def read(logits: Tensor, batch: TokenBatch):
         return {"nll": token_nll(engine.model, logits, batch.labels, batch.loss_mask)}
 
-    batches = replica_batches(rows, engine.groups, micro_batch_size, pad_id, device)
+    batches = replica_batches(rows, engine, micro_batch_size, pad_id, device)
     with engine.scope():
-        reports = infer(engine.model, batches, read, rows=batches[0].tokens.size(0), length=batches[0].tokens.size(1))
+        reports = infer(engine.models, batches, read, rows=micro_batch_size, length=batches[0].tokens.size(1) * engine.groups.grid.cp)
     return sum_reports(engine.groups, reports, ("nll",))["nll"] / count_targets(rows)

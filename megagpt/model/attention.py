@@ -13,6 +13,7 @@ from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
 from megagpt.model.dropout import ATTENTION, DropoutState
+from megagpt.model.forward_pass import CurrentPass
 
 
 class KeyValueCache:
@@ -50,10 +51,13 @@ class KeyValueCache:
 
 
 class CausalAttention(MegatronModule):
-    """softmax(q k^T / sqrt(d) + causal mask) v over this tensor-parallel rank's heads (Vaswani et al. 2017, eq. 1).
+    """softmax(q k^T / sqrt(d) + causal mask) v over this rank's heads (Vaswani et al. 2017, eq. 1).
 
     In a training or scoring pass the rows start at position 0 and padding stands on the right, so the causal mask alone
-    keeps padding away from every real token.
+    keeps padding away from every real token. Where rows hold several documents, attention stays within each.
+
+    With context parallelism each rank holds a part of every row's tokens. DeepSpeed-Ulysses (Jacobs et al. 2023, section
+    3.1) exchanges it for all tokens of a part of the heads, and exchanges the result back.
     """
 
     def __init__(
@@ -61,36 +65,53 @@ class CausalAttention(MegatronModule):
         softmax_scale: float | None = None, cp_comm_type=None, pg_collection: ProcessGroupCollection | None = None,
     ) -> None:
         super().__init__(config=config)
-        self.layer_number, self.softmax_scale, self.tp_rank = layer_number, softmax_scale, pg_collection.tp.rank()
+        self.layer_number, self.softmax_scale = layer_number, softmax_scale
+        cp = pg_collection.cp
+        self.heads_part = pg_collection.tp.rank() * cp.size() + cp.rank()
+        """This rank's place among all ranks that hold different heads."""
+        self.current: CurrentPass | None = None
         self.dropout_state: DropoutState | None = None
-        self.cache: KeyValueCache | None = None
+        self._over_ranks = None
+        if cp.size() > 1:
+            from deepspeed.sequence.layer import DistributedAttention  # seconds to import, and few models need it
+
+            self._over_ranks = DistributedAttention(self._attend, cp, scatter_idx=2, gather_idx=1)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask=None, **_) -> Tensor:
         """query [s, b, heads, d], key and value [s, b, groups, d] -> [s, b, heads * d]."""
-        query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))
-        mask = None
-        if self.cache is not None:
-            key, value = self.cache.update(self.layer_number, key, value)
-            mask = self.cache.mask()
-        grouped = query.size(1) != key.size(1)
-        if self.training and self.dropout_state.probability > 0.0:
-            context = self._with_dropout(query, key, value)
+        rows = [x.transpose(0, 1) for x in (query, key, value)]
+        context = self._attend(*rows) if self._over_ranks is None else self._over_ranks(*(x.contiguous() for x in rows), 0)
+        return context.transpose(0, 1).flatten(2)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """query [b, s, heads, d], key and value [b, s, groups, d] with all tokens of the rows -> [b, s, heads, d]."""
+        query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+        now, mask = self.current.value, None
+        if now.cache is not None:
+            key, value = now.cache.update(self.layer_number, key, value)
+            mask = now.cache.mask()
+        elif now.segments is not None:
+            same = now.segments[:, :, None] == now.segments[:, None, :]
+            mask = same.tril()[:, None]
+        if self.training and self.dropout_state.active:
+            context = self._with_dropout(query, key, value, mask)
         else:
+            grouped = query.size(1) != key.size(1)
             context = F.scaled_dot_product_attention(
                 query, key, value, attn_mask=mask, is_causal=mask is None, scale=self.softmax_scale, enable_gqa=grouped
             )
-        return context.permute(2, 0, 1, 3).flatten(2)
+        return context.transpose(1, 2)
 
-    def _with_dropout(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def _with_dropout(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """The same written out, since SDPA draws its dropout mask from a stream. [b, heads, s, d]"""
         batch, heads, length, size = query.shape
         key, value = (x.repeat_interleave(heads // x.size(1), dim=1) for x in (key, value))
         scores = query @ key.transpose(2, 3) * (self.softmax_scale or size**-0.5)
-        future = torch.ones(length, length, dtype=torch.bool, device=query.device).triu(1)
-        weights = scores.masked_fill(future, float("-inf")).softmax(dim=-1)
+        visible = torch.ones(length, length, dtype=torch.bool, device=query.device).tril() if mask is None else mask
+        weights = scores.masked_fill(~visible, float("-inf")).softmax(dim=-1)
         # One mask for each global head, whichever rank holds it.
         masks = [
-            self.dropout_state.masks(self.layer_number, ATTENTION, (length, length), weights, part=self.tp_rank * heads + head)
+            self.dropout_state.masks(self.layer_number, ATTENTION, (length, length), weights, part=self.heads_part * heads + head)
             for head in range(heads)
         ]
         return (weights * torch.stack(masks, dim=1)) @ value

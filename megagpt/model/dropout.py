@@ -11,31 +11,33 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from megagpt.model.forward_pass import CurrentPass
 from megagpt.runtime.random import generator
 
 EMBEDDING, ATTENTION, ATTENTION_RESIDUAL, MLP_RESIDUAL = range(4)
 
 
 class DropoutState:
-    """Probability and the current key; one object for each model, shared by all its dropout places."""
+    """Probability, the current pass, and which part of a row's tokens this rank holds; shared by all dropout places of a model.
 
-    def __init__(self, probability: float) -> None:
-        self.probability = probability
-        self._key: tuple[int, int] | None = None
-        self._row_ids: list[int] = []
+    Args:
+        shard: (place, number): this rank holds the hidden states of the place-th of `number` equal parts of every row
+            (context and sequence parallelism).
+    """
 
-    def set_key(self, seed: int, step: int, row_ids: Tensor) -> None:
-        """Before each microbatch: the step, and which rows of the global batch the microbatch holds ([b])."""
-        self._key, self._row_ids = (seed, step), row_ids.tolist()
+    def __init__(self, probability: float, current: CurrentPass, shard: tuple[int, int] = (0, 1)) -> None:
+        self.probability, self.current, self.shard = probability, current, shard
+
+    @property
+    def active(self) -> bool:
+        return self.probability > 0.0 and self.current.value.dropout_key is not None
 
     def masks(self, layer: int, place: int, shape: tuple[int, ...], like: Tensor, part: int = 0) -> Tensor:
         """Scaled keep-masks [b, *shape] in the dtype of `like`; `part` tells tensor-parallel ranks apart where they hold different heads."""
-        if self._key is None:
-            raise RuntimeError("dropout is active but no key was set for this microbatch")
-        keep = 1.0 - self.probability
+        now, keep = self.current.value, 1.0 - self.probability
         rows = [
-            torch.rand(shape, generator=generator(*self._key, layer, place, row, part, device=like.device), device=like.device)
-            for row in self._row_ids
+            torch.rand(shape, generator=generator(*now.dropout_key, layer, place, row, part, device=like.device), device=like.device)
+            for row in now.row_ids
         ]
         return (torch.stack(rows) < keep).to(like.dtype) / keep
 
@@ -48,10 +50,13 @@ class Dropout(torch.nn.Module):
         self.state, self.layer, self.place = state, layer, place
 
     def forward(self, hidden: Tensor) -> Tensor:
-        if not self.training or self.state.probability == 0.0:
+        if not self.training or not self.state.active:
             return hidden
+        place, number = self.state.shard
         length, _, width = hidden.shape
-        return hidden * self.state.masks(self.layer, self.place, (length, width), hidden).transpose(0, 1)
+        # The masks of whole rows, so that they do not depend on how ranks share the rows.
+        masks = self.state.masks(self.layer, self.place, (length * number, width), hidden)[:, place * length : (place + 1) * length]
+        return hidden * masks.transpose(0, 1)
 
 
 class BiasDropoutAdd(torch.nn.Module):

@@ -3,93 +3,121 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
+from megagpt.config.stages import stage_layers
 from megagpt.model import dropout as drop
-from megagpt.model import param_map
+from megagpt.model import megatron_globals, param_map
 from megagpt.model.attention import CausalAttention, KeyValueCache
+from megagpt.model.forward_pass import CurrentPass, ForwardPass
+from megagpt.model.layout import Layout
+from megagpt.model.norm import Norm
 from megagpt.model.shape import ModelShape, transformer_config
 from megagpt.parallel.groups import Groups
-from megagpt.parallel.stages import stage_layers
 
 
 class GPT(GPTModel):
-    """One pipeline stage of a causal transformer with a language-model or a scalar head.
+    """One pipeline stage (or one of its blocks of layers) of a causal transformer with a language-model or a scalar head.
 
     Args:
         shape: sizes; the vocabulary must be known.
         groups: process groups of the grid that holds this model.
         scalar_head: replace the language-model head by a linear map to one number (reward and value models).
-        dtype: of the parameters.
+        layout: precision, recomputation, how stages are cut.
+        chunk: which of this rank's blocks of layers, where a stage has several.
 
     Weights are uninitialised until `load_canonical`.
     """
 
-    def __init__(self, shape: ModelShape, groups: Groups, *, scalar_head: bool = False, dtype: torch.dtype = torch.float32) -> None:
-        config = transformer_config(shape, groups.grid, dtype)
-        spec = get_gpt_layer_local_spec(normalization=config.normalization)
-        spec.submodules.self_attention.submodules.core_attention = CausalAttention
+    def __init__(self, shape: ModelShape, groups: Groups, *, scalar_head: bool = False, layout: Layout = Layout(), chunk: int = 0) -> None:
+        config = transformer_config(shape, groups.grid, layout)
+        layers = stage_layers(
+            config.num_layers, groups.grid.pp, groups.coordinates.pp,
+            num_chunks=layout.num_chunks, chunk=chunk, layers_of_stages=layout.stage_layers,
+        )
+        megatron_globals.install()
         super().__init__(
             config=config,
-            transformer_layer_spec=spec,
+            transformer_layer_spec=_block_spec(config, len(layers)),
             vocab_size=shape.padded_vocab_size(groups.grid.tp),
             max_sequence_length=shape.config.max_sequence_length,
-            pre_process=groups.is_first_stage,
-            post_process=groups.is_last_stage,
+            pre_process=groups.is_first_stage and chunk == 0,
+            post_process=groups.is_last_stage and chunk == layout.num_chunks - 1,
             parallel_output=True,
             share_embeddings_and_output_weights=shape.tied and not scalar_head,
             position_embedding_type="none" if shape.is_llama else "learned_absolute",
             pg_collection=groups.collection,
+            vp_stage=chunk if layout.num_chunks > 1 else None,
         )
-        self.shape, self.groups, self.has_scalar_head = shape, groups, scalar_head
+        self.shape, self.groups, self.layout, self.has_scalar_head = shape, groups, layout, scalar_head
         if scalar_head and self.post_process:
             del self.output_layer
-            self.scalar_head = torch.nn.Linear(config.hidden_size, 1, dtype=dtype)
-        self._layer_offset = stage_layers(config.num_layers, groups.grid.pp, groups.coordinates.pp).start
-        self._install_dropout(shape.config.dropout)
+            self.scalar_head = torch.nn.Linear(config.hidden_size, 1, dtype=layout.dtype)
+        self._layer_offset = layers.start
+        self.current = CurrentPass()
+        self._connect_layers()
         for name, parameter in self.named_parameters():
             axis = self.entry(name).axis
             # Read by DeepSpeed: a parameter that is not sharded counts once in the gradient norm.
             parameter.tensor_model_parallel, parameter.partition_dim = axis is not None, -1 if axis is None else axis
 
-    def _install_dropout(self, probability: float) -> None:
-        self.dropout_state = drop.DropoutState(probability)
+    def _connect_layers(self) -> None:
+        """Give every layer its global number, our dropout, the current pass, and recomputation where it is asked for."""
+        places, grid = self.groups.coordinates, self.groups.grid
+        shard = (places.cp, grid.cp)
+        if self.layout.sequence_parallel:
+            shard = (places.cp * grid.tp + places.tp, grid.cp * grid.tp)
+        state = self.dropout_state = drop.DropoutState(self.shape.config.dropout, self.current, shard)
         if self.pre_process:
-            self.embedding.embedding_dropout = drop.Dropout(self.dropout_state, 0, drop.EMBEDDING)
-        for layer in self.decoder.layers:
-            number = layer.layer_number
-            layer.self_attn_bda = drop.BiasDropoutAdd(self.dropout_state, number, drop.ATTENTION_RESIDUAL)
-            layer.mlp_bda = drop.BiasDropoutAdd(self.dropout_state, number, drop.MLP_RESIDUAL)
-            layer.self_attention.core_attention.dropout_state = self.dropout_state
+            self.embedding.embedding_dropout = drop.Dropout(state, 0, drop.EMBEDDING)
+        for number, layer in enumerate(self.decoder.layers, self._layer_offset + 1):
+            layer.layer_number = number
+            layer.self_attn_bda = drop.BiasDropoutAdd(state, number, drop.ATTENTION_RESIDUAL)
+            layer.mlp_bda = drop.BiasDropoutAdd(state, number, drop.MLP_RESIDUAL)
+            attention = layer.self_attention.core_attention
+            attention.layer_number, attention.current, attention.dropout_state = number, self.current, state
+            if self.layout.recompute == "full":
+                layer.forward = self.current.recomputed(layer.forward)
+            elif self.layout.recompute == "selective":
+                attention.forward = self.current.recomputed(attention.forward)
 
     # ------------------------------------------------------------ forward
 
     def forward(
-        self, tokens: Tensor, positions: Tensor | None = None, cache: KeyValueCache | None = None, only: Tensor | None = None
+        self, tokens: Tensor, positions: Tensor | None = None, cache: KeyValueCache | None = None, only: Tensor | None = None, *,
+        segments: Tensor | None = None, dropout_key: tuple[int, int] | None = None, row_ids: Sequence[int] = (),
     ) -> Tensor:
         """One pass of this stage.
 
         Args:
-            tokens: [b, s] ids (read on the first stage; the others take what `set_input_tensor` gave them).
-            positions: [b, s] position of each token; default 0 … s - 1. With a cache also the slots written.
+            tokens: [b, s] ids (read on the first stage; the others take what `set_input_tensor` gave them). With context
+                parallelism this rank's part of each row.
+            positions: [b, s] position of each token; default 0, 1, 2 … With a cache also the slots written.
             cache: keys and values of the earlier tokens.
             only: [b] index of the one position of each row whose output is wanted; the head is spared the others.
+            segments: [b, length of the whole rows] document that each token belongs to; attention stays within it.
+            dropout_key: (seed, step); None: no dropout.
+            row_ids: numbers of the rows in the global batch, for dropout.
 
         Returns:
             last stage: logits [b, s, padded vocabulary / tp] of this tensor-parallel rank, or scalars [b, s];
-            other stages: hidden states [s, b, h]. With `only`, s is 1 in the last stage's output.
+            other stages: hidden states [s, b, h] ([s / tp, b, h] with sequence parallelism). With `only`, s is 1 in the
+            last stage's output.
         """
-        if positions is None:
-            positions = torch.arange(tokens.size(1), device=tokens.device)[None]  # one row for all: cheaper rotary angles
+        cp, length = self.groups.collection.cp, tokens.size(1)
+        if positions is None:  # one row for all: cheaper rotary angles
+            positions = torch.arange(cp.rank() * length, (cp.rank() + 1) * length, device=tokens.device)[None]
         if cache is not None:
             cache.positions = positions.expand_as(tokens)
-        for layer in self.decoder.layers:
-            layer.self_attention.core_attention.cache = cache
+        self.current.value = ForwardPass(dropout_key, tuple(row_ids), length * cp.size(), segments, cache)
         self._only = only
         return super().forward(tokens, positions, attention_mask=None)
 
@@ -110,7 +138,12 @@ class GPT(GPTModel):
         if self.post_process and self._only is not None:
             hidden_states = hidden_states[self._only, torch.arange(hidden_states.size(1), device=hidden_states.device)][None]
         if self.has_scalar_head and self.post_process:
-            return self.scalar_head(hidden_states).squeeze(-1).t().contiguous()
+            if self.layout.sequence_parallel:
+                # Every tensor-parallel rank computes the same scalars: each takes its own tokens' part of the gradient.
+                hidden_states = gather_from_sequence_parallel_region(
+                    hidden_states, tensor_parallel_output_grad=False, group=self.groups.collection.tp
+                )
+            return self.scalar_head(hidden_states).squeeze(-1).t().float().contiguous()
         return super()._postprocess(hidden_states, **kwargs)
 
     # ------------------------------------------------------------ canonical names
@@ -136,7 +169,20 @@ class GPT(GPTModel):
 
     @property
     def tied_weight(self) -> torch.nn.Parameter | None:
-        """The copy of tied embeddings that this stage must keep equal to another stage's, if there is one."""
+        """The copy of tied embeddings that this block must keep equal to another stage's, if there is one."""
         if not self.share_embeddings_and_output_weights or self.groups.grid.pp == 1:
             return None
         return self.shared_embedding_or_output_weight() if self.pre_process or self.post_process else None
+
+
+def _block_spec(config: TransformerConfig, num_layers: int) -> TransformerBlockSubmodules:
+    """Layers of Megatron-core with our attention and norms; how many, we say."""
+    layer = get_gpt_layer_local_spec(normalization=config.normalization)
+    layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = Norm
+    layer.submodules.self_attention.submodules.core_attention = CausalAttention
+    return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=Norm)
+
+
+def build_chunks(shape: ModelShape, groups: Groups, *, scalar_head: bool = False, layout: Layout = Layout()) -> list[GPT]:
+    """All blocks of layers of this rank, in the order that a token passes them; a single one without virtual stages."""
+    return [GPT(shape, groups, scalar_head=scalar_head, layout=layout, chunk=chunk) for chunk in range(layout.num_chunks)]

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megagpt.config.schema import ModelConfig
+from megagpt.model.layout import Layout
 from megagpt.parallel.grid import Grid
 
 
@@ -55,17 +56,17 @@ class ModelShape:
         return 6.0 * num_parameters + 12.0 * self.config.num_layers * self.config.hidden_size * sequence_length
 
 
-def transformer_config(shape: ModelShape, grid: Grid, dtype: torch.dtype) -> TransformerConfig:
+def transformer_config(shape: ModelShape, grid: Grid, layout: Layout) -> TransformerConfig:
     """Megatron-core's configuration of this model on this grid. Dropout is ours (`dropout.py`), so theirs is 0."""
     config = shape.config
-    return TransformerConfig(
+    made = TransformerConfig(
         num_layers=config.num_layers,
         hidden_size=config.hidden_size,
         num_attention_heads=config.num_attention_heads,
         num_query_groups=shape.num_query_groups,
         ffn_hidden_size=shape.ffn_hidden_size,
         tensor_model_parallel_size=grid.tp,
-        pipeline_model_parallel_size=grid.pp,
+        sequence_parallel=layout.sequence_parallel,
         normalization="RMSNorm" if shape.is_llama else "LayerNorm",
         layernorm_epsilon=config.norm_epsilon,
         activation_func=F.silu if shape.is_llama else functools.partial(F.gelu, approximate="tanh"),
@@ -73,9 +74,10 @@ def transformer_config(shape: ModelShape, grid: Grid, dtype: torch.dtype) -> Tra
         add_bias_linear=not shape.is_llama,
         hidden_dropout=0.0,
         attention_dropout=0.0,
-        params_dtype=dtype,
-        pipeline_dtype=dtype,
-        bf16=dtype == torch.bfloat16,
+        params_dtype=layout.dtype,
+        pipeline_dtype=layout.dtype,
+        bf16=layout.dtype == torch.bfloat16,
+        fp16=layout.dtype == torch.float16,
         use_cpu_initialization=True,
         perform_initialization=False,  # init.py fills every weight, as a function of (seed, name)
         gradient_accumulation_fusion=False,
@@ -86,3 +88,7 @@ def transformer_config(shape: ModelShape, grid: Grid, dtype: torch.dtype) -> Tra
         deallocate_pipeline_outputs=False,
         batch_p2p_comm=False,
     )
+    # Set afterwards: the constructor would ask for equal stages, but `parallel/stages.py` says which layers a stage holds.
+    made.pipeline_model_parallel_size = made.microbatch_group_size_per_vp_stage = grid.pp
+    made.virtual_pipeline_model_parallel_size = layout.num_chunks if layout.num_chunks > 1 else None
+    return made

@@ -77,4 +77,5 @@ class Grid:
         return self.rank(dp=dp, pp=self.pp - 1 if pp is None else pp)
 
     def __str__(self) -> str:
-        return f"tp {self.tp} x dp {self.dp} x pp {self.pp} on ranks {self.ranks.start}-{self.ranks.stop - 1}"
+        cp = f"cp {self.cp} x " if self.cp > 1 else ""
+        return f"tp {self.tp} x {cp}dp {self.dp} x pp {self.pp} on ranks {self.ranks.start}-{self.ranks.stop - 1}"

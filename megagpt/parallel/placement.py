@@ -15,18 +15,19 @@ def stage_grid(parallel: ParallelConfig, world_size: int) -> Grid:
     """The one grid of a pre-training, SFT or reward job.
 
     Raises:
-        ConfigError: the sizes do not multiply to the number of ranks, or ZeRO 3 with a pipeline.
+        ConfigError: the sizes do not multiply to the number of ranks.
     """
-    tp, pp = parallel.tensor_parallel_size, parallel.pipeline_parallel_size
-    dp = parallel.data_parallel_size or world_size // (tp * pp)
-    if dp == 0 or tp * pp * dp != world_size:
+    tp, pp, cp = parallel.tensor_parallel_size, parallel.pipeline_parallel_size, parallel.context_parallel_size
+    model_ranks = tp * pp * cp
+    dp = parallel.data_parallel_size or world_size // model_ranks
+    if dp == 0 or model_ranks * dp != world_size:
+        sizes = f"tensor_parallel_size {tp} x pipeline_parallel_size {pp}" + (f" x context_parallel_size {cp}" if cp > 1 else "")
+        nearest = max(1, round(world_size / model_ranks)) * model_ranks
         raise ConfigError(
-            f"parallel: tensor_parallel_size {tp} x pipeline_parallel_size {pp} x data_parallel_size "
-            f"{parallel.data_parallel_size or 'free'} does not fit {world_size} ranks: the product must be the number of ranks"
+            f"parallel: {sizes} x data_parallel_size {parallel.data_parallel_size or 'free'} does not fit {world_size} ranks: the product must be "
+            f"the number of ranks; {nearest} ranks would do with data_parallel_size {nearest // model_ranks}"
         )
-    if parallel.zero_stage == 3 and pp > 1:
-        raise ConfigError(f"parallel.zero_stage = 3 with pipeline_parallel_size = {pp}: not supported together; take zero_stage 1 or 2")
-    return Grid(tp=tp, dp=dp, pp=pp)
+    return Grid(tp=tp, cp=cp, dp=dp, pp=pp)
 
 
 def role_grid(role: str, config: RoleConfig, world_size: int) -> Grid:

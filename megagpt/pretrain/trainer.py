@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from megagpt.checkpoint.load import new_model
+from megagpt.checkpoint.load import new_chunks
 from megagpt.checkpoint.stage_output import StageOutput
 from megagpt.config.check import check_pretrain
 from megagpt.config.load import ConfigError
 from megagpt.config.schema import PretrainConfig
-from megagpt.data.order import step_rows
+from megagpt.data.order import rows_at
 from megagpt.data.packed import PackedDataset
 from megagpt.engine.build import Engine
-from megagpt.engine.schedule import due, learning_rate
+from megagpt.engine.schedule import due, learning_rate, run_steps
 from megagpt.engine.token_steps import count_targets, evaluate, replica_batches, train_step
+from megagpt.model.layout import Layout
 from megagpt.model.param_map import num_parameters
 from megagpt.model.shape import ModelShape
 from megagpt.parallel.groups import build_groups
@@ -38,7 +39,7 @@ def fit(config: PretrainConfig, original: str = "") -> Path:
         ConfigError, DataError, TokenizerError: before any process group exists.
     """
     grid = stage_grid(config.parallel, world_size_from_environment())
-    check_pretrain(config, grid.tp, grid.pp, grid.dp)
+    check_pretrain(config, grid.dp)
     run = RunFolder(config.run)
     tokenizer = load_tokenizer(run.resolve(config.tokenizer))
     model_config = config.model.model_copy(update={"vocab_size": config.model.vocab_size or tokenizer.vocab_size})
@@ -46,15 +47,16 @@ def fit(config: PretrainConfig, original: str = "") -> Path:
         raise ConfigError(f"model.vocab_size = {model_config.vocab_size}: less than the tokenizer's {tokenizer.vocab_size}")
     train, valid = (PackedDataset(run.resolve(prefix, ".idx"), config.sequence_length) for prefix in (config.data.train, config.data.valid))
     # Evenly spread: the first rows alone would be a few documents.
-    held_out = [valid[i * len(valid) // min(config.eval_rows, len(valid))] for i in range(min(config.eval_rows, len(valid)))]
+    num_held_out = min(config.eval_rows or len(valid), len(valid))
+    held_out = [valid[i * len(valid) // num_held_out] for i in range(num_held_out)]
 
     world = start(config.run.device, config.run.timeout_seconds)
     output = StageOutput(config, tokenizer, parents={}, original=original)
     folder = output.open(world.device)
-    model = new_model(model_config, build_groups(grid, config.run.timeout_seconds), world.device, config.run.seed)
-    engine = Engine(model, config.optimizer, config.parallel.zero_stage)
-    rows_per_step, seed = config.batch.global_batch_size, config.run.seed
-    total_steps = config.train_tokens // (rows_per_step * config.sequence_length)
+    groups, layout = build_groups(grid, config.run.timeout_seconds), Layout.of(config.parallel, config.precision)
+    engine = Engine.of_stage(new_chunks(model_config, groups, world.device, layout, config.run.seed), config)
+    seed, steps = config.run.seed, run_steps(config.batch, config.train_tokens, config.sequence_length)
+    total_steps, total_tokens = len(steps), steps[-1].stop * config.sequence_length
     say(f"[pretrain] {num_parameters(ModelShape(model_config)):,} parameters, {grid}, ZeRO {config.parallel.zero_stage}, {total_steps} steps")
     dropout = model_config.dropout > 0
 
@@ -65,20 +67,20 @@ def fit(config: PretrainConfig, original: str = "") -> Path:
 
     with StageLog(folder, "pretrain", total_steps, config.every.log) as log:
         start_loss = measure(0)
-        for step in range(1, total_steps + 1):
-            rows = [train[item] for _, item in step_rows(seed, step - 1, rows_per_step, len(train))]
-            batches = replica_batches(rows, engine.groups, config.batch.micro_batch_size, tokenizer.pad_id, world.device)
-            lr = learning_rate(config.optimizer, step, total_steps)
+        for step, positions in enumerate(steps, start=1):
+            rows = [train[item] for _, item in rows_at(seed, positions, len(train))]
+            batches = replica_batches(rows, engine, config.batch.micro_batch_size, tokenizer.pad_id, world.device)
+            tokens = positions.stop * config.sequence_length
+            lr = learning_rate(config.optimizer, tokens, total_tokens)
             metrics = train_step(engine, batches, count_targets(rows), lr, (seed, step) if dropout else None)
-            tokens = step * rows_per_step * config.sequence_length
-            log.step(step, {**metrics, "tokens": tokens})
+            log.step(step, {**metrics, "tokens": tokens, "batch_size": len(rows)})
             if due(config.every.evaluate, step, total_steps):
                 measure(step)
             if due(config.every.save, step, total_steps):
                 output.save(step, engine, model_config, head="lm", tokens=tokens)
         loss = measure(total_steps)
     checkpoint = output.save(total_steps, engine, model_config, head="lm", tokens=tokens)
-    sample = (train[item] for _, item in step_rows(seed, 0, min(len(train), UNIGRAM_ROWS), len(train)))
+    sample = (train[item] for _, item in rows_at(seed, range(min(len(train), UNIGRAM_ROWS)), len(train)))
     unigram = unigram_cross_entropy(sample, held_out, tokenizer.vocab_size)
     say(f"[pretrain] held-out loss {loss:.3f} nats a token, from {start_loss:.3f}; unigram cross-entropy {unigram:.3f}")
     if config.gates.max_loss_over_unigram is not None:

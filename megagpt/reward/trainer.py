@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from megagpt.checkpoint.layout import find_checkpoint
-from megagpt.checkpoint.load import Checkpoint, load_model
+from megagpt.checkpoint.load import Checkpoint, load_chunks
 from megagpt.checkpoint.stage_output import StageOutput
 from megagpt.config.check import check_parent
 from megagpt.config.schema import RewardConfig
@@ -18,6 +18,7 @@ from megagpt.data.ranking import EncodedGroup, load_rankings
 from megagpt.engine.build import Engine
 from megagpt.engine.schedule import due, learning_rate
 from megagpt.engine.schedule_run import infer
+from megagpt.model.layout import Layout
 from megagpt.parallel.collectives import sum_reports
 from megagpt.parallel.groups import build_groups
 from megagpt.parallel.placement import stage_grid
@@ -44,7 +45,7 @@ def fit(config: RewardConfig, original: str = "") -> Path:
     run = RunFolder(config.run)
     parent = Checkpoint.open(find_checkpoint(config.parent, run))
     model_config = parent.model_config
-    check_parent(config, model_config, grid.tp, grid.pp, grid.dp)
+    check_parent(config, model_config, grid.dp)
     tokenizer = parent.tokenizer()
     (train, valid), dropped = load_rankings(run.resolve_records(config.data), tokenizer)
     floors = {"longer_answer_floor": longer_answer_accuracy(valid), "overlap_floor": overlap_accuracy(valid)}
@@ -52,11 +53,10 @@ def fit(config: RewardConfig, original: str = "") -> Path:
     world = start(config.run.device, config.run.timeout_seconds)
     output = StageOutput(config, tokenizer, {"parent": parent}, original=original)
     folder = output.open(world.device)
-    model = load_model(
-        parent, build_groups(grid, config.run.timeout_seconds), world.device, scalar_head=True, dropout=config.dropout, seed=config.run.seed
-    )
-    dropout = model.dropout_state.probability > 0
-    engine = Engine(model, config.optimizer, config.parallel.zero_stage)
+    groups, layout = build_groups(grid, config.run.timeout_seconds), Layout.of(config.parallel, config.precision)
+    models = load_chunks(parent, groups, world.device, layout, scalar_head=True, dropout=config.dropout, seed=config.run.seed)
+    dropout = models[0].dropout_state.probability > 0
+    engine = Engine.of_stage(models, config)
     groups_per_step, micro, seed = config.batch.global_batch_size, config.batch.micro_batch_size, config.run.seed
     total_steps = -(-config.epochs * len(train) // groups_per_step)
     say(f"[reward] {len(train)} rankings, {len(valid)} held out{left_out(dropped)}, {grid}, ZeRO {config.parallel.zero_stage}, {total_steps} steps")
@@ -111,7 +111,7 @@ def score_groups(engine: Engine, members: Sequence[EncodedGroup], micro_batch_si
     batches = replica_batches(members, engine.groups, micro_batch_size, pad_id, device)
     rows, length = batches[0].tokens.shape
     with engine.scope():
-        outputs = infer(engine.model, batches, _last_scores, rows=rows, length=length)
+        outputs = infer(engine.models, batches, _last_scores, rows=rows, length=length)
     grid = engine.groups.grid
     total = len(batches) * rows * grid.dp
     scores = share_rows(torch.cat(outputs) if outputs else None, grid, (total,), torch.float32, device)

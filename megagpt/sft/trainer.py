@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from megagpt.checkpoint.layout import find_checkpoint
-from megagpt.checkpoint.load import Checkpoint, load_model
+from megagpt.checkpoint.load import Checkpoint, load_chunks
 from megagpt.checkpoint.stage_output import StageOutput
 from megagpt.config.check import check_parent
 from megagpt.config.schema import SftConfig
@@ -14,6 +14,7 @@ from megagpt.data.order import step_rows
 from megagpt.engine.build import Engine
 from megagpt.engine.schedule import due, learning_rate
 from megagpt.engine.token_steps import count_targets, evaluate, replica_batches, train_step
+from megagpt.model.layout import Layout
 from megagpt.parallel.groups import build_groups
 from megagpt.parallel.placement import stage_grid
 from megagpt.runtime.distributed import start, world_size_from_environment
@@ -34,16 +35,17 @@ def fit(config: SftConfig, original: str = "") -> Path:
     run = RunFolder(config.run)
     parent = Checkpoint.open(find_checkpoint(config.parent, run)).language_model()
     model_config = parent.model_config
-    check_parent(config, model_config, grid.tp, grid.pp, grid.dp)
+    check_parent(config, model_config, grid.dp)
     tokenizer = parent.tokenizer()
     (train, valid), dropped = load_demonstrations(run.resolve_records(config.data), tokenizer)
 
     world = start(config.run.device, config.run.timeout_seconds)
     output = StageOutput(config, tokenizer, {"parent": parent}, original=original)
     folder = output.open(world.device)
-    model = load_model(parent, build_groups(grid, config.run.timeout_seconds), world.device, scalar_head=False, dropout=config.dropout)
-    dropout = model.dropout_state.probability > 0
-    engine = Engine(model, config.optimizer, config.parallel.zero_stage)
+    groups, layout = build_groups(grid, config.run.timeout_seconds), Layout.of(config.parallel, config.precision)
+    models = load_chunks(parent, groups, world.device, layout, scalar_head=False, dropout=config.dropout)
+    dropout = models[0].dropout_state.probability > 0
+    engine = Engine.of_stage(models, config)
     rows_per_step, micro, seed = config.batch.global_batch_size, config.batch.micro_batch_size, config.run.seed
     total_steps = -(-config.epochs * len(train) // rows_per_step)
     say(f"[sft] {len(train)} demonstrations, {len(valid)} held out{left_out(dropped)}, {grid}, ZeRO {config.parallel.zero_stage}, {total_steps} steps")
@@ -57,7 +59,7 @@ def fit(config: SftConfig, original: str = "") -> Path:
         start_loss = measure(0)
         for step in range(1, total_steps + 1):
             rows = [train[item] for _, item in step_rows(seed, step - 1, rows_per_step, len(train))]
-            batches = replica_batches(rows, engine.groups, micro, tokenizer.pad_id, world.device)
+            batches = replica_batches(rows, engine, micro, tokenizer.pad_id, world.device)
             lr = learning_rate(config.optimizer, step, total_steps)
             log.step(step, train_step(engine, batches, count_targets(rows), lr, (seed, step) if dropout else None))
             if due(config.every.evaluate, step, total_steps):

@@ -11,7 +11,9 @@ from megagpt.config.schema import ModelConfig, OptimizerConfig
 from megagpt.data.batch import TokenBatch
 from megagpt.engine.build import Engine
 from megagpt.engine.schedule_run import infer
-from megagpt.model.gpt import GPT
+from megagpt.engine.token_steps import part_of_rows
+from megagpt.model.gpt import GPT, build_chunks
+from megagpt.model.layout import Layout
 from megagpt.model.shape import ModelShape
 from megagpt.model.token_loss import token_nll
 from megagpt.parallel.collectives import gather_last_dim, sum_reports
@@ -23,11 +25,18 @@ from tests.helpers.plain import PlainRun
 from tests.helpers.tiny import TinyBatch, microbatches
 
 
-def sharded_model(config: ModelConfig, state: Mapping[str, Tensor], grid: Grid) -> GPT:
+def sharded_model(config: ModelConfig, state: Mapping[str, Tensor], grid: Grid, layout: Layout = Layout()) -> GPT:
     """This rank's part of the model with these canonical weights, and a scalar head where they have one."""
-    model = GPT(ModelShape(config), build_groups(grid), scalar_head="scalar_head.weight" in state)
-    model.load_canonical(state.__getitem__)
+    (model,) = sharded_chunks(config, state, grid, layout)
     return model
+
+
+def sharded_chunks(config: ModelConfig, state: Mapping[str, Tensor], grid: Grid, layout: Layout) -> list[GPT]:
+    """The same for layouts with several blocks of layers on each rank."""
+    chunks = build_chunks(ModelShape(config), build_groups(grid), scalar_head="scalar_head.weight" in state, layout=layout)
+    for chunk in chunks:
+        chunk.load_canonical(state.__getitem__)
+    return chunks
 
 
 def accumulate(engine: Engine, batch: TinyBatch, dropout_key: tuple[int, int] | None = None, num_microbatches: int = 4) -> float:
@@ -46,15 +55,17 @@ def accumulate(engine: Engine, batch: TinyBatch, dropout_key: tuple[int, int] | 
     ]
     num_valid = batch.loss_mask.sum().item()
     rows, length = parts[0].tokens.shape
+    parts = [part_of_rows(part, groups.coordinates.cp, groups.grid.cp) for part in parts]
     reports = engine.accumulate(parts, loss_function, denominator=num_valid, rows=rows, length=length, dropout_key=dropout_key)
     return sum_reports(groups, reports, ("nll",))["nll"] / num_valid
 
 
 def sharded_train(
-    config: ModelConfig, state: Mapping[str, Tensor], batches: Sequence[TinyBatch], optimizer: OptimizerConfig, grid: Grid, zero_stage: int
+    config: ModelConfig, state: Mapping[str, Tensor], batches: Sequence[TinyBatch], optimizer: OptimizerConfig, grid: Grid, zero_stage: int,
+    layout: Layout = Layout(), **engine_options,
 ) -> PlainRun:
     """`plain_train` on a grid; the tensors are those of this rank's stage."""
-    engine = Engine(sharded_model(config, state, grid), optimizer, zero_stage)
+    engine = Engine(sharded_chunks(config, state, grid, layout), optimizer, zero_stage, **engine_options)
     losses, norms, gradients_of_step_0 = [], [], {}
     for batch in batches:
         losses.append(accumulate(engine, batch))

@@ -38,6 +38,12 @@ KL_ABSOLUTE = 1e-6  # a mean over tokens of differences that cancel
 # Metrics of one PPO step under different placements: a chain of generation, scoring, advantage and update, each exact to 1e-5.
 PPO_METRIC_RELATIVE = 1e-4
 
+# bfloat16 keeps 8 bits: each rounding moves a number by at most 2^-9. A gradient passes some 40 rounded operations in a row, whose errors add
+# up like a random walk: sqrt(40) * 2^-9 = 1.2e-2, and five times that for tensors in which terms cancel. A loss is a mean over many tokens.
+BF16_GRADIENT_RELATIVE = 6e-2
+BF16_LOSS_RELATIVE = 5e-3
+FP16_GRADIENT_RELATIVE = 6e-2 / 8  # three bits more
+
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
     """‖actual − expected‖ / ‖expected‖ over the whole tensor; 0 where both are zero, inf where only `expected` is."""

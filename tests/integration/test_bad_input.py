@@ -101,7 +101,7 @@ def place(**roles) -> str:
          "model.ffn_hidden_size = 128: not divisible by the tensor-parallel size 3"),
         ("pretrain", 4, ["parallel.pipeline_parallel_size=4"],
          "model.num_layers = 2: less than the pipeline-parallel size 4; a stage would be empty"),
-        ("pretrain", 2, ["parallel.pipeline_parallel_size=2", "model.num_layers=3"], "model.num_layers = 3: not divisible by the pipeline-parallel size 2"),
+        ("pretrain", 2, ["parallel.pipeline_parallel_size=2", "model.num_layers=3"], "model.num_layers = 3: num_layers 3 is not divisible by pipeline_parallel_size 2; stage_layers [2, 1] would do"),
         ("pretrain", 3, ["parallel.tensor_parallel_size=2"],
          "parallel: tensor_parallel_size 2 x pipeline_parallel_size 1 x data_parallel_size free does not fit 3 ranks: the product must be the number of ranks"),
         ("pretrain", 1, ["parallel.data_parallel_size=2"], "data_parallel_size 2 does not fit 1 ranks"),

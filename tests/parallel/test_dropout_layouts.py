@@ -6,25 +6,37 @@ import pytest
 
 from megagpt.config.schema import OptimizerConfig
 from megagpt.engine.build import Engine
+from megagpt.model.layout import Layout
 from megagpt.parallel.grid import Grid
 from tests.helpers.gather import held_here, merge_ranks
 from tests.helpers.plain import plain_init
-from tests.helpers.sharded import accumulate, sharded_model
+from tests.helpers.sharded import accumulate, sharded_chunks
 from tests.helpers.spawn import run_ranks
 from tests.helpers.tiny import tiny_batches, tiny_model
 from tests.helpers.tolerance import PARITY_RELATIVE, assert_tensors_close
 
 LAYOUTS = [(Grid(tp=2), 1), (Grid(dp=2), 1), (Grid(dp=2), 3), (Grid(pp=2), 0), (Grid(tp=2, pp=2), 2), (Grid(tp=2, dp=2), 2), (Grid(tp=4), 1)]
+CUT_OTHERWISE = {
+    "sequence_parallel": (Grid(tp=2), 1, Layout(sequence_parallel=True, recompute="selective")),
+    "context_parallel": (Grid(cp=2), 2, Layout()),
+    "context_and_sequence_parallel": (Grid(tp=2, cp=2), 1, Layout(sequence_parallel=True, recompute="full")),
+    "uneven_recomputed_pipeline": (Grid(pp=2), 1, Layout(stage_layers=(3, 1), recompute="full")),
+    "interleaved_recomputed_pipeline": (Grid(pp=2), 1, Layout(num_chunks=2, recompute="full")),
+    "interleaved_pipeline": (Grid(pp=2, dp=2), 2, Layout(num_chunks=2, recompute="selective")),
+    "zero_3_recomputed": (Grid(dp=2), 3, Layout(recompute="full")),
+}
 FAMILIES = pytest.mark.parametrize("family", ["gpt", "llama"])
 KEY = (1, 7)  # seed, step
 
 
-def loss_and_gradients(family: str, grid: Grid, zero_stage: int, dropout: float, keys: list, num_microbatches: int = 4) -> list[tuple]:
+def loss_and_gradients(
+    family: str, grid: Grid, zero_stage: int, dropout: float, keys: list, num_microbatches: int = 4, num_layers: int = 2, layout: Layout = Layout()
+) -> list[tuple]:
     """For each dropout key, of the same weights and batch."""
-    config = tiny_model(family, True, num_layers=2, dropout=dropout)
+    config = tiny_model(family, True, num_layers=num_layers, dropout=dropout)
     results = []
     for key in keys:
-        engine = Engine(sharded_model(config, plain_init(config, seed=1), grid), OptimizerConfig(lr=1.0), zero_stage)
+        engine = Engine(sharded_chunks(config, plain_init(config, seed=1), grid, layout), OptimizerConfig(lr=1.0), zero_stage)
         loss = accumulate(engine, tiny_batches(1)[0], key, num_microbatches)
         results.append((loss, held_here(engine.canonical_gradients())))
         engine.step(0.0)
@@ -33,8 +45,8 @@ def loss_and_gradients(family: str, grid: Grid, zero_stage: int, dropout: float,
 
 
 @functools.cache
-def on_one_rank(family: str, dropout: float, key: tuple[int, int] | None) -> tuple:
-    return run_ranks(1, loss_and_gradients, family, Grid(), 0, dropout, [key])[0][0]
+def on_one_rank(family: str, dropout: float, key: tuple[int, int] | None, num_layers: int = 2) -> tuple:
+    return run_ranks(1, loss_and_gradients, family, Grid(), 0, dropout, [key], num_layers=num_layers)[0][0]
 
 
 def assert_same_gradients(per_rank: list, expected: tuple) -> None:
@@ -48,6 +60,14 @@ def assert_same_gradients(per_rank: list, expected: tuple) -> None:
 def test_dropout_gradients_do_not_depend_on_the_layout(grid, zero, family):
     ranks = run_ranks(grid.size, loss_and_gradients, family, grid, zero, 0.3, [KEY])
     assert_same_gradients([results[0] for results in ranks], on_one_rank(family, 0.3, KEY))
+
+
+@FAMILIES
+@pytest.mark.parametrize("cut", CUT_OTHERWISE)
+def test_dropout_gradients_do_not_depend_on_how_the_model_is_cut_and_computed(cut, family):
+    grid, zero, layout = CUT_OTHERWISE[cut]
+    ranks = run_ranks(grid.size, loss_and_gradients, family, grid, zero, 0.3, [KEY], num_layers=4, layout=layout)
+    assert_same_gradients([results[0] for results in ranks], on_one_rank(family, 0.3, KEY, num_layers=4))
 
 
 @FAMILIES

@@ -133,7 +133,7 @@ def sft_step(config: ModelConfig, grid: Grid, zero_stage: int):
     engine = Engine(sharded_model(config, plain_init(config, 1), grid), OPTIMIZER, zero_stage)
     loss = token_steps.evaluate(engine, rows(), MICRO, PAD, torch.device("cpu"))
     gradients = with_gradients(engine)
-    batches = token_steps.replica_batches(rows(), engine.groups, MICRO, PAD, torch.device("cpu"))
+    batches = token_steps.replica_batches(rows(), engine, MICRO, PAD, torch.device("cpu"))
     metrics = token_steps.train_step(engine, batches, token_steps.count_targets(rows()), OPTIMIZER.lr, None)
     parameters = held_here(engine.canonical_parameters())
     engine.close()

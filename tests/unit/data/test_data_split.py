@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from megagpt.data.order import epoch_order, step_rows
+from megagpt.data.order import epoch_order, rows_at, step_rows
 from megagpt.data.split import held_out_keys, prompt_key, share, split_by
 
 KEYS = [f"key {i}" for i in range(2000)]
@@ -80,3 +80,9 @@ def test_steps_wrap_around_small_data_sets():
 def test_no_rows_are_refused():
     with pytest.raises(ValueError, match="no rows"):
         step_rows(5, 0, 8, 0)
+
+
+def test_order_of_steps_of_different_sizes_is_the_order_of_the_rows():
+    whole = rows_at(5, range(28), 14)
+    assert [row for cut in (range(3), range(3, 17), range(17, 28)) for row in rows_at(5, cut, 14)] == whole
+    assert whole == [row for step in range(7) for row in step_rows(5, step, 4, 14)]

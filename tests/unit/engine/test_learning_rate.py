@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from megagpt.config.schema import OptimizerConfig
-from megagpt.engine.schedule import due, learning_rate
+from megagpt.config.schema import BatchRampConfig, OptimizerConfig, PretrainBatchConfig
+from megagpt.engine.schedule import batch_size, due, learning_rate, run_steps
 
 CONFIG = OptimizerConfig(lr=2.0, min_lr_ratio=0.1, warmup_ratio=0.2)
 
@@ -52,3 +52,47 @@ def test_learning_rate_without_warmup_starts_at_the_peak():
 def test_due_every_so_many_steps_but_never_at_the_last_nor_with_0():
     assert [step for step in range(1, 10) if due(3, step, 9)] == [3, 6]
     assert not any(due(0, step, 9) for step in range(1, 10))
+
+
+# The numbers of GPT-3 (Brown et al. 2020, section 2.3 and appendix B).
+GPT3 = OptimizerConfig(lr=0.6e-4, min_lr_ratio=0.1, warmup_tokens=375_000_000, decay_tokens=260_000_000_000)
+GPT3_BATCH = PretrainBatchConfig(
+    micro_batch_size=1, global_batch_size=1536, ramp=BatchRampConfig(initial_batch_size=16, increment=16, tokens=12_000_000_000)
+)
+
+
+def test_learning_rate_of_gpt3_in_tokens():
+    assert learning_rate(GPT3, 187_500_000, 300e9) == pytest.approx(0.3e-4)
+    assert learning_rate(GPT3, 375_000_000, 300e9) == pytest.approx(0.6e-4)
+    middle = (375e6 + 260e9) / 2
+    assert learning_rate(GPT3, middle, 300e9) == pytest.approx(0.6e-4 * (0.1 + 0.9 / 2))
+    assert learning_rate(GPT3, 260e9, 300e9) == learning_rate(GPT3, 300e9, 300e9) == pytest.approx(0.6e-5)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [("linear", [2.0, 1.55, 1.1, 0.65, 0.2]), ("wsd", [2.0, 2.0, 2.0, 1.1, 0.2]), ("constant", [2.0, 2.0, 2.0, 2.0, 2.0])],
+)
+def test_learning_rate_schedules_after_the_warmup(schedule, expected):
+    config = OptimizerConfig(lr=2.0, min_lr_ratio=0.1, warmup_ratio=0.2, schedule=schedule, wsd_decay_ratio=0.5)
+    assert [learning_rate(config, done, 100) for done in (20, 40, 60, 80, 100)] == pytest.approx(expected)
+
+
+def test_batch_ramp_of_gpt3_starts_at_32k_tokens_and_ends_at_3_2m():
+    assert batch_size(GPT3_BATCH, 0) * 2048 == 32_768
+    assert batch_size(GPT3_BATCH, 12_000_000_000) * 2048 == 3_145_728  # "3.2M"
+    assert batch_size(GPT3_BATCH, 6_000_000_000) == 16 + 16 * 47  # half of the 95 increments
+    assert batch_size(GPT3_BATCH, 300_000_000_000) == 1536
+    assert batch_size(GPT3_BATCH.model_copy(update={"ramp": None}), 0) == 1536
+
+
+def test_batch_ramp_steps_read_every_row_once_and_in_order():
+    batch = PretrainBatchConfig(micro_batch_size=2, global_batch_size=12, ramp=BatchRampConfig(initial_batch_size=4, increment=4, tokens=400))
+    steps = run_steps(batch, train_tokens=1000, sequence_length=10)
+    assert [row for rows in steps for row in rows] == list(range(steps[-1].stop))
+    assert [len(rows) for rows in steps] == [4, 4, 4, 4, 4, 8, 8, 8, 12, 12, 12, 12]
+    assert steps[-1].stop * 10 <= 1000 < steps[-1].stop * 10 + 120
+    # Neither the microbatches nor the replicas take part in it.
+    assert run_steps(batch.model_copy(update={"micro_batch_size": 1}), 1000, 10) == steps
+    # A longer run begins the same way.
+    assert run_steps(batch, 2000, 10)[: len(steps)] == steps

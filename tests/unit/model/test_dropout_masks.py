@@ -5,15 +5,21 @@ import torch
 
 from megagpt.model.attention import CausalAttention
 from megagpt.model.dropout import ATTENTION, ATTENTION_RESIDUAL, EMBEDDING, MLP_RESIDUAL, BiasDropoutAdd, Dropout, DropoutState
+from megagpt.model.forward_pass import CurrentPass, ForwardPass
 
 SHAPE = (16, 8)  # positions, features
 LIKE = torch.zeros(())
 
 
+def state_of(probability, rows=(), seed=1, step=2, shard=(0, 1)) -> DropoutState:
+    """In the middle of a pass over these rows."""
+    current = CurrentPass()
+    current.value = ForwardPass(dropout_key=(seed, step), row_ids=tuple(rows))
+    return DropoutState(probability, current, shard)
+
+
 def masks(rows, seed=1, step=2, layer=3, place=MLP_RESIDUAL, part=0, probability=0.25) -> torch.Tensor:
-    state = DropoutState(probability)
-    state.set_key(seed, step, torch.tensor(rows))
-    return state.masks(layer, place, SHAPE, LIKE, part)
+    return state_of(probability, rows, seed, step).masks(layer, place, SHAPE, LIKE, part)
 
 
 @pytest.mark.parametrize("cut", [[[0, 1, 2, 3]], [[0], [1], [2], [3]], [[2, 3], [0, 1]], [[3, 1, 0, 2]]])
@@ -42,29 +48,31 @@ def test_dropout_keeps_the_expectation(probability):
 
 
 def test_dropout_is_active_in_training_only():
-    state, hidden = DropoutState(0.5), torch.ones(16, 2, 8)  # [s, b, h]
-    state.set_key(1, 2, torch.tensor([7, 8]))
-    layer = Dropout(state, 3, MLP_RESIDUAL)
+    hidden = torch.ones(16, 2, 8)  # [s, b, h]
+    layer = Dropout(state_of(0.5, [7, 8]), 3, MLP_RESIDUAL)
     assert torch.equal(layer(hidden), masks([7, 8], probability=0.5).transpose(0, 1))
     layer.eval()
     assert torch.equal(layer(hidden), hidden)
 
 
-def test_dropout_of_probability_0_needs_no_key():
+def test_dropout_is_off_at_probability_0_and_in_a_pass_without_a_key():
     hidden = torch.randn(16, 2, 8)
-    assert torch.equal(Dropout(DropoutState(0.0), 3, EMBEDDING)(hidden), hidden)
+    assert torch.equal(Dropout(state_of(0.0, [7, 8]), 3, EMBEDDING)(hidden), hidden)
+    assert torch.equal(Dropout(DropoutState(0.5, CurrentPass()), 3, EMBEDDING)(hidden), hidden)
 
 
-def test_dropout_without_a_key_is_an_error():
-    with pytest.raises(RuntimeError, match="no key was set"):
-        Dropout(DropoutState(0.5), 3, EMBEDDING)(torch.ones(16, 2, 8))
+@pytest.mark.parametrize("number", [2, 4])
+def test_dropout_of_a_part_of_each_row_is_that_part_of_the_whole_rows_masks(number):
+    whole = masks([7, 8], probability=0.5).transpose(0, 1)
+    for place in range(number):
+        layer = Dropout(state_of(0.5, [7, 8], shard=(place, number)), 3, MLP_RESIDUAL)
+        assert torch.equal(layer(torch.ones(16 // number, 2, 8)), whole.chunk(number)[place])
 
 
 @pytest.mark.parametrize("biased", [True, False])
 def test_dropout_applies_to_the_branch_and_spares_the_residual(biased):
-    state, branch, residual = DropoutState(0.5), torch.randn(16, 1, 8), torch.randn(16, 1, 8)
+    state, branch, residual = state_of(0.5, [7]), torch.randn(16, 1, 8), torch.randn(16, 1, 8)
     bias = torch.randn(8) if biased else None
-    state.set_key(1, 2, torch.tensor([7]))
     kept = masks([7], probability=0.5).transpose(0, 1)
     output = BiasDropoutAdd(state, 3, MLP_RESIDUAL)(training=True, fused=False)((branch, bias), residual, 0.0)
     assert torch.equal(output, residual + (branch + bias if biased else branch) * kept)
@@ -74,7 +82,9 @@ class GivenMasks(DropoutState):
     """[heads, b, s, s] from outside; also notes for which places it was asked."""
 
     def __init__(self, by_head: torch.Tensor):
-        super().__init__(0.5)
+        current = CurrentPass()
+        current.value = ForwardPass(dropout_key=(1, 2))
+        super().__init__(0.5, current)
         self.by_head, self.asked = by_head, []
 
     def masks(self, layer, place, shape, like, part=0):
@@ -85,8 +95,8 @@ class GivenMasks(DropoutState):
 def attention_with(masks: GivenMasks, tp_rank: int = 0) -> CausalAttention:
     attention = CausalAttention.__new__(CausalAttention)  # its constructor wants process groups
     torch.nn.Module.__init__(attention)
-    attention.layer_number, attention.softmax_scale, attention.tp_rank, attention.cache = 5, None, tp_rank, None
-    attention.dropout_state = masks
+    attention.layer_number, attention.softmax_scale, attention.heads_part, attention._over_ranks = 5, None, tp_rank, None
+    attention.dropout_state, attention.current = masks, masks.current
     return attention
 
 

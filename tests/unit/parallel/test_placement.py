@@ -42,8 +42,7 @@ def test_placement_of_one_model_fills_the_world(settings, world_size, grid):
         (parallel(tp=2), 3, "does not fit 3 ranks: the product must be the number of ranks"),
         (parallel(dp=2), 4, "data_parallel_size 2 does not fit 4 ranks"),
         (parallel(dp=4), 2, "data_parallel_size 4 does not fit 2 ranks"),
-        (parallel(pp=2, zero=3), 2, "parallel.zero_stage = 3 with pipeline_parallel_size = 2"),
-        (parallel(pp=4, zero=3), 4, "parallel.zero_stage = 3 with pipeline_parallel_size = 4"),
+        (parallel(tp=2, pp=2), 6, "does not fit 6 ranks: .* 8 ranks would do with data_parallel_size 2"),
     ],
 )
 def test_placement_of_one_model_refuses(settings, world_size, message):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from megagpt.parallel.stages import stage_layers
+from megagpt.config.stages import stage_layers
 
 
 @pytest.mark.parametrize(("num_layers", "num_stages"), [(1, 1), (4, 1), (4, 2), (4, 4), (12, 3)])

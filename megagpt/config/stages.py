@@ -1,0 +1,36 @@
+"""Which transformer layers live on which pipeline stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def stage_layers(
+    num_layers: int, num_stages: int, stage: int, *, num_chunks: int = 1, chunk: int = 0, layers_of_stages: Sequence[int] | None = None
+) -> range:
+    """Global indices of the layers of one block of one pipeline rank.
+
+    With several blocks (chunks) on each rank a token passes block 0 of all ranks, then block 1 of all ranks, and so on
+    (Narayanan et al. 2021, section 2.2.2).
+
+    Args:
+        num_stages: pipeline ranks.
+        stage: this rank's place among them.
+        num_chunks, chunk: blocks on each rank, and which of them.
+        layers_of_stages: layers of each block in the order that a token passes them; default: equal numbers.
+
+    Raises:
+        ValueError: a block without a layer, equal numbers that do not exist, or numbers that do not add up.
+    """
+    num_blocks, block = num_stages * num_chunks, chunk * num_stages + stage
+    if layers_of_stages is None:
+        what = f"pipeline_parallel_size {num_stages}" + (f" x virtual_pipeline_size {num_chunks}" if num_chunks > 1 else "")
+        if num_layers < num_blocks:
+            raise ValueError(f"num_layers {num_layers} is less than {what}: a stage would be empty")
+        if num_layers % num_blocks:
+            raise ValueError(f"num_layers {num_layers} is not divisible by {what}")
+        layers_of_stages = [num_layers // num_blocks] * num_blocks
+    if len(layers_of_stages) != num_blocks or sum(layers_of_stages) != num_layers or min(layers_of_stages) < 1:
+        raise ValueError(f"stage_layers {list(layers_of_stages)}: must be {num_blocks} numbers of at least 1 that add up to num_layers {num_layers}")
+    start = sum(layers_of_stages[:block])
+    return range(start, start + layers_of_stages[block])

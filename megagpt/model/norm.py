@@ -1,0 +1,22 @@
+"""LayerNorm and RMSNorm for our layer specification."""
+
+from __future__ import annotations
+
+import torch
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+
+class Norm:
+    """Builds torch's LayerNorm or RMSNorm as the configuration says.
+
+    Megatron-core's own wrapper refuses sequence parallelism. All that it takes is a mark: with sequence parallelism each
+    tensor-parallel rank normalises other tokens, so that the gradients of these weights are sums over the ranks
+    (`engine/build.py` adds them up).
+    """
+
+    def __new__(cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_) -> torch.nn.Module:
+        kind = torch.nn.RMSNorm if config.normalization == "RMSNorm" else torch.nn.LayerNorm
+        norm = kind(hidden_size, eps=eps, dtype=config.params_dtype)
+        for parameter in norm.parameters():
+            parameter.sequence_parallel = config.sequence_parallel
+        return norm
