@@ -61,6 +61,7 @@ class GPT(GPTModel):
         if scalar_head and self.post_process:
             del self.output_layer
             self.scalar_head = torch.nn.Linear(config.hidden_size, 1, dtype=layout.dtype)
+        self.to(layout.dtype)  # Megatron-core makes learned positions in float32
         self._layer_offset = layers.start
         self.current = CurrentPass()
         self._connect_layers()
