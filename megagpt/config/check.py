@@ -53,14 +53,19 @@ def check_model(
 
 
 def check_parallel(parallel: ParallelConfig, precision: PrecisionConfig, model: ModelConfig, where: str = "model") -> None:
-    """Which combinations of layouts and precision are legal, and why another is not."""
+    """Is this layout legal, and can this model be cut so?"""
+    check_layout(parallel, precision)
+    check_model(
+        model, parallel.tensor_parallel_size, parallel.pipeline_parallel_size, where,
+        cp=parallel.context_parallel_size, num_chunks=parallel.virtual_pipeline_size, layers_of_stages=parallel.stage_layers,
+    )
+
+
+def check_layout(parallel: ParallelConfig, precision: PrecisionConfig) -> None:
+    """Which combinations of layouts and precision are legal for any model, and why another is not."""
     pp, chunks, zero = parallel.pipeline_parallel_size, parallel.virtual_pipeline_size, parallel.zero_stage
     if chunks > 1 and pp == 1:
         raise ConfigError(f"parallel.virtual_pipeline_size = {chunks} with pipeline_parallel_size = 1: there is no pipeline to interleave; take 1")
-    check_model(
-        model, parallel.tensor_parallel_size, pp, where,
-        cp=parallel.context_parallel_size, num_chunks=chunks, layers_of_stages=parallel.stage_layers,
-    )
     if zero == 3 and pp > 1:
         raise ConfigError(f"parallel.zero_stage = 3 with pipeline_parallel_size = {pp}: not supported together; take zero_stage 1 or 2")
     if zero == 0 and precision.dtype != "fp32":

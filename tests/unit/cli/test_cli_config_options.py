@@ -125,6 +125,15 @@ def test_cli_dry_run_before_the_parent_exists(capsys, no_process_group, tmp_path
 def test_cli_dry_run_refuses_what_the_stage_would(capsys, no_process_group):
     assert main(dry_run("pretrain", parallel(1, 2), ranks=3)) == 2
     assert "data_parallel_size 2 does not fit 3 ranks" in capsys.readouterr().err
+    assert main(dry_run("sft", "parallel={tensor_parallel_size: 1, pipeline_parallel_size: 2, zero_stage: 3}", ranks=2)) == 2
+    assert "zero_stage = 3 with pipeline_parallel_size = 2" in capsys.readouterr().err
+
+
+def test_cli_dry_run_of_a_batch_ramp(capsys, no_process_group):
+    ramp = "batch={micro_batch_size: 2, global_batch_size: 8, ramp: {initial_batch_size: 4, increment: 4, tokens: 1024}}"
+    out = output_of(capsys, *dry_run("pretrain", MODEL, parallel(1, 2), *STEPS[:2], ramp, ranks=2))
+    # 4 rows of 64 tokens until 1,024 tokens are seen, then 8.
+    assert "run         21 steps, 9,728 tokens; from 4 rows a step to 8 over 1,024 tokens" in out
 
 
 def test_wrong_usage_is_one_line_from_one_rank(capsys, monkeypatch):
