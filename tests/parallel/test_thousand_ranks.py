@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs/pretrain/gpt3_175b_1024gpu_tp8_pp16.yaml"
 TP, DP, PP, CHUNKS = 8, 8, 16, 3
-LAYERS, HIDDEN, CONTEXT, VOCABULARY = 96, 12288, 2048, 50257
+LAYERS, HIDDEN, CONTEXT, VOCABULARY = 96, 12288, 2048, 50304
 
 BUILD = """
 import json, sys

@@ -35,7 +35,7 @@ def test_gpt3_config_follows_the_paper(name):
     layers, width, heads, million_tokens, lr, parameters = TABLE[name]
     model, optimizer, batch = config.model, config.optimizer, config.batch
     assert (model.num_layers, model.hidden_size, model.num_attention_heads, optimizer.lr) == (layers, width, heads, lr)
-    assert (model.max_sequence_length, config.sequence_length, model.vocab_size) == (2048, 2048, 50257)
+    assert (model.max_sequence_length, config.sequence_length, model.vocab_size) == (2048, 2048, 50304)
     assert batch.global_batch_size * 2048 == pytest.approx(million_tokens * 1e6, rel=0.05)  # the table rounds
     assert num_parameters(ModelShape(model)) == pytest.approx(parameters, rel=0.005 if name.startswith("gpt3_175b") else 0.02)
 
