@@ -81,7 +81,7 @@ class ParallelConfig(Frozen):
     data_parallel_size: int | None = Field(None, gt=0)
     """Replicas; default: ranks / (tensor x pipeline x context)."""
     zero_stage: Literal[0, 1, 2, 3] = 1
-    """DeepSpeed ZeRO: 1 shards optimizer states over the replicas, 2 also gradients, 3 also parameters (not with a pipeline)."""
+    """DeepSpeed ZeRO shards over the replicas: 1 optimizer states, 2 also gradients (after a step's last microbatch), 3 also parameters (no pipeline)."""
     sequence_parallel: bool = False
     """Tensor-parallel ranks share the activations between the matrix products too, along the sequence."""
     virtual_pipeline_size: int = Field(1, gt=0)

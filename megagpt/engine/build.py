@@ -82,7 +82,7 @@ class Engine:
                 dist_init_required=False,
             )
         if dtype == torch.float16:
-            self.deepspeed.optimizer.loss_scaler.raise_error_at_min_scale = False  # stay there; `anomaly.py` ends hopeless runs
+            self.deepspeed.optimizer.loss_scaler.raise_error_at_min_scale = False  # it stays there, as the configuration says
         if zero_stage == 0:
             self.deepspeed.enable_backward_allreduce = False
         elif dtype != torch.float32 and zero_stage < 3:
@@ -135,10 +135,8 @@ class Engine:
                 total, report = loss_function(output, batch)
                 return total * scale, report
 
-            return model(
-                batch.tokens, getattr(batch, "positions", None), segments=getattr(batch, "segments", None),
-                dropout_key=dropout_key, row_ids=batch.row_ids.tolist() if dropout_key is not None else (),
-            ), loss
+            row_ids = batch.row_ids.tolist() if dropout_key is not None else ()
+            return model(batch.tokens, dropout_key=dropout_key, row_ids=row_ids), loss
 
         arguments = dict(rows=rows, length=length, forward_only=False)
         with self.scope():

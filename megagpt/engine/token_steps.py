@@ -40,13 +40,10 @@ def replica_batches(rows: Sequence[EncodedRow], engine: Engine, micro_batch_size
 
 
 def part_of_rows(batch: TokenBatch, place: int, number: int) -> TokenBatch:
-    """The place-th of `number` equal parts of each row; the segments stay whole, since attention sees whole rows."""
-    if number == 1:
-        return batch
+    """The place-th of `number` equal parts of each row."""
     length = batch.tokens.size(1) // number
     here = slice(place * length, (place + 1) * length)
-    parts = {name: getattr(batch, name)[:, here] for name in ("tokens", "labels", "loss_mask", "positions") if getattr(batch, name, None) is not None}
-    return replace(batch, **parts)
+    return replace(batch, tokens=batch.tokens[:, here], labels=batch.labels[:, here], loss_mask=batch.loss_mask[:, here])
 
 
 def count_targets(rows: Sequence[EncodedRow]) -> int:

@@ -21,8 +21,6 @@ class ForwardPass:
     """(seed, step); None: no dropout."""
     row_ids: tuple[int, ...] = ()
     """Which rows of the global batch the microbatch holds."""
-    length: int = 0
-    """Tokens in a whole row, over all ranks that share it."""
     segments: Tensor | None = None
     """[b, length]: number of the document that each token of the whole row belongs to; attention stays within it."""
     cache: KeyValueCache | None = None

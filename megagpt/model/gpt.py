@@ -118,7 +118,7 @@ class GPT(GPTModel):
             positions = torch.arange(cp.rank() * length, (cp.rank() + 1) * length, device=tokens.device)[None]
         if cache is not None:
             cache.positions = positions.expand_as(tokens)
-        self.current.value = ForwardPass(dropout_key, tuple(row_ids), length * cp.size(), segments, cache)
+        self.current.value = ForwardPass(dropout_key, tuple(row_ids), segments, cache)
         self._only = only
         return super().forward(tokens, positions, attention_mask=None)
 
