@@ -1,7 +1,10 @@
 """Names and folders of a checkpoint on disk; no torch import.
 
-    step_<n>/  model-*.safetensors, model.index.json, state.json, config.yaml, tokenizer/, checksums.json, COMPLETE
+    step_<n>/  model-*.safetensors      model.index.json      weights, in the type that they were trained in
+               optimizer-*.safetensors  optimizer.index.json  exp_avg.NAME, exp_avg_sq.NAME; master.NAME where weights have 16 bits
+               state.json  config.yaml  tokenizer/  checksums.json  COMPLETE
 
+Tensors have canonical names (`model/param_map.py`), global shapes and no padding, whatever layout they were saved under.
 Written as `step_<n>.tmp` and renamed when whole; COMPLETE is the last file. No pickle anywhere.
 """
 
@@ -10,14 +13,18 @@ from __future__ import annotations
 import difflib
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from megagpt.runtime import atomic
 from megagpt.runtime.run_folder import RunFolder
 
 FORMAT = 1
-INDEX, STATE, CHECKSUMS, COMPLETE = "model.index.json", "state.json", "checksums.json", "COMPLETE"
+INDEX = {"model": "model.index.json", "optimizer": "optimizer.index.json"}
+"""Kind of tensors -> the file that says which of its files holds which tensor."""
+STATE, CHECKSUMS, COMPLETE = "state.json", "checksums.json", "COMPLETE"
 
 
 class CheckpointError(ValueError):
@@ -31,9 +38,9 @@ def step_of(folder: Path) -> int | None:
 
 
 def complete_checkpoints(stage_folder: Path) -> list[Path]:
-    """Whole checkpoints of a stage, oldest first. By time, not by step: a stage that starts again counts from one again."""
+    """Whole checkpoints of a stage, oldest first: by step, since times get lost in copies."""
     found = [folder for folder in (stage_folder / "checkpoints").glob("step_*") if step_of(folder) is not None]
-    return sorted((folder for folder in found if (folder / COMPLETE).exists()), key=lambda folder: (folder / COMPLETE).stat().st_mtime_ns)
+    return sorted((folder for folder in found if (folder / COMPLETE).exists()), key=step_of)
 
 
 def find_checkpoint(where: str, run: RunFolder) -> Path:
@@ -85,20 +92,30 @@ def read_json(checkpoint: Path, name: str) -> dict[str, Any]:
         raise CheckpointError(f"{checkpoint / name}: damaged ({error})") from error
 
 
-def write_checksums(folder: Path) -> None:
-    """Bytes and SHA-256 of every file of a checkpoint in the making."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in (CHECKSUMS, COMPLETE))
-    sums = {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": atomic.sha256_file(path)} for path in files
-    }
-    atomic.write_json(folder / CHECKSUMS, sums)
+def file_facts(path: Path) -> dict[str, Any]:
+    """What checksums.json says of a file: its size in bytes and its SHA-256."""
+    return {"bytes": path.stat().st_size, "sha256": atomic.sha256_file(path)}
 
 
-def verify(checkpoint: Path) -> list[str]:
-    """Compare every file with its SHA-256. Returns one line for each fault; [] when whole."""
+def write_checksums(folder: Path, known: Mapping[str, dict[str, Any]] = MappingProxyType({})) -> None:
+    """checksums.json of a checkpoint in the making.
+
+    Args:
+        known: facts of files that their writers have hashed, by name; the others are hashed here.
+    """
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and path.name not in (CHECKSUMS, COMPLETE))
+    atomic.write_json(folder / CHECKSUMS, {name: known.get(name) or file_facts(folder / name) for name in sorted(names)})
+
+
+def verify(checkpoint: Path, part: int = 0, parts: int = 1) -> list[str]:
+    """Compare every file with its SHA-256. Returns one line for each fault; [] when whole.
+
+    Args:
+        part, parts: check only the part-th of so many shares of the files.
+    """
     read_state(checkpoint)
-    sums = read_json(checkpoint, CHECKSUMS)
-    return [f"{checkpoint / name}: content changed" for name, facts in sums.items() if atomic.sha256_file(checkpoint / name) != facts["sha256"]]
+    sums = list(read_json(checkpoint, CHECKSUMS).items())[part::parts]
+    return [f"{checkpoint / name}: content changed" for name, facts in sums if atomic.sha256_file(checkpoint / name) != facts["sha256"]]
 
 
 def identity(checkpoint: Path) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ class Checkpoint:
     def open(cls, path: Path) -> Checkpoint:
         """Raises CheckpointError for an incomplete or damaged folder, or tensors that are not those of its model."""
         checkpoint = cls(path, read_state(path))
-        stored = read_json(path, INDEX)
+        stored = read_json(path, INDEX["model"])
         for name, needed in param_map.canonical_shapes(ModelShape(checkpoint.model_config), checkpoint.scalar_head).items():
             if name not in stored:
                 raise CheckpointError(f"{path}: holds no tensor {name!r}")
@@ -61,6 +61,27 @@ class Checkpoint:
     @property
     def scalar_head(self) -> bool:
         return self.state["head"] == "scalar"
+
+    @contextlib.contextmanager
+    def tensors(self, kind: str) -> Iterator[Callable[[str], Tensor]]:
+        """name -> tensor of this kind (`model`, `optimizer`), from memory-mapped files that are open within the block.
+
+        Raises:
+            CheckpointError: by the function, for a name that is not there.
+        """
+        index = read_json(self.path, INDEX[kind])
+        files: dict[str, Any] = {}
+        with contextlib.ExitStack() as stack:
+
+            def read(name: str) -> Tensor:
+                if name not in index:
+                    raise CheckpointError(f"{self.path}: holds no tensor {name!r}")
+                file = index[name]["file"]
+                if file not in files:
+                    files[file] = stack.enter_context(safe_open(str(self.path / file), framework="pt"))
+                return files[file].get_tensor(name)
+
+            yield read
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that the model was trained with."""
@@ -98,8 +119,7 @@ def load_chunks(
     shape = ModelShape(config)
     models = build_chunks(shape, groups, scalar_head=scalar_head, layout=layout)
     expected = param_map.canonical_shapes(shape, scalar_head)
-    with contextlib.ExitStack() as stack:
-        stored = _reader(checkpoint, stack)
+    with checkpoint.tensors("model") as stored:
 
         def read(name: str) -> Tensor:
             if name.startswith("scalar_head.") and not checkpoint.scalar_head:
@@ -122,19 +142,3 @@ def new_chunks(config: ModelConfig, groups: Groups, device: torch.device, layout
     for model in models:
         model.load_canonical(lambda name: initial_tensor(name, sizes[name], shape, seed))
     return [model.to(device) for model in models]
-
-
-def _reader(checkpoint: Checkpoint, stack: contextlib.ExitStack) -> Callable[[str], Tensor]:
-    """name -> tensor, from memory-mapped files that stay open as long as `stack`."""
-    index = read_json(checkpoint.path, INDEX)
-    files: dict[str, Any] = {}
-
-    def read(name: str) -> Tensor:
-        if name not in index:
-            raise CheckpointError(f"{checkpoint.path}: holds no tensor {name!r}")
-        file = index[name]["file"]
-        if file not in files:
-            files[file] = stack.enter_context(safe_open(str(checkpoint.path / file), framework="pt"))
-        return files[file].get_tensor(name)
-
-    return read

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from megagpt.checkpoint.layout import identity
+from megagpt.checkpoint.layout import CheckpointError, identity
 from megagpt.checkpoint.load import Checkpoint
-from megagpt.checkpoint.save import save_checkpoint
+from megagpt.checkpoint.resume import candidates, clear_leftovers, last_good, restore_engine
+from megagpt.checkpoint.save import Saver
 from megagpt.config.schema import ModelConfig, RlhfConfig, StageConfig
 from megagpt.config.show import content_hash, store, to_yaml
 from megagpt.engine.build import Engine
+from megagpt.engine.state import counters, optimizer_tensors
 from megagpt.kernels.select import describe as describe_kernels
 from megagpt.runtime.log import is_main_rank, say
 from megagpt.runtime.run_folder import RunFolder
@@ -22,19 +25,33 @@ from megagpt.runtime.version import code_version
 from megagpt.tokenizer.tokenizer import Tokenizer
 
 
-@dataclass(frozen=True)
+@dataclass
 class StageOutput:
-    """Where and how one stage saves.
+    """Where and how one stage saves, and where it goes on.
 
     Args:
         parents: role -> checkpoint that this stage started from.
         original: the configuration file as it was written.
+        fixed: further settings that may not change between a run and its resume (name -> JSON value), besides seed,
+            tokenizer and parents.
+        subfolders: of the models that this stage saves, within its folder.
+
+    Raises:
+        ConfigError: there is a checkpoint to resume from which was made with other fixed settings.
     """
 
     config: StageConfig | RlhfConfig
     tokenizer: Tokenizer
     parents: dict[str, Checkpoint]
     original: str = ""
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    subfolders: Sequence[str] = ("",)
+    _savers: dict[str, Saver] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        folders = [self.folder / subfolder for subfolder in self.subfolders]
+        self._resumable = candidates(folders, self._all_fixed()) if self.config.run.resume == "auto" else []
+        self._resumed: dict[str, Checkpoint] = {}
 
     @property
     def run(self) -> RunFolder:
@@ -45,33 +62,74 @@ class StageOutput:
         return self.run.stage(self.config.stage)
 
     def open(self, device: torch.device) -> Path:
-        """Begin: announce the kernels, clear what an earlier run left, write the resolved configuration. Returns the folder."""
+        """Begin: announce the kernels, clear what an earlier run left half done, write the resolved configuration. Returns the folder."""
         for line in describe_kernels(device.type):
             say(f"[{self.config.stage}] kernels: {line}")
         if is_main_rank():
             self.run.forget(self.config.stage)
+            for subfolder in self.subfolders:
+                clear_leftovers(self.folder / subfolder / "checkpoints", everything=self.config.run.resume == "never")
             store(self.config, self.original, self.folder)
+        dist.barrier()
+        self._device = device
         return self.folder
 
+    def resume(self, *engines: Engine | None) -> dict[str, Any] | None:
+        """Put engines into the state of the last good checkpoint; all ranks of the job call this.
+
+        Args:
+            engines: in the order of `subfolders`; None for a model that this rank does not hold.
+
+        Returns:
+            The first one's state.json, or None to start from the beginning.
+        """
+        checkpoints = last_good(self._resumable, self._device)
+        if checkpoints is None:
+            return None
+        for subfolder, checkpoint, engine in zip(self.subfolders, checkpoints, engines, strict=True):
+            self._resumed[subfolder] = checkpoint
+            if engine is not None:
+                restore_engine(checkpoint, engine)
+        say(f"[{self.config.stage}] goes on after step {checkpoints[0].state['step']}, from {checkpoints[0].path}")
+        return checkpoints[0].state
+
     def save(self, step: int, engine: Engine, model: ModelConfig, *, head: str, subfolder: str = "", **state: Any) -> Path:
-        """A checkpoint of one model; all ranks of its grid call this.
+        """Begin to save a checkpoint of one model beside the training; all ranks of its grid call this.
 
         Args:
             head: `lm` or `scalar`.
             subfolder: within the stage's folder, where a stage saves several models.
             state: counters and statistics that later stages or a resume need.
         """
-        path = save_checkpoint(
-            self.folder / subfolder, step, engine.canonical_parameters(), engine.groups,
-            state={
+        resumed = self._resumed.get(subfolder)
+        if resumed is not None and resumed.state["step"] == step:
+            return resumed.path  # nothing was left to do
+        if subfolder not in self._savers:
+            self._savers[subfolder] = Saver(
+                self.folder / subfolder, engine.groups, config_yaml=to_yaml(self.config), tokenizer=self.tokenizer,
+                keep=self.config.every.keep, keep_every=self.config.every.keep_every,
+            )
+        dtype = engine.model.layout.dtype
+        weights = ((name, tensor.to(dtype)) for name, tensor in engine.canonical_parameters())
+        return self._savers[subfolder].save(
+            step, {"model": weights, "optimizer": optimizer_tensors(engine)},
+            {
                 "stage": self.config.stage, "head": head, "model": model.model_dump(mode="json"), "seed": self.config.run.seed,
-                "tokenizer_hash": self.tokenizer.content_hash, "parents": self._parents(), "code": code_version(), **state,
+                "tokenizer_hash": self.tokenizer.content_hash, "parents": self._parents(), "code": code_version(),
+                "optimizer": counters(engine), "fixed": self._all_fixed(), **state,
             },
-            config_yaml=to_yaml(self.config), tokenizer=self.tokenizer, keep=self.config.every.keep,
         )
-        if dist.get_rank() == engine.groups.grid.ranks[0]:
-            print(f"[{self.config.stage}] saved {path}", flush=True)
-        return path
+
+    def wait(self) -> None:
+        """Until every checkpoint that was begun is on disk; all ranks call this.
+
+        Raises:
+            CheckpointError: one could not be written; the rank that failed printed why.
+        """
+        ok = torch.tensor(float(all([saver.wait() for saver in self._savers.values()])), device=self._device)
+        dist.all_reduce(ok, op=dist.ReduceOp.MIN)
+        if not ok:
+            raise CheckpointError(f"{self.folder / 'checkpoints'}: the last checkpoint could not be written; those before it are whole")
 
     def finish(self, checkpoint: Path, **facts: Any) -> None:
         """Enter the stage into the manifest; rank 0 writes."""
@@ -89,3 +147,7 @@ class StageOutput:
 
     def _parents(self) -> dict[str, dict[str, str]]:
         return {role: {"path": str(parent.path), "checkpoint": identity(parent.path)} for role, parent in self.parents.items()}
+
+    def _all_fixed(self) -> dict[str, Any]:
+        parents = {role: identity(parent.path) for role, parent in self.parents.items()}
+        return {"run": {"seed": self.config.run.seed}, "tokenizer": self.tokenizer.content_hash, "parents": parents, **self.fixed}

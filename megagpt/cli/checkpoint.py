@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 
-from megagpt.checkpoint.layout import INDEX, identity, read_state, verify
+from megagpt.checkpoint.layout import INDEX, identity, read_json, read_state, verify
 
 
 def add_arguments(parser: argparse.ArgumentParser, verb: str) -> None:
@@ -20,9 +21,12 @@ def run(options: argparse.Namespace, verb: str) -> int | None:
         faults = verify(options.checkpoint)
         print("\n".join(faults) or f"{options.checkpoint}: whole")
         return 1 if faults else None
-    index = json.loads((options.checkpoint / INDEX).read_text(encoding="utf-8"))
     print(f"{options.checkpoint}  [{identity(options.checkpoint)}]")
     print(json.dumps(state, indent=2, ensure_ascii=False))
-    for name, facts in index.items():
-        print(f"{name:<48} {'x'.join(map(str, facts['shape']))}")
+    for kind, file in INDEX.items():
+        tensors = read_json(options.checkpoint, file)
+        numbers = sum(math.prod(facts["shape"]) for facts in tensors.values())
+        print(f"\n{kind}: {len(tensors)} tensors, {numbers:,} numbers")
+        for name, facts in tensors.items():
+            print(f"  {name:<56} {'x'.join(map(str, facts['shape']))}")
     return None

@@ -33,6 +33,8 @@ class RunConfig(Frozen):
     """`auto` takes CUDA where torch finds a device, else the CPU."""
     timeout_seconds: int = Field(600, gt=0)
     """A collective that waits longer than this ends the job with an error; seconds."""
+    resume: Literal["auto", "never"] = "auto"
+    """`auto`: continue from the last good checkpoint of the stage's folder; `never`: clear the folder and start anew."""
 
 
 class ModelConfig(Frozen):
@@ -177,6 +179,8 @@ class EveryConfig(Frozen):
     """Save a checkpoint; always done at the last step."""
     keep: int = Field(2, gt=0)
     """Checkpoints kept in the stage's folder, newest first."""
+    keep_every: int = Field(0, ge=0)
+    """Besides those, keep each checkpoint whose step is a multiple of this; 0: none."""
 
 
 # ---------------------------------------------------------------- text, tokenizer, token files

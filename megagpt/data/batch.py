@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -45,6 +46,14 @@ def encoded_row(tokens: Sequence[int] | np.ndarray, loss_mask: Sequence[int] | n
     tokens = np.asarray(tokens, dtype=np.int64)
     mask = np.ones(len(tokens), np.float32) if loss_mask is None else np.asarray(loss_mask, dtype=np.float32)
     return EncodedRow(tokens, mask)
+
+
+def fingerprint(rows: Iterable[EncodedRow]) -> str:
+    """Short hash of all tokens and masks in their order: a run that is resumed must read the same."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(row.tokens.tobytes() + row.loss_mask.tobytes())
+    return digest.hexdigest()[:16]
 
 
 def collate(rows: Sequence[EncodedRow], row_ids: Sequence[int], length: int, pad_id: int) -> TokenBatch:

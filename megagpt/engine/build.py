@@ -61,6 +61,9 @@ class Engine:
         self._offloads = offload_optimizer != "none" and zero_stage < 3
         self.overflow = False
         """The last step was skipped, on all ranks, since a gradient was not finite."""
+        self.num_updates = 0
+        """Steps that were not skipped."""
+        self.has_moments = optimizer.name == "adamw"
         self._mpu = DeepSpeedMpu(groups)
         self._tied = [(weight, model.pre_process) for model in self.models if (weight := model.tied_weight) is not None]
         for weight, is_first in self._tied:
@@ -180,9 +183,11 @@ class Engine:
                     self.deepspeed.zero_grad()
                     return math.inf
                 self.deepspeed.step()
+                self.num_updates += 1
                 return norm
             self.deepspeed.step()
             self.overflow = bool(self.deepspeed.optimizer.overflow)
+            self.num_updates += not self.overflow
             if self.overflow and self._offloads:
                 # DeepSpeed leaves the infinity in the buffer that the next gradients are added to.
                 sums = self.deepspeed.optimizer.averaged_gradients
@@ -210,13 +215,14 @@ class Engine:
 
     def canonical_parameters(self) -> Iterator[tuple[str, Tensor]]:
         """Full-precision weights of this stage, whole on every rank of it. All ranks of the stage must iterate."""
-        yield from self._gather(lambda p: p.data if self.zero_stage == 0 else safe_get_full_fp32_param(p))
+        yield from self.gather(lambda p: p.data if self.zero_stage == 0 else safe_get_full_fp32_param(p))
 
     def canonical_gradients(self) -> Iterator[tuple[str, Tensor]]:
         """Reduced, unclipped gradients; to be read between `accumulate` and `step`."""
-        yield from self._gather(lambda p: p.grad if self.zero_stage == 0 else safe_get_full_grad(p))
+        yield from self.gather(lambda p: p.grad if self.zero_stage == 0 else safe_get_full_grad(p))
 
-    def _gather(self, read: Callable[[torch.nn.Parameter], Tensor]) -> Iterator[tuple[str, Tensor]]:
+    def gather(self, read: Callable[[torch.nn.Parameter], Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """Something that every parameter of this stage has, by canonical name, float32; `read` gives it whole but for tensor parallelism."""
         with self.scope():
             for parameter, entry in self.entries:
                 if getattr(parameter, "ds_pipe_replicated", False):

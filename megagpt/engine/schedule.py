@@ -42,12 +42,15 @@ def batch_size(batch: PretrainBatchConfig, tokens_seen: int) -> int:
     return ramp.initial_batch_size + ramp.increment * min(num_increments, num_increments * tokens_seen // ramp.tokens)
 
 
-def run_steps(batch: PretrainBatchConfig, train_tokens: int, sequence_length: int) -> list[range]:
+def run_steps(batch: PretrainBatchConfig, train_tokens: int, sequence_length: int, first_row: int = 0) -> list[range]:
     """The rows that each optimizer step of a run reads, by their position in the run; whole steps only.
 
     A function of the configuration alone: the number of ranks and the microbatches have no part in it.
+
+    Args:
+        first_row: where the run goes on after a resume.
     """
-    steps, rows = [], 0
+    steps, rows = [], first_row
     while (rows + (more := batch_size(batch, rows * sequence_length))) * sequence_length <= train_tokens:
         steps.append(range(rows, rows + more))
         rows += more

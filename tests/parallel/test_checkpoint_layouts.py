@@ -1,6 +1,7 @@
 """Checkpoints: saved on one grid and loaded on another, bit for bit; killed while saving; turned into a reward model."""
 
 import os
+import resource
 import signal
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from safetensors import safe_open
 
 from megagpt.checkpoint.layout import CheckpointError, complete_checkpoints, find_checkpoint, verify
 from megagpt.checkpoint.load import Checkpoint, load_model
-from megagpt.checkpoint.save import save_checkpoint
+from megagpt.checkpoint.save import Saver
 from megagpt.config.schema import ModelConfig, OptimizerConfig, RunConfig
 from megagpt.engine.build import Engine, gather_canonical
 from megagpt.model.gpt import GPT
@@ -25,20 +26,12 @@ from tests.helpers.plain import plain_init
 from tests.helpers.sharded import accumulate, sharded_model
 from tests.helpers.spawn import RankFailure, run_ranks, run_ranks_fresh
 from tests.helpers.tiny import tiny_batches, tiny_model
+from tests.helpers.tiny_checkpoint import StubTokenizer
+from tests.helpers.tiny_checkpoint import save_tensors as save
 
 SAVED = [(Grid(), 0), (Grid(dp=4), 3), (Grid(tp=4), 2), (Grid(pp=4), 1), (Grid(tp=2, pp=2), 0), (Grid(tp=2, dp=2), 3), (Grid(pp=2, dp=2), 2)]
 LOADED = [Grid(), Grid(tp=2), Grid(pp=2), Grid(tp=4), Grid(pp=4), Grid(tp=2, pp=2), Grid(tp=2, dp=2)]
 MODELS = {"gpt": tiny_model("gpt", True), "llama": tiny_model("llama", False)}
-
-
-class StubTokenizer:
-    def save(self, folder: Path) -> None:
-        (folder / "vocabulary.txt").write_text("a b c")
-
-
-def save(folder: Path, step: int, parameters, groups, config: ModelConfig, head: str = "lm", keep: int = 2, tokenizer=None) -> Path:
-    state = {"model": config.model_dump(mode="json"), "head": head, "tokenizer_hash": "stub"}
-    return save_checkpoint(folder, step, parameters, groups, state=state, config_yaml="", tokenizer=tokenizer or StubTokenizer(), keep=keep)
 
 
 def train_and_save(folder: Path, config: ModelConfig, grid: Grid, zero_stage: int) -> dict[str, torch.Tensor]:
@@ -94,7 +87,7 @@ def test_checkpoint_loads_on_every_grid_bit_for_bit(grid, zero, family, tmp_path
     for file in sorted(path.glob("model-*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
             stored |= {name: tensors.get_tensor(name) for name in tensors.keys()}
-    assert len(list(path.glob("model-*.safetensors"))) == grid.pp, "one file a stage"
+    assert len(list(path.glob("model-*.safetensors"))) == grid.size, "every rank writes its share"
     assert {name: tuple(tensor.shape) for name, tensor in stored.items()} == canonical_shapes(ModelShape(config)), "no padding, nothing twice"
 
 
@@ -212,3 +205,27 @@ def test_checkpoint_survives_a_kill_while_the_next_is_saved(when, rank, tmp_path
 
     run_ranks(1, save_several, run.path / "pretrain", [2], keep=2)
     assert find_checkpoint("pretrain", run).name == "step_2"
+
+
+def save_with_little_room(folder: Path, steps: list[int], limited_at: int) -> list[bool]:
+    """Whether each step was written. At one step files cannot grow beyond 10 kB on the last rank, as on a full disk."""
+    config = MODELS["gpt"]
+    model = sharded_model(config, plain_init(config, seed=1), Grid(dp=2))
+    saver, held, written = Saver(folder, model.groups, config_yaml="", tokenizer=StubTokenizer(), keep=3), held_by(model), []
+    state = {"model": config.model_dump(mode="json"), "head": "lm"}
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for step in steps:
+        if step == limited_at and model.groups.whole.rank() == 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+        saver.save(step, {"model": iter(held.items())}, state)
+        written.append(saver.wait())
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    return written
+
+
+def test_checkpoint_that_cannot_be_written_leaves_the_others_whole(tmp_path):
+    for written in run_ranks(2, save_with_little_room, tmp_path, [1, 2, 3], 2):
+        assert written == [True, False, True]
+    assert [path.name for path in complete_checkpoints(tmp_path)] == ["step_1", "step_3"]
+    assert [verify(path) for path in complete_checkpoints(tmp_path)] == [[], []]
+    assert not list((tmp_path / "checkpoints").glob("*.tmp")), "room for the next"

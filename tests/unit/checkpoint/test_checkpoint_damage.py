@@ -52,9 +52,9 @@ DAMAGES = {
     "checksums_missing": (lambda path: (path / CHECKSUMS).unlink(), "{path}/checksums.json: damaged"),
     "checksums_cut": (lambda path: (path / CHECKSUMS).write_text("{"), "{path}/checksums.json: damaged"),
     "state_garbled": (lambda path: (path / STATE).write_text("x" * (path / STATE).stat().st_size), "{path}/state.json: damaged"),
-    "index_garbled": (lambda path: (path / INDEX).write_text("x" * (path / INDEX).stat().st_size), "{path}/model.index.json: damaged"),
+    "index_garbled": (lambda path: (path / INDEX["model"]).write_text("x" * (path / INDEX["model"]).stat().st_size), "{path}/model.index.json: damaged"),
     "other_format": (lambda path: edit_json(path / STATE, lambda state: state.update(format=99)), "{path}: format 99; this version reads format 1"),
-    "tensor_missing": (lambda path: edit_json(path / INDEX, lambda index: index.pop("final_norm.bias")), "{path}: holds no tensor 'final_norm.bias'"),
+    "tensor_missing": (lambda path: edit_json(path / INDEX["model"], lambda index: index.pop("final_norm.bias")), "{path}: holds no tensor 'final_norm.bias'"),
     "other_shape": (
         lambda path: edit_json(path / STATE, lambda state: state["model"].update(hidden_size=64)),
         "{path}: embedding.tokens.weight has shape [101, 32]; the model needs [101, 64]",

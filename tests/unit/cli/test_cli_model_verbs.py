@@ -41,8 +41,9 @@ def test_cli_checkpoint_inspect(checkpoint, capsys):
     assert out.splitlines()[0] == f"{checkpoint}  [{identity(checkpoint)}]"
     state, _ = json.JSONDecoder().raw_decode(out[out.index("{") :])
     assert state["stage"] == "sft" and state["step"] == 1 and state["model"]["hidden_size"] == 32 and state["head"] == "lm"
-    tensors = dict(line.split() for line in out[out.rindex("}") :].splitlines()[1:])
+    tensors = dict(line.split() for line in out[out.rindex("}") :].splitlines() if line.startswith("  "))
     assert tensors["embedding.tokens.weight"] == "290x32" and tensors["final_norm.bias"] == "32" and len(tensors) == 36
+    assert "\nmodel: 36 tensors, " in out and "\noptimizer: 0 tensors, 0 numbers" in out
 
 
 def test_cli_checkpoint_verify(checkpoint, capsys, tmp_path):
