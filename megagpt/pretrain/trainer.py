@@ -9,8 +9,7 @@ from megagpt.checkpoint.stage_output import StageOutput
 from megagpt.config.check import check_pretrain
 from megagpt.config.load import ConfigError
 from megagpt.config.schema import PretrainConfig
-from megagpt.data.order import rows_at
-from megagpt.data.packed import PackedDataset
+from megagpt.data.token_data import open_token_files
 from megagpt.engine.build import Engine
 from megagpt.engine.schedule import due, learning_rate, run_steps
 from megagpt.engine.token_steps import count_targets, evaluate, replica_batches, train_step
@@ -45,10 +44,8 @@ def fit(config: PretrainConfig, original: str = "") -> Path:
     model_config = config.model.model_copy(update={"vocab_size": config.model.vocab_size or tokenizer.vocab_size})
     if model_config.vocab_size < tokenizer.vocab_size:
         raise ConfigError(f"model.vocab_size = {model_config.vocab_size}: less than the tokenizer's {tokenizer.vocab_size}")
-    train, valid = (PackedDataset(run.resolve(prefix, ".idx"), config.sequence_length) for prefix in (config.data.train, config.data.valid))
-    # Evenly spread: the first rows alone would be a few documents.
-    num_held_out = min(config.eval_rows or len(valid), len(valid))
-    held_out = [valid[i * len(valid) // num_held_out] for i in range(num_held_out)]
+    data = open_token_files(config.data, lambda path: run.resolve(path, ".idx"), config.sequence_length, tokenizer, config.run.seed)
+    held_out = data.valid.spread(config.eval_rows)
 
     world = start(config.run.device, config.run.timeout_seconds)
     output = StageOutput(config, tokenizer, parents={}, original=original)
@@ -58,6 +55,7 @@ def fit(config: PretrainConfig, original: str = "") -> Path:
     seed, steps = config.run.seed, run_steps(config.batch, config.train_tokens, config.sequence_length)
     total_steps, total_tokens = len(steps), steps[-1].stop * config.sequence_length
     say(f"[pretrain] {num_parameters(ModelShape(model_config)):,} parameters, {grid}, ZeRO {config.parallel.zero_stage}, {total_steps} steps")
+    say(f"[pretrain] {data.describe(steps[-1].stop)}")
     dropout = model_config.dropout > 0
 
     def measure(step: int) -> float:
@@ -68,7 +66,7 @@ def fit(config: PretrainConfig, original: str = "") -> Path:
     with StageLog(folder, "pretrain", total_steps, config.every.log) as log:
         start_loss = measure(0)
         for step, positions in enumerate(steps, start=1):
-            rows = [train[item] for _, item in rows_at(seed, positions, len(train))]
+            rows = [data.train_row(position) for position in positions]
             batches = replica_batches(rows, engine, config.batch.micro_batch_size, tokenizer.pad_id, world.device)
             tokens = positions.stop * config.sequence_length
             lr = learning_rate(config.optimizer, tokens, total_tokens)
@@ -80,7 +78,7 @@ def fit(config: PretrainConfig, original: str = "") -> Path:
                 output.save(step, engine, model_config, head="lm", tokens=tokens)
         loss = measure(total_steps)
     checkpoint = output.save(total_steps, engine, model_config, head="lm", tokens=tokens)
-    sample = (train[item] for _, item in rows_at(seed, range(min(len(train), UNIGRAM_ROWS)), len(train)))
+    sample = map(data.train_row, range(min(data.num_train_rows, UNIGRAM_ROWS)))
     unigram = unigram_cross_entropy(sample, held_out, tokenizer.vocab_size)
     say(f"[pretrain] held-out loss {loss:.3f} nats a token, from {start_loss:.3f}; unigram cross-entropy {unigram:.3f}")
     if config.gates.max_loss_over_unigram is not None:
