@@ -249,14 +249,16 @@ class BlendSource(Frozen):
     """Rows taken from this source, in proportion to the weights of the others."""
 
 
-def _blend_of_one(value: Any) -> Any:
+def _as_blend(value: Any) -> Any:
+    if value == []:
+        raise ValueError("a blend needs at least one source")
     return [{"path": value, "weight": 1.0}] if isinstance(value, str) else value
 
 
 class TokenFilesConfig(Frozen):
-    train: Annotated[list[BlendSource], BeforeValidator(_blend_of_one), Field(min_length=1)]
+    train: Annotated[list[BlendSource], BeforeValidator(_as_blend)]
     """Token files to train on: the path of one, or a blend of several."""
-    valid: Annotated[list[BlendSource] | None, BeforeValidator(_blend_of_one), Field(min_length=1)] = None
+    valid: Annotated[list[BlendSource] | None, BeforeValidator(_as_blend)] = None
     """Held-out token files, written as `train`; or give `split`."""
     split: tuple[float, float, float] | None = None
     """Parts of every training file's documents, in order, for training, validation and test, such as [0.98, 0.01, 0.01]; only ratios count."""

@@ -77,6 +77,9 @@ def fit(config: PretrainConfig, original: str = "") -> Path:
             if due(config.every.save, step, total_steps):
                 output.save(step, engine, model_config, head="lm", tokens=tokens)
         loss = measure(total_steps)
+    tested = {} if data.test is None else {
+        "test_loss": evaluate(engine, data.test.spread(config.eval_rows), config.batch.micro_batch_size, tokenizer.pad_id, world.device)
+    }  # fmt: skip
     checkpoint = output.save(total_steps, engine, model_config, head="lm", tokens=tokens)
     sample = map(data.train_row, range(min(data.num_train_rows, UNIGRAM_ROWS)))
     unigram = unigram_cross_entropy(sample, held_out, tokenizer.vocab_size)
@@ -85,5 +88,5 @@ def fit(config: PretrainConfig, original: str = "") -> Path:
         bound = config.gates.max_loss_over_unigram
         output.gate("loss_over_unigram", loss / unigram, f"<= {bound}", loss / unigram <= bound)
         output.gate("loss_over_start", loss / start_loss, "< 1", loss < start_loss)
-    output.finish(checkpoint, loss=loss, start_loss=start_loss, unigram_cross_entropy=unigram)
+    output.finish(checkpoint, loss=loss, start_loss=start_loss, unigram_cross_entropy=unigram, **tested)
     return checkpoint
