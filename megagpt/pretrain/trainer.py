@@ -9,6 +9,7 @@ from megagpt.checkpoint.stage_output import StageOutput
 from megagpt.config.check import check_pretrain
 from megagpt.config.load import ConfigError
 from megagpt.config.schema import PretrainConfig
+from megagpt.data.batch import EncodedRow
 from megagpt.data.token_data import open_token_files
 from megagpt.engine.build import Engine
 from megagpt.engine.schedule import due, learning_rate, run_steps
@@ -58,8 +59,11 @@ def fit(config: PretrainConfig, original: str = "") -> Path:
     say(f"[pretrain] {data.describe(steps[-1].stop)}")
     dropout = model_config.dropout > 0
 
+    def loss_on(rows: list[EncodedRow]) -> float:
+        return evaluate(engine, rows, config.batch.micro_batch_size, tokenizer.pad_id, world.device)
+
     def measure(step: int) -> float:
-        loss = evaluate(engine, held_out, config.batch.micro_batch_size, tokenizer.pad_id, world.device)
+        loss = loss_on(held_out)
         log.evaluation(step, describe_loss(loss, held_out, tokenizer))
         return loss
 
@@ -77,9 +81,7 @@ def fit(config: PretrainConfig, original: str = "") -> Path:
             if due(config.every.save, step, total_steps):
                 output.save(step, engine, model_config, head="lm", tokens=tokens)
         loss = measure(total_steps)
-    tested = {} if data.test is None else {
-        "test_loss": evaluate(engine, data.test.spread(config.eval_rows), config.batch.micro_batch_size, tokenizer.pad_id, world.device)
-    }  # fmt: skip
+        test_loss = None if data.test is None else loss_on(data.test.spread(config.eval_rows))
     checkpoint = output.save(total_steps, engine, model_config, head="lm", tokens=tokens)
     sample = map(data.train_row, range(min(data.num_train_rows, UNIGRAM_ROWS)))
     unigram = unigram_cross_entropy(sample, held_out, tokenizer.vocab_size)
@@ -88,5 +90,5 @@ def fit(config: PretrainConfig, original: str = "") -> Path:
         bound = config.gates.max_loss_over_unigram
         output.gate("loss_over_unigram", loss / unigram, f"<= {bound}", loss / unigram <= bound)
         output.gate("loss_over_start", loss / start_loss, "< 1", loss < start_loss)
-    output.finish(checkpoint, loss=loss, start_loss=start_loss, unigram_cross_entropy=unigram, **tested)
+    output.finish(checkpoint, loss=loss, start_loss=start_loss, unigram_cross_entropy=unigram, test_loss=test_loss)
     return checkpoint
