@@ -131,9 +131,9 @@ def _check_held_out(data: TokenFilesConfig) -> None:
     """Validation rows come from one place."""
     if (data.valid is None) == (data.split is None):
         found = "neither is given" if data.valid is None else "both are given"
-        raise ConfigError(f"data.valid and data.split: {found}; name held-out token files or a split of the training ones, such as [0.98, 0.01, 0.01]")
-    if data.split is not None and not (math.isfinite(sum(data.split)) and data.split[0] > 0 and data.split[1] > 0 and data.split[2] >= 0):
-        raise ConfigError(f"data.split = {list(data.split)}: training and validation need parts above 0, the test set 0 or more, such as [0.98, 0.01, 0.01]")
+        raise ConfigError(f"data.valid and data.split: {found}; name held-out files or a split of the training ones, such as [0.98, 0.01, 0.01]")
+    if data.split is not None and not (math.isfinite(sum(data.split)) and min(data.split[:2]) > 0 <= data.split[2]):
+        raise ConfigError(f"data.split = {list(data.split)}: training and validation need parts above 0, the test 0 or more, such as [0.98, 0.01, 0.01]")
 
 
 def check_parent(config: SftConfig | RewardConfig, model: ModelConfig, dp: int) -> None:

@@ -12,7 +12,7 @@ from megatron.core.datasets.indexed_dataset import DType, IndexedDataset
 from megagpt.data.errors import DataError, require_file
 
 SAMPLE_PLACES, SAMPLE_TOKENS = 64, 4096
-"""Where `check_sample` looks at ids, and how many it reads there."""
+"""At how many places `check_sample` looks at ids, and how many it reads at each."""
 EDGE_BYTES = 65_536
 """Bytes at both ends of each file that take part in its identity."""
 
@@ -51,7 +51,8 @@ class TokenFile:
         outside = (ids < 0) | (ids >= self._vocab_size)
         if outside.any():
             place = int(outside.argmax())
-            raise DataError(f"{self.prefix}.bin", f"token {start + place} has id {ids[place]}, the tokenizer's vocabulary is 0 to {self._vocab_size - 1}")
+            rule = f"token {start + place} has id {ids[place]}, the tokenizer's vocabulary is 0 to {self._vocab_size - 1}"
+            raise DataError(f"{self.prefix}.bin", rule)
         return ids
 
     def document_start(self, document: int) -> int:
@@ -66,10 +67,12 @@ class TokenFile:
         return self._sequence_starts[self._document_sequences[documents]] // self.dtype.itemsize
 
     def check_sample(self) -> int:
-        """Read ids at places spread over the whole file, which refuses those outside the vocabulary; returns how many."""
+        """Read ids at places spread over the whole file (a small one: all), which refuses those outside the vocabulary; returns how many."""
         count = min(SAMPLE_TOKENS, self.num_tokens)
-        starts = np.unique(np.linspace(0, self.num_tokens - count, SAMPLE_PLACES, dtype=np.int64))
-        return sum(len(self.read(int(start), count)) for start in starts)
+        num_places = min(SAMPLE_PLACES, -(-self.num_tokens // count))
+        for start in np.linspace(0, self.num_tokens - count, num_places, dtype=np.int64):
+            self.read(int(start), count)
+        return min(num_places * count, self.num_tokens)
 
     def identity(self) -> str:
         """Hash that tells this pair from others, wherever it lies: sizes, and both ends of both files."""
@@ -100,7 +103,8 @@ def _open(prefix: Path) -> IndexedDataset:
         raise DataError(idx_path, "damaged: this is no Megatron index")
     _, version, id_type, num_sequences, num_bounds = _HEADER.unpack(start)
     if version != _VERSION or id_type not in _ID_TYPES:
-        raise DataError(idx_path, f"damaged: version {version} with ids of type {id_type}; known are version {_VERSION} and types {sorted(_ID_TYPES)}")
+        known = f"known are version {_VERSION} and types {sorted(_ID_TYPES)}"
+        raise DataError(idx_path, f"damaged: version {version} with ids of type {id_type}; {known}")
     # For each sequence its length (4 bytes) and place (8), for each bound the number of its sequence (8).
     _require_size(idx_path, _HEADER.size + 12 * num_sequences + 8 * num_bounds)
     try:

@@ -32,7 +32,8 @@ def check_sidecar(prefix: Path, tokenizer: Tokenizer) -> bool:
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(path, f"damaged: no description of token files ({type(error).__name__}: {error})") from error
     if tokenizer_hash != tokenizer.content_hash:
-        raise DataError(path, f"ids of tokenizer {str(tokenizer_hash)[:16]}, this run's is {tokenizer.content_hash[:16]}; tokenize the text again with it")
+        ours, theirs = tokenizer.content_hash[:16], str(tokenizer_hash)[:16]
+        raise DataError(path, f"ids of tokenizer {theirs}, this run's is {ours}; tokenize the text again with it")
     for name, size in _sizes(prefix).items():
         if sizes[name] != size:
             raise DataError(f"{prefix}.{name.removesuffix('_bytes')}", f"damaged: {size} bytes, {path.name} says {sizes[name]}")

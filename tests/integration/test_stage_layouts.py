@@ -104,7 +104,8 @@ def test_stage_layouts_pretrain_on_a_blend_reads_the_same_rows_on_any_number_of_
     settings = [f"data={{train: {blend}, valid: null, split: [0.7, 0.15, 0.15], reset_at_documents: true}}", "tokenizer=runs/r/tokenizer", "precision.dtype=fp32",
                 "train_tokens=2560", *(f"parallel.{key}={value}" for key, value in ONE_RANK.items())]  # fmt: skip
     for name, num_ranks in (("blend1", 1), ("blend2", 2)):
-        words = ["pretrain", "--config", "pretrain.yaml", *(word for setting in (f"run.name={name}", *settings) for word in ("--set", setting))]
+        with_settings = (word for setting in (f"run.name={name}", *settings) for word in ("--set", setting))
+        words = ["pretrain", "--config", "pretrain.yaml", *with_settings]
         out = finished(command(*launch_command(words, num_ranks, None), cwd=folder)).stdout
         assert "[pretrain] runs/r/tokenize/train 75.00% (" in out and "; runs/r/tokenize/valid 25.00% (" in out
     one, two = rows_of(folder, "pretrain", "blend1"), rows_of(folder, "pretrain", "blend2")

@@ -91,8 +91,9 @@ OPTIMIZER = OptimizerConfig(lr=1e-2, eps=1e-5, clip_grad=0.1)
 CUTS = [[6], [1, 9, 16], []]
 """Places where a document begins in each of three rows of 17 tokens; the last token of a row is a label only."""
 STEP_LAYOUTS = {
-    "one_rank": (Grid(), Layout(), 1), "dp2": (Grid(dp=2), Layout(), 2), "cp2": (Grid(cp=2), Layout(), 1), "pp2": (Grid(pp=2), Layout(recompute="full"), 1),
-    "pp2_interleaved": (Grid(pp=2), Layout(num_chunks=2), 1), "tp2_sequence": (Grid(tp=2), Layout(sequence_parallel=True), 1), "cp2_pp2": (Grid(cp=2, pp=2), Layout(), 1),
+    "one_rank": (Grid(), Layout(), 1), "dp2": (Grid(dp=2), Layout(), 2), "cp2": (Grid(cp=2), Layout(), 1),
+    "pp2": (Grid(pp=2), Layout(recompute="full"), 1), "pp2_interleaved": (Grid(pp=2), Layout(num_chunks=2), 1),
+    "tp2_sequence": (Grid(tp=2), Layout(sequence_parallel=True), 1), "cp2_pp2": (Grid(cp=2, pp=2), Layout(), 1),
 }  # fmt: skip
 
 

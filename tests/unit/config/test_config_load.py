@@ -92,7 +92,9 @@ def test_config_bad_override_is_named(tmp_path):
         load(tmp_path, PRETRAIN, ["model"])
 
 
-@pytest.mark.parametrize("override", ["data.train=a", "data.train=[{path: a, weight: 3}, {path: b, weight: 0.5}]", "data={train: a, split: [0.9, 0.1, 0]}"])
+@pytest.mark.parametrize(
+    "override", ["data.train=a", "data.train=[{path: a, weight: 3}, {path: b, weight: 0.5}]", "data={train: a, split: [0.9, 0.1, 0]}"]
+)
 def test_config_survives_printing(tmp_path, override):
     config = load(tmp_path, PRETRAIN, [override])
     assert load(tmp_path, to_yaml(config)) == config
@@ -106,9 +108,9 @@ def test_config_path_of_token_files_is_a_blend_of_one(tmp_path):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ("{train: a}", "data.valid and data.split: neither is given; name held-out token files or a split of the training ones, such as"),
+        ("{train: a}", "data.valid and data.split: neither is given; name held-out files or a split of the training ones, such as"),
         ("{train: a, valid: b, split: [1, 1, 0]}", "data.valid and data.split: both are given"),
-        ("{train: a, split: [1, 0, 0.5]}", "data.split = [1.0, 0.0, 0.5]: training and validation need parts above 0, the test set 0 or more"),
+        ("{train: a, split: [1, 0, 0.5]}", "data.split = [1.0, 0.0, 0.5]: training and validation need parts above 0, the test 0 or more"),
         ("{train: a, split: [0, 1, 0]}", "data.split = [0.0, 1.0, 0.0]: "),
         ("{train: a, split: [1, 1, -0.5]}", "data.split = [1.0, 1.0, -0.5]: "),
         ("{train: a, split: [.inf, 1, 0]}", "data.split = [inf, 1.0, 0.0]: "),

@@ -20,9 +20,10 @@ def test_blend_numbers_each_sources_rows_without_gap_across_blocks():
 
 
 def test_blend_starts_every_source_at_its_first_row():
-    places = [Blend(WEIGHTS).place(row) for row in range(2000)]
-    for source in range(3):
-        assert [number for found, number in places if found == source] == list(range(Blend(WEIGHTS).counts(2000)[source]))
+    blend = Blend(WEIGHTS)
+    places = [blend.place(row) for row in range(2000)]
+    for source, count in enumerate(blend.counts(2000)):
+        assert [number for found, number in places if found == source] == list(range(count))
 
 
 def test_blend_follows_the_weights_on_every_stretch():

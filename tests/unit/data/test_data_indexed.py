@@ -75,6 +75,15 @@ def test_token_file_sample_reaches_both_ends(tmp_path):
             TokenFile(write_token_files(tmp_path / "a", [ids]), VOCABULARY).check_sample()
 
 
+def test_token_file_sample_of_a_small_file_is_all_of_it(tmp_path):
+    for num_tokens in (1, 4096, 4097, 10_001, 64 * 4096):
+        assert TokenFile(write_token_files(tmp_path / "a", [np.full(num_tokens, 7)]), VOCABULARY).check_sample() == num_tokens
+    ids = np.full(10_001, 7, np.uint16)
+    for place in (4095, 4096, 5904, 5905):
+        with pytest.raises(DataError, match=f"token {place} has id 100"):
+            TokenFile(write_token_files(tmp_path / "a", [np.where(np.arange(10_001) == place, VOCABULARY, ids)]), VOCABULARY).check_sample()
+
+
 def test_token_file_identity_is_the_content_not_the_place(prefix, tmp_path):
     identity = TokenFile(prefix, VOCABULARY).identity()
     assert TokenFile(write_token_files(tmp_path / "moved", numbered_documents(LENGTHS)), VOCABULARY).identity() == identity

@@ -157,7 +157,8 @@ def test_token_data_describes_what_each_source_gives(data, folder):
 
 def test_token_data_says_what_it_could_not_check(data):
     assert data().notes == ()
-    assert data(train="foreign").describe(5).endswith("foreign.json is missing: 31 ids are within the vocabulary, that they are this tokenizer's is not known")
+    said = data(train="foreign").describe(5)
+    assert said.endswith("foreign.json is missing: 31 ids are within the vocabulary, that they are this tokenizer's is not known")
 
 
 def test_token_data_refuses_files_of_another_tokenizer(data, folder, tmp_path):

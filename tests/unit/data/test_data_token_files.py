@@ -101,7 +101,8 @@ def copied(prefix, folder):
 
 def test_sidecar_refuses_ids_of_another_tokenizer(prefix, tmp_path):
     other = train_tokenizer(TEXTS, 301, tmp_path)
-    with pytest.raises(DataError, match=f"train.json: ids of tokenizer [0-9a-f]{{16}}, this run's is {other.content_hash[:16]}; tokenize the text again"):
+    message = f"train.json: ids of tokenizer [0-9a-f]{{16}}, this run's is {other.content_hash[:16]}; tokenize the text again"
+    with pytest.raises(DataError, match=message):
         check_sidecar(prefix, other)
 
 
