@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from bisect import bisect_left
 from pathlib import Path
 
 import numpy as np
@@ -62,8 +63,9 @@ class TokenFile:
 
     def documents_within(self, start: int, stop: int) -> np.ndarray:
         """Places in [start, stop) where a document begins, in order."""
-        sequences = np.searchsorted(self._sequence_starts, np.array([start, stop]) * self.dtype.itemsize)
-        documents = slice(*np.searchsorted(self._document_sequences, sequences))
+        # Not np.searchsorted: the arrays lie unaligned in the file, and it would copy them whole.
+        sequences = (bisect_left(self._sequence_starts, place * self.dtype.itemsize) for place in (start, stop))
+        documents = slice(*(bisect_left(self._document_sequences, sequence) for sequence in sequences))
         return self._sequence_starts[self._document_sequences[documents]] // self.dtype.itemsize
 
     def check_sample(self) -> int:
