@@ -16,6 +16,7 @@ from megagpt.config.schema import (
     RewardConfig,
     RlhfConfig,
     SftConfig,
+    TokenFilesConfig,
 )
 from megagpt.config.stages import stage_layers
 
@@ -106,20 +107,33 @@ def check_pretrain(config: PretrainConfig, dp: int) -> None:
     check_parallel(config.parallel, config.precision, config.model)
     num_microbatches(config.batch, dp)
     check_length(config.parallel, config.sequence_length, "sequence_length")
+    _check_held_out(config.data)
     if config.sequence_length > config.model.max_sequence_length:
         raise ConfigError(f"sequence_length = {config.sequence_length}: longer than model.max_sequence_length {config.model.max_sequence_length}")
     first = config.batch.ramp.initial_batch_size if config.batch.ramp else config.batch.global_batch_size
     if config.train_tokens < first * config.sequence_length:
         raise ConfigError(f"train_tokens = {config.train_tokens}: less than one step ({first} x {config.sequence_length} tokens)")
-    end, warmup = config.optimizer.decay_tokens or config.train_tokens, config.optimizer.warmup_tokens
-    if warmup is not None and warmup >= end:
-        raise ConfigError(f"optimizer.warmup_tokens = {warmup}: must be less than the {end} tokens at which the schedule ends")
+    optimizer, end = config.optimizer, config.optimizer.decay_tokens or config.train_tokens
+    in_tokens = optimizer.warmup_tokens is not None
+    warmup = optimizer.warmup_tokens if in_tokens else round(optimizer.warmup_ratio * config.train_tokens)
+    if warmup >= end:
+        named = f"warmup_tokens = {warmup}" if in_tokens else f"warmup_ratio = {optimizer.warmup_ratio} ({warmup} tokens)"
+        raise ConfigError(f"optimizer.{named}: must be less than the {end} tokens at which the schedule ends")
     ramp, full = config.batch.ramp, config.batch.global_batch_size
     if ramp is not None and (ramp.initial_batch_size > full or (full - ramp.initial_batch_size) % ramp.increment):
         raise ConfigError(
             f"batch.ramp: from {ramp.initial_batch_size} in steps of {ramp.increment} does not reach global_batch_size {full}; "
             "increment must divide the difference"
         )
+
+
+def _check_held_out(data: TokenFilesConfig) -> None:
+    """Validation rows come from one place."""
+    if (data.valid is None) == (data.split is None):
+        found = "neither is given" if data.valid is None else "both are given"
+        raise ConfigError(f"data.valid and data.split: {found}; name held-out files or a split of the training ones, such as [0.98, 0.01, 0.01]")
+    if data.split is not None and not (math.isfinite(sum(data.split)) and min(data.split[:2]) > 0 <= data.split[2]):
+        raise ConfigError(f"data.split = {list(data.split)}: training and validation need parts above 0, the test 0 or more, such as [0.98, 0.01, 0.01]")
 
 
 def check_parent(config: SftConfig | RewardConfig, model: ModelConfig, dp: int) -> None:

@@ -10,17 +10,20 @@ from pydantic_core import PydanticUndefined
 
 
 def describe_keys(config_class: type[BaseModel], prefix: str = "") -> list[str]:
-    """One or two lines for each key, nested sections in place."""
+    """One or two lines for each key, nested sections in place, those of a list's items as `name[].key`."""
     lines = []
     for name, field in config_class.model_fields.items():
         section = _section(field.annotation)
-        if section is not None:
+        is_list = typing.get_origin(field.annotation) is list
+        if section is not None and not is_list:
             lines += describe_keys(section, f"{prefix}{name}.")
             continue
         default = "required" if field.is_required() else f"default {field.default!r}"
         lines.append(f"  {prefix}{name}: {_type_name(field.annotation)} ({default if field.default is not PydanticUndefined else 'required'})")
         if field.description:
             lines.append("      " + " ".join(field.description.split()))
+        if section is not None:
+            lines += describe_keys(section, f"{prefix}{name}[].")
     return lines
 
 

@@ -8,9 +8,9 @@ Rules that involve several fields live in `check.py`.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
 class Frozen(BaseModel):
@@ -128,13 +128,13 @@ class OptimizerConfig(Frozen):
     min_lr_ratio: float = Field(0.1, ge=0, le=1)
     """The schedule ends at this fraction of lr."""
     warmup_ratio: float = Field(0.0, ge=0, lt=1)
-    """Fraction of the run over which the learning rate rises linearly from zero."""
+    """Fraction of the run, whatever decay_tokens says, over which the learning rate rises linearly from zero."""
     warmup_tokens: int | None = Field(None, ge=0)
     """The same as a number of tokens (pre-training); overrides warmup_ratio."""
     decay_tokens: int | None = Field(None, gt=0)
     """Token count at which the schedule reaches its end, warm-up included (pre-training; GPT-3: 260e9 of 300e9); default: the whole run."""
     wsd_decay_ratio: float = Field(0.1, gt=0, le=1)
-    """`wsd` only: fraction of the schedule over which the rate falls at its end (Hu et al. 2024, section 4)."""
+    """`wsd` only: fraction of the whole schedule over which the rate falls at its end, at most all after the warm-up (Hu et al. 2024, section 4)."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Decay of AdamW's first and second moment."""
     eps: float = Field(1e-8, gt=0)
@@ -246,11 +246,28 @@ class StageConfig(Frozen):
     """Fused operators where the extension is built (`auto`), required (`fused`), or plain PyTorch (`reference`)."""
 
 
-class TokenFilesConfig(Frozen):
-    train: str
+class BlendSource(Frozen):
+    path: str
     """Megatron indexed dataset, path without `.bin`/`.idx`."""
-    valid: str
-    """Held-out indexed dataset, path without `.bin`/`.idx`."""
+    weight: float = Field(gt=0, allow_inf_nan=False)
+    """Rows taken from this source, in proportion to the weights of the others."""
+
+
+def _as_blend(value: Any) -> Any:
+    if value == []:
+        raise ValueError("a blend needs at least one source")
+    return [{"path": value, "weight": 1.0}] if isinstance(value, str) else value
+
+
+class TokenFilesConfig(Frozen):
+    train: Annotated[list[BlendSource], BeforeValidator(_as_blend)]
+    """Token files to train on: the path of one, or a blend of several."""
+    valid: Annotated[list[BlendSource] | None, BeforeValidator(_as_blend)] = None
+    """Held-out token files, written as `train`; or give `split`."""
+    split: tuple[float, float, float] | None = None
+    """Parts of every training file's documents, in order, for training, validation and test, such as [0.98, 0.01, 0.01]; only ratios count."""
+    reset_at_documents: bool = False
+    """Attention and positions start anew at every document of a row; else a document sees those before it in the row."""
 
 
 class PretrainGates(Frozen):

@@ -19,6 +19,8 @@ class EncodedRow:
     """[n] int64."""
     loss_mask: np.ndarray
     """[n] float32; 1 where this token is a training target. The first token has nothing before it and never is one."""
+    segments: np.ndarray | None = None
+    """[n] int64, never falling: number of the document that each token belongs to, where attention is to stay within it."""
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -36,9 +38,12 @@ class TokenBatch:
     """[b, s] float32; 1 where the label counts, 0 on padding and on tokens that are not to be learned."""
     row_ids: Tensor
     """[b] int64; number of the row in the global batch, a key of counter-based randomness (dropout)."""
+    segments: Tensor | None = None
+    """[b, length of the whole rows] int64; as in EncodedRow. None: every row is one document."""
 
     def to(self, device: torch.device | str) -> TokenBatch:
-        return TokenBatch(*(getattr(self, field.name).to(device) for field in fields(self)))
+        values = (getattr(self, field.name) for field in fields(self))
+        return TokenBatch(*(None if value is None else value.to(device) for value in values))
 
 
 def encoded_row(tokens: Sequence[int] | np.ndarray, loss_mask: Sequence[int] | np.ndarray | None = None) -> EncodedRow:
@@ -74,6 +79,7 @@ def collate(rows: Sequence[EncodedRow], row_ids: Sequence[int], length: int, pad
     tokens = torch.full((len(rows), length), pad_id)
     labels = torch.full((len(rows), length), pad_id)
     loss_mask = torch.zeros(len(rows), length)
+    segments = torch.zeros_like(tokens) if any(row.segments is not None for row in rows) else None
     for i, row in enumerate(rows):
         if len(row) > length + 1:
             raise ValueError(f"row {row_ids[i]} has {len(row)} tokens, a batch of length {length} takes {length + 1}")
@@ -81,4 +87,7 @@ def collate(rows: Sequence[EncodedRow], row_ids: Sequence[int], length: int, pad
         tokens[i, :num_inputs] = torch.from_numpy(row.tokens[:num_inputs])
         labels[i, :num_labels] = torch.from_numpy(row.tokens[1:])
         loss_mask[i, :num_labels] = torch.from_numpy(row.loss_mask[1:])
-    return TokenBatch(tokens, labels, loss_mask, torch.tensor(row_ids, dtype=torch.int64))
+        if row.segments is not None:
+            segments[i] = int(row.segments[-1])  # padding is the last document's tail
+            segments[i, :num_inputs] = torch.from_numpy(row.segments[:num_inputs])
+    return TokenBatch(tokens, labels, loss_mask, torch.tensor(row_ids, dtype=torch.int64), segments)

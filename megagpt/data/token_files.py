@@ -1,4 +1,4 @@
-"""`megagpt tokenize`: documents to Megatron token files (`.bin` holds ids, `.idx` the documents' lengths)."""
+"""`megagpt tokenize`: documents to Megatron token files (`.bin` holds ids, `.idx` the documents' lengths, `.json` whose ids they are)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from megagpt.config.schema import TokenizeConfig
 from megagpt.data.errors import DataError, require_file
 from megagpt.data.records import read_documents
+from megagpt.data.sidecar import write_sidecar
 from megagpt.tokenizer.tokenizer import Tokenizer
 
 DOCUMENTS_IN_FLIGHT = 512
@@ -27,7 +29,7 @@ Encoder = Callable[[Iterable[str]], Iterator[tuple[list[int], int]]]
 
 
 def tokenize_documents(config: TokenizeConfig, tokenizer: Tokenizer, output_folder: str | Path) -> dict[str, Any]:
-    """Write `<name>.bin` and `<name>.idx` for each of `config.inputs`; each document ends with the end-of-text id.
+    """Write `<name>.bin`, `<name>.idx` and `<name>.json` (`sidecar.py`) for each of `config.inputs`; each document ends with the end-of-text id.
 
     Ids take two bytes where the vocabulary allows, else four. The files do not depend on `config.workers`. A pair is
     written apart and renamed when it is whole.
@@ -70,9 +72,11 @@ def _write_pair(prefix: Path, paths: list[str], encode: Encoder, tokenizer: Toke
         builder.finalize(str(index_file))
         if not num_documents:
             raise DataError(", ".join(paths), "no document holds any text")
-        Path(f"{prefix}.idx").unlink(missing_ok=True)  # between the two renames there is no pair, not a mixed one
+        for end in ("idx", "json"):
+            Path(f"{prefix}.{end}").unlink(missing_ok=True)  # between the renames there is no pair, not a mixed one
         os.replace(ids_file, f"{prefix}.bin")
         os.replace(index_file, f"{prefix}.idx")
+        write_sidecar(prefix, tokenizer, num_documents=num_documents, num_tokens=num_tokens, dtype=np.dtype(builder.dtype).name)
     return {
         "documents": num_documents,
         "tokens": num_tokens,

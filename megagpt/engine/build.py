@@ -120,8 +120,8 @@ class Engine:
         """Gradients of sum over the global batch of loss_function / denominator, reduced over the replicas.
 
         Args:
-            microbatches: this replica's; each has `tokens` [rows, length] and `row_ids` [rows], its rows' numbers in
-                the global batch.
+            microbatches: this replica's; each has `tokens` [rows, length], `row_ids` [rows], its rows' numbers in the
+                global batch, and may have `segments` [rows, length], as GPT.forward takes them.
             denominator: global count (valid tokens, groups, …) that the summed losses are divided by.
             dropout_key: (seed, step); None trains without dropout, whatever the model's probability.
 
@@ -139,7 +139,7 @@ class Engine:
                 return total * scale, report
 
             row_ids = batch.row_ids.tolist() if dropout_key is not None else ()
-            return model(batch.tokens, dropout_key=dropout_key, row_ids=row_ids), loss
+            return model(batch.tokens, segments=getattr(batch, "segments", None), dropout_key=dropout_key, row_ids=row_ids), loss
 
         arguments = dict(rows=rows, length=length, forward_only=False)
         with self.scope():

@@ -66,7 +66,7 @@ def infer(
         model.eval()
 
     def forward_step(inner: GPT, batch: Any):
-        return inner(batch.tokens), lambda output: (torch.zeros(1), read(output, batch))
+        return inner(batch.tokens, segments=getattr(batch, "segments", None)), lambda output: (torch.zeros(1), read(output, batch))
 
     try:
         return run_schedule(models, microbatches, forward_step, rows=rows, length=length, forward_only=True)

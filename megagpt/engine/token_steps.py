@@ -40,7 +40,7 @@ def replica_batches(rows: Sequence[EncodedRow], engine: Engine, micro_batch_size
 
 
 def part_of_rows(batch: TokenBatch, place: int, number: int) -> TokenBatch:
-    """The place-th of `number` equal parts of each row."""
+    """The place-th of `number` equal parts of each row; the segments stay whole, since attention sees all tokens."""
     length = batch.tokens.size(1) // number
     here = slice(place * length, (place + 1) * length)
     return replace(batch, tokens=batch.tokens[:, here], labels=batch.labels[:, here], loss_mask=batch.loss_mask[:, here])

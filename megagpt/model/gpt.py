@@ -101,7 +101,7 @@ class GPT(GPTModel):
         Args:
             tokens: [b, s] ids (read on the first stage; the others take what `set_input_tensor` gave them). With context
                 parallelism this rank's part of each row.
-            positions: [b, s] position of each token; default 0, 1, 2 … With a cache also the slots written.
+            positions: [b, s] position of each token; default 0, 1, 2 … in each segment. With a cache also the slots written.
             cache: keys and values of the earlier tokens.
             only: [b] index of the one position of each row whose output is wanted; the head is spared the others.
             segments: [b, length of the whole rows] document that each token belongs to; attention stays within it.
@@ -114,8 +114,11 @@ class GPT(GPTModel):
             last stage's output.
         """
         cp, length = self.groups.collection.cp, tokens.size(1)
-        if positions is None:  # one row for all: cheaper rotary angles
-            positions = torch.arange(cp.rank() * length, (cp.rank() + 1) * length, device=tokens.device)[None]
+        if positions is None:
+            positions = torch.arange(length * cp.size(), device=tokens.device)[None]  # one row for all: cheaper rotary angles
+            if segments is not None:
+                positions = positions - _segment_starts(segments, positions)
+            positions = positions[:, cp.rank() * length : (cp.rank() + 1) * length]
         if cache is not None:
             cache.positions = positions.expand_as(tokens)
         self.current.value = ForwardPass(dropout_key, tuple(row_ids), segments, cache)
@@ -174,6 +177,13 @@ class GPT(GPTModel):
         if not self.share_embeddings_and_output_weights or self.groups.grid.pp == 1:
             return None
         return self.shared_embedding_or_output_weight() if self.pre_process or self.post_process else None
+
+
+def _segment_starts(segments: Tensor, places: Tensor) -> Tensor:
+    """Place [b, length] at which each token's segment [b, length] begins in its row; segments never fall along it."""
+    begins = torch.ones_like(segments, dtype=torch.bool)
+    begins[:, 1:] = segments[:, 1:] != segments[:, :-1]
+    return (places * begins).cummax(dim=1).values
 
 
 def _block_spec(config: TransformerConfig, num_layers: int) -> TransformerBlockSubmodules:

@@ -17,8 +17,8 @@ def describe_loss(loss: float, rows: Sequence[EncodedRow], tokenizer: Tokenizer)
     Returns:
         eval_loss (nats a token), perplexity, and bits_per_byte of the UTF-8 text that the predicted tokens spell.
     """
-    num_bytes = sum(len(tokenizer.decode(row.tokens[1:]).encode("utf-8", errors="replace")) for row in rows)
-    num_tokens = sum(len(row) - 1 for row in rows)
+    num_bytes = sum(len(tokenizer.decode(_targets(row)).encode("utf-8", errors="replace")) for row in rows)
+    num_tokens = sum(len(_targets(row)) for row in rows)
     return {"eval_loss": loss, "perplexity": math.exp(min(loss, 50.0)), "bits_per_byte": loss * num_tokens / num_bytes / math.log(2)}
 
 
@@ -26,6 +26,11 @@ def unigram_cross_entropy(train: Iterable[EncodedRow], rows: Sequence[EncodedRow
     """Cross-entropy of held-out targets under the training tokens' frequencies (add-one smoothed); nats a token."""
     counts = np.ones(vocab_size)
     for row in train:
-        counts += np.bincount(row.tokens[1:], minlength=vocab_size)
+        counts += np.bincount(_targets(row), minlength=vocab_size)
     logs = np.log(counts / counts.sum())
-    return float(-np.mean(np.concatenate([logs[row.tokens[1:]] for row in rows])))
+    return float(-np.mean(np.concatenate([logs[_targets(row)] for row in rows])))
+
+
+def _targets(row: EncodedRow) -> np.ndarray:
+    """Tokens that the loss counts."""
+    return row.tokens[1:][row.loss_mask[1:] > 0]

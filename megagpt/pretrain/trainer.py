@@ -9,8 +9,8 @@ from megagpt.checkpoint.stage_output import StageOutput
 from megagpt.config.check import check_pretrain
 from megagpt.config.load import ConfigError
 from megagpt.config.schema import PretrainConfig
-from megagpt.data.order import rows_at
-from megagpt.data.packed import PackedDataset
+from megagpt.data.batch import EncodedRow
+from megagpt.data.token_data import open_token_files
 from megagpt.engine.build import Engine
 from megagpt.engine.schedule import due, learning_rate, run_steps
 from megagpt.engine.token_steps import count_targets, evaluate, replica_batches, train_step
@@ -45,12 +45,13 @@ def fit(config: PretrainConfig, original: str = "") -> Path:
     model_config = config.model.model_copy(update={"vocab_size": config.model.vocab_size or tokenizer.vocab_size})
     if model_config.vocab_size < tokenizer.vocab_size:
         raise ConfigError(f"model.vocab_size = {model_config.vocab_size}: less than the tokenizer's {tokenizer.vocab_size}")
-    train, valid = (PackedDataset(run.resolve(prefix, ".idx"), config.sequence_length) for prefix in (config.data.train, config.data.valid))
-    # Evenly spread: the first rows alone would be a few documents.
-    num_held_out = min(config.eval_rows or len(valid), len(valid))
-    held_out = [valid[i * len(valid) // num_held_out] for i in range(num_held_out)]
+    data = open_token_files(config.data, lambda path: run.resolve(path, ".idx"), config.sequence_length, tokenizer, config.run.seed)
+    held_out = data.valid.spread(config.eval_rows)
 
-    fixed = {"model": model_config.model_dump(mode="json"), "sequence_length": config.sequence_length, "optimizer": {"name": config.optimizer.name}}
+    fixed = {
+        "model": model_config.model_dump(mode="json"), "sequence_length": config.sequence_length,
+        "data": data.fingerprint, "optimizer": {"name": config.optimizer.name},
+    }
     output = StageOutput(config, tokenizer, parents={}, original=original, fixed=fixed)
 
     world = start(config.run.device, config.run.timeout_seconds)
@@ -63,20 +64,24 @@ def fit(config: PretrainConfig, original: str = "") -> Path:
     total_steps = done + len(steps)
     total_tokens = (steps[-1].stop if steps else resumed["rows"]) * config.sequence_length
     say(f"[pretrain] {num_parameters(ModelShape(model_config)):,} parameters, {grid}, ZeRO {config.parallel.zero_stage}, {total_steps} steps")
+    say(f"[pretrain] {data.describe(total_tokens // config.sequence_length)}")
     dropout = model_config.dropout > 0
 
     def save(step: int, rows: int) -> Path:
         return output.save(step, engine, model_config, head="lm", rows=rows, tokens=rows * config.sequence_length, start_loss=start_loss)
 
+    def loss_on(rows: list[EncodedRow]) -> float:
+        return evaluate(engine, rows, config.batch.micro_batch_size, tokenizer.pad_id, world.device)
+
     def measure(step: int) -> float:
-        loss = evaluate(engine, held_out, config.batch.micro_batch_size, tokenizer.pad_id, world.device)
+        loss = loss_on(held_out)
         log.evaluation(step, describe_loss(loss, held_out, tokenizer))
         return loss
 
     with StageLog(folder, "pretrain", total_steps, config.every.log, resumed["step"]) as log:
         start_loss = resumed.get("start_loss") or measure(0)
         for step, positions in enumerate(steps, start=done + 1):
-            rows = [train[item] for _, item in rows_at(seed, positions, len(train))]
+            rows = [data.train_row(position) for position in positions]
             batches = replica_batches(rows, engine, config.batch.micro_batch_size, tokenizer.pad_id, world.device)
             tokens = positions.stop * config.sequence_length
             lr = learning_rate(config.optimizer, tokens, total_tokens)
@@ -87,14 +92,15 @@ def fit(config: PretrainConfig, original: str = "") -> Path:
             if due(config.every.save, step, total_steps):
                 save(step, positions.stop)
         loss = measure(total_steps)
+        test_loss = None if data.test is None else loss_on(data.test.spread(config.eval_rows))
     checkpoint = save(total_steps, total_tokens // config.sequence_length)
     output.wait()
-    sample = (train[item] for _, item in rows_at(seed, range(min(len(train), UNIGRAM_ROWS)), len(train)))
+    sample = map(data.train_row, range(min(data.num_train_rows, UNIGRAM_ROWS)))
     unigram = unigram_cross_entropy(sample, held_out, tokenizer.vocab_size)
     say(f"[pretrain] held-out loss {loss:.3f} nats a token, from {start_loss:.3f}; unigram cross-entropy {unigram:.3f}")
     if config.gates.max_loss_over_unigram is not None:
         bound = config.gates.max_loss_over_unigram
         output.gate("loss_over_unigram", loss / unigram, f"<= {bound}", loss / unigram <= bound)
         output.gate("loss_over_start", loss / start_loss, "< 1", loss < start_loss)
-    output.finish(checkpoint, loss=loss, start_loss=start_loss, unigram_cross_entropy=unigram)
+    output.finish(checkpoint, loss=loss, start_loss=start_loss, unigram_cross_entropy=unigram, test_loss=test_loss)
     return checkpoint

@@ -17,6 +17,7 @@ from megagpt.config.schema import ModelConfig, RunConfig, TokenizeConfig
 from megagpt.data.token_files import tokenize_documents
 from tests.helpers.tiny_checkpoint import make_checkpoint
 from tests.helpers.tiny_run import demonstrations, documents, prompts, rankings, toy_tokenizer, write_rows, write_source
+from tests.helpers.token_files import write_token_files
 
 SIZES = {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "max_sequence_length": 64}
 STEPS = {"optimizer": {"lr": 1e-3}, "batch": {"micro_batch_size": 2, "global_batch_size": 4}}
@@ -184,6 +185,40 @@ def test_bad_token_files_cut_short(refused, folder, tmp_path):
     for end in (".bin", ".idx"):
         (tmp_path / f"tokens{end}").write_bytes((folder / f"runs/toy/tokens/train{end}").read_bytes()[: -100 if end == ".bin" else None])
     assert "tokens.bin: damaged: " in refused(*stage("pretrain", f"data.valid={tmp_path / 'tokens'}"))
+
+
+def blend(*weights: object) -> str:
+    return f"data.train=[{', '.join(f'{{path: tokens/train, weight: {weight}}}' for weight in weights)}]"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ([blend(1, 0)], "data.train.1.weight = 0: input should be greater than 0"),
+        ([blend(1, -0.5)], "data.train.1.weight = -0.5: input should be greater than 0"),
+        ([blend(".nan")], "data.train.0.weight = nan: "),
+        ([blend(".inf")], "data.train.0.weight = inf: input should be a finite number"),
+        ([blend(1, 1e-9)], "tokens/train, tokens/train: weight 1e-09 is 1.0e-09 of all weights; the smallest share is 1 / 65,536"),
+        (["data.split=[0.9, 0.1, 0]"], "data.valid and data.split: both are given"),
+        (["data.valid=null"], "data.valid and data.split: neither is given"),
+        (["data.valid=null", "data.split=[1, 0, 0]"], "data.split = [1.0, 0.0, 0.0]: training and validation need parts above 0"),
+        (["data.valid=null", "data.split=[0.9, 0.01, 0.09]"], "tokens/train: 0 tokens in documents 7 to 7 of 8 are less than one row of 32 + 1"),
+    ],
+)
+def test_bad_blend_or_split(refused, settings, message):
+    assert message in refused(*stage("pretrain", *settings))
+
+
+def test_bad_token_files_of_another_tokenizer(refused, folder, tmp_path):
+    toy_tokenizer(tmp_path, vocab_size=291)
+    line = refused(*stage("pretrain", f"tokenizer={tmp_path}"))
+    assert "tokens/train.json: ids of tokenizer " in line and line.endswith("; tokenize the text again with it")
+
+
+def test_bad_ids_in_token_files_without_sidecar(refused, folder, tmp_path):
+    prefix = write_token_files(tmp_path / "foreign", [[7, 8, 9] * 20, [7, 300, 9] * 20])
+    line = refused(*stage("pretrain", f"data.train={prefix}"))
+    assert line == f"{prefix}.bin: token 61 has id 300, the tokenizer's vocabulary is 0 to 289"
 
 
 @pytest.mark.parametrize(

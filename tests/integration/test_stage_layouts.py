@@ -98,6 +98,23 @@ def test_stage_layouts_pretrain_with_sequence_parallel_learns_the_same_in_fp32(f
         assert [row[name] for row in two if name in row] == pytest.approx([row[name] for row in one if name in row], rel=1e-4)
 
 
+def test_stage_layouts_pretrain_on_a_blend_reads_the_same_rows_on_any_number_of_replicas(folder):
+    """A weighted blend, split by documents, documents told apart: losses of one rank and of two replicas, and what is said about the data."""
+    blend = "[{path: runs/r/tokenize/train, weight: 3}, {path: runs/r/tokenize/valid, weight: 1}]"
+    settings = [f"data={{train: {blend}, valid: null, split: [0.7, 0.15, 0.15], reset_at_documents: true}}", "tokenizer=runs/r/tokenizer", "precision.dtype=fp32",
+                "train_tokens=2560", *(f"parallel.{key}={value}" for key, value in ONE_RANK.items())]  # fmt: skip
+    for name, num_ranks in (("blend1", 1), ("blend2", 2)):
+        with_settings = (word for setting in (f"run.name={name}", *settings) for word in ("--set", setting))
+        words = ["pretrain", "--config", "pretrain.yaml", *with_settings]
+        out = finished(command(*launch_command(words, num_ranks, None), cwd=folder)).stdout
+        assert "[pretrain] runs/r/tokenize/train 75.00% (" in out and "; runs/r/tokenize/valid 25.00% (" in out
+    one, two = rows_of(folder, "pretrain", "blend1"), rows_of(folder, "pretrain", "blend2")
+    for name in ("loss", "eval_loss"):
+        assert [row[name] for row in two if name in row] == pytest.approx([row[name] for row in one if name in row], rel=1e-4)
+    manifest = json.loads((folder / "runs/blend1/manifest.json").read_text())["pretrain"]
+    assert 0 < manifest["test_loss"] < one[0]["eval_loss"]
+
+
 def test_stage_layouts_dry_run_knows_the_parent(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     assert main(["reward", "--config", "reward.yaml", "--ranks", "2", "--dry-run"]) == 0, "uneven stages are legal"

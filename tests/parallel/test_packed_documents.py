@@ -1,19 +1,27 @@
 """Several documents in one row, told apart by segments and positions: each gets the logits and gradients that it has alone."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from megagpt.config.schema import OptimizerConfig
+from megagpt.data.batch import EncodedRow
+from megagpt.engine.build import Engine
 from megagpt.engine.deepspeed_scope import join_world
 from megagpt.engine.schedule_run import run_schedule
+from megagpt.engine.token_steps import count_targets, evaluate, replica_batches, train_step
 from megagpt.model.layout import Layout
 from megagpt.parallel.grid import Grid
-from tests.helpers.plain import PlainGPT, plain_init
-from tests.helpers.sharded import sharded_model, whole_vocabulary
+from tests.helpers.gather import held_here, merge_ranks
+from tests.helpers.plain import PlainGPT, plain_init, plain_train
+from tests.helpers.sharded import sharded_chunks, sharded_model, whole_vocabulary
 from tests.helpers.spawn import run_ranks
 from tests.helpers.tiny import tiny_batches, tiny_model
+from tests.helpers.tolerance import PARITY_RELATIVE, assert_tensors_close
 
 LENGTHS = [6, 10]
 LAYOUTS = {"one_rank": (Grid(), Layout()), "recomputed": (Grid(), Layout(recompute="full")), "tp2_sequence": (Grid(tp=2), Layout(sequence_parallel=True)),
@@ -75,3 +83,64 @@ def test_packed_documents_do_not_see_each_other(family, layout):
     expected = plain.layers[0].attention_norm.weight.grad
     for _, gradient in results:
         torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5)
+
+
+# ---------------------------------------------------------------- from rows to the optimizer's step
+
+OPTIMIZER = OptimizerConfig(lr=1e-2, eps=1e-5, clip_grad=0.1)
+CUTS = [[6], [1, 9, 16], []]
+"""Places where a document begins in each of three rows of 17 tokens; the last token of a row is a label only."""
+STEP_LAYOUTS = {
+    "one_rank": (Grid(), Layout(), 1), "dp2": (Grid(dp=2), Layout(), 2), "cp2": (Grid(cp=2), Layout(), 1),
+    "pp2": (Grid(pp=2), Layout(recompute="full"), 1), "pp2_interleaved": (Grid(pp=2), Layout(num_chunks=2), 1),
+    "tp2_sequence": (Grid(tp=2), Layout(sequence_parallel=True), 1), "cp2_pp2": (Grid(cp=2, pp=2), Layout(), 1),
+}  # fmt: skip
+
+
+def packed_rows() -> list[EncodedRow]:
+    generator = np.random.default_rng(5)
+    rows = []
+    for cuts in CUTS:
+        mask = np.ones(17, np.float32)
+        mask[cuts] = 0
+        rows.append(EncodedRow(generator.integers(0, 100, 17), mask, np.searchsorted(cuts, np.arange(17), side="right")))
+    return rows
+
+
+def loss_of_documents_alone(model: PlainGPT, rows: Sequence[EncodedRow]) -> Tensor:
+    """Mean of -log p over every document's tokens but its first, each document by itself."""
+    losses = []
+    for row, cuts in zip(rows, CUTS, strict=True):
+        for document in np.split(row.tokens, cuts):
+            ids = torch.from_numpy(document)
+            if len(ids) > 1:
+                losses.append(-model(ids[None, :-1])[0].log_softmax(dim=-1).gather(1, ids[1:, None]).flatten())
+    return torch.cat(losses).mean()
+
+
+def packed_step(family: str, grid: Grid, layout: Layout, zero_stage: int):
+    config = tiny_model(family, True)
+    engine = Engine(sharded_chunks(config, plain_init(config, seed=1), grid, layout), OPTIMIZER, zero_stage)
+    rows, cpu = packed_rows(), torch.device("cpu")
+    held_out = evaluate(engine, rows, 1, 100, cpu)
+    metrics = train_step(engine, replica_batches(rows, engine, 1, 100, cpu), count_targets(rows), OPTIMIZER.lr, None)
+    parameters = held_here(engine.canonical_parameters())
+    engine.close()
+    return held_out, metrics, parameters
+
+
+@pytest.mark.parametrize("layout", STEP_LAYOUTS)
+@pytest.mark.parametrize("family", ["gpt", "llama"])
+def test_packed_rows_train_as_their_documents_alone(family, layout):
+    grid, cut, zero_stage = STEP_LAYOUTS[layout]
+    config = tiny_model(family, True)
+    expected = plain_train(
+        config, plain_init(config, seed=1), [(packed_rows(),)], lr=OPTIMIZER.lr, eps=OPTIMIZER.eps, clip=OPTIMIZER.clip_grad,
+        loss_function=loss_of_documents_alone,
+    )  # fmt: skip
+    results = run_ranks(grid.size, packed_step, family, grid, cut, zero_stage)
+    for held_out, metrics, _ in results:
+        assert held_out == pytest.approx(expected.losses[0], rel=PARITY_RELATIVE)
+        assert metrics["loss"] == pytest.approx(expected.losses[0], rel=PARITY_RELATIVE)
+        assert metrics["grad_norm"] == pytest.approx(expected.gradient_norms[0], rel=PARITY_RELATIVE)
+    assert_tensors_close(merge_ranks([parameters for *_, parameters in results]), expected.parameters)

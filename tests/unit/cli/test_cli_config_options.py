@@ -1,6 +1,7 @@
 """The command line without any work: help, --print-config, --dry-run, what launchers put in front."""
 
 import re
+from typing import get_origin
 
 import pytest
 import yaml
@@ -39,11 +40,15 @@ def test_cli_help_of_every_verb(verb, capsys):
 
 
 def leaves(config_class: type[BaseModel], prefix: str = "") -> list[tuple[str, str]]:
-    """Dotted name and docstring of every setting."""
+    """Dotted name and docstring of every setting; a list of sections has both its own and those of its items."""
     found = []
     for name, field in config_class.model_fields.items():
         inside = [part for part in (field.annotation, *getattr(field.annotation, "__args__", ())) if isinstance(part, type) and issubclass(part, BaseModel)]
-        found += leaves(inside[0], f"{prefix}{name}.") if inside else [(prefix + name, " ".join((field.description or "").split()))]
+        items = "[]" if get_origin(field.annotation) is list else ""
+        if items or not inside:
+            found.append((prefix + name, " ".join((field.description or "").split())))
+        if inside:
+            found += leaves(inside[0], f"{prefix}{name}{items}.")
     return found
 
 

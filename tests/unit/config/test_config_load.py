@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from megagpt.config.check import check_pretrain
 from megagpt.config.load import ConfigError, load_config
 from megagpt.config.reference import describe_keys
 from megagpt.config.schema import STAGES, PipelineConfig, PretrainConfig, RlhfConfig
@@ -48,11 +49,20 @@ def test_config_is_frozen(tmp_path):
         ("parallel: {zero_stage: 4}", "parallel.zero_stage = 4"),
         ("parallel: {tensor_paralel_size: 2}", "did you mean 'tensor_parallel_size'?"),
         ("kernels: fast", "kernels = 'fast'"),
+        ("data.train: []", "data.train = []: value error, a blend needs at least one source"),
+        ("data.train: [{path: a, weight: 0}]", "data.train.0.weight = 0: input should be greater than 0"),
+        ("data.train: [{path: a, weight: 1}, {path: b, weight: -2}]", "data.train.1.weight = -2: input should be greater than 0"),
+        ("data.train: [{path: a, weight: .nan}]", "data.train.0.weight = nan: "),
+        ("data.valid: [{path: a, weight: .inf}]", "data.valid.0.weight = inf: input should be a finite number"),
+        ("data.train: [{path: a}]", "data.train.0.weight is missing"),
+        ("data.train: [{path: a, weight: 1, paht: b}]", "unknown key 'data.train.0.paht'; did you mean 'path'?"),
+        ("data.valid: [{path: a, weight: 1, wait: 1}]", "unknown key 'data.valid.0.wait'; "),
+        ("data.split: [0.9, 0.1]", "data.split"),
     ],
 )
 def test_config_errors_name_the_key_and_the_rule(tmp_path, change, message):
     with pytest.raises(ConfigError) as caught:
-        load(tmp_path, PRETRAIN + change)
+        load(tmp_path, *((PRETRAIN, [change.replace(": ", "=", 1)]) if change.startswith("data.") else (PRETRAIN + change,)))
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -82,9 +92,45 @@ def test_config_bad_override_is_named(tmp_path):
         load(tmp_path, PRETRAIN, ["model"])
 
 
-def test_config_survives_printing(tmp_path):
-    config = load(tmp_path, PRETRAIN)
+@pytest.mark.parametrize(
+    "override", ["data.train=a", "data.train=[{path: a, weight: 3}, {path: b, weight: 0.5}]", "data={train: a, split: [0.9, 0.1, 0]}"]
+)
+def test_config_survives_printing(tmp_path, override):
+    config = load(tmp_path, PRETRAIN, [override])
     assert load(tmp_path, to_yaml(config)) == config
+
+
+def test_config_path_of_token_files_is_a_blend_of_one(tmp_path):
+    data = load(tmp_path, PRETRAIN).data
+    assert [(source.path, source.weight) for side in (data.train, data.valid) for source in side] == [("a", 1.0), ("b", 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("{train: a}", "data.valid and data.split: neither is given; name held-out files or a split of the training ones, such as"),
+        ("{train: a, valid: b, split: [1, 1, 0]}", "data.valid and data.split: both are given"),
+        ("{train: a, split: [1, 0, 0.5]}", "data.split = [1.0, 0.0, 0.5]: training and validation need parts above 0, the test 0 or more"),
+        ("{train: a, split: [0, 1, 0]}", "data.split = [0.0, 1.0, 0.0]: "),
+        ("{train: a, split: [1, 1, -0.5]}", "data.split = [1.0, 1.0, -0.5]: "),
+        ("{train: a, split: [.inf, 1, 0]}", "data.split = [inf, 1.0, 0.0]: "),
+    ],
+)
+def test_config_held_out_tokens_come_from_one_place(tmp_path, data, message):
+    config = load(tmp_path, PRETRAIN.replace("{train: a, valid: b}", data))
+    with pytest.raises(ConfigError) as caught:
+        check_pretrain(config, dp=1)
+    assert message in str(caught.value)
+
+
+def test_config_warmup_ends_before_the_schedule(tmp_path):
+    for settings, message in (
+        (["optimizer.warmup_ratio=0.5", "optimizer.decay_tokens=30"], r"optimizer.warmup_ratio = 0.5 \(32 tokens\): must be less than the 30 tokens"),
+        (["optimizer.warmup_tokens=64"], "optimizer.warmup_tokens = 64: must be less than the 64 tokens"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            check_pretrain(load(tmp_path, PRETRAIN, settings), dp=1)
+    check_pretrain(load(tmp_path, PRETRAIN, ["optimizer.warmup_ratio=0.5", "optimizer.decay_tokens=33"]), dp=1)
 
 
 def test_config_top_p_is_refused_in_rlhf():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from megagpt.config.schema import PromptsConfig, RecordsConfig
-from megagpt.data.batch import collate, encoded_row
+from megagpt.data.batch import EncodedRow, collate, encoded_row
 from megagpt.data.conversation import load_demonstrations
 from megagpt.data.errors import DataError
 from megagpt.data.prompts import load_prompts, prompt_number
@@ -55,6 +55,16 @@ def test_collate_refuses_longer_rows():
 def test_batches_move_as_a_whole():
     batch = collate([encoded_row([1, 2])], [0], 2, pad_id=0).to("meta")
     assert {batch.tokens.device.type, batch.labels.device.type, batch.loss_mask.device.type} == {"meta"}
+
+
+def test_collate_keeps_the_segments_of_rows_that_have_them():
+    rows = [EncodedRow(np.arange(5), np.ones(5, np.float32), np.array([0, 0, 1, 1, 2])), encoded_row([1, 2]), encoded_row([1])]
+    rows.append(EncodedRow(np.arange(3), np.ones(3, np.float32), np.array([0, 1, 1])))
+    batch = collate(rows, range(4), 4, pad_id=0)
+    # The last token of a full row is a label only; padding belongs to the last document.
+    assert batch.segments.tolist() == [[0, 0, 1, 1], [0, 0, 0, 0], [0, 0, 0, 0], [0, 1, 1, 1]]
+    assert batch.to("meta").segments.device.type == "meta"
+    assert collate(rows[1:3], range(2), 4, pad_id=0).to("meta").segments is None
 
 
 def test_demonstrations_are_encoded_with_the_answer_as_target(tokenizer, tmp_path):

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from megagpt.data.order import epoch_order, rows_at, step_rows
+from megagpt.data.order import row_at, shuffled_item, step_rows
 from megagpt.data.split import held_out_keys, prompt_key, share, split_by
 
 KEYS = [f"key {i}" for i in range(2000)]
@@ -52,18 +52,30 @@ def test_prompt_key_is_the_first_question():
     assert prompt_key([other]) != prompt_key([question])
 
 
-def test_epoch_order_is_a_fixed_permutation():
-    order = epoch_order(1234, 0, 8)
-    assert sorted(order) == list(range(8))
-    assert order.tolist() == [7, 3, 0, 1, 4, 2, 5, 6]  # the same on every machine and in every version
-    assert not np.array_equal(order, epoch_order(1234, 1, 8))
-    assert not np.array_equal(order, epoch_order(1235, 0, 8))
-    assert sorted(epoch_order(-1, 0, 8)) == list(range(8))
+@pytest.mark.parametrize("num_items", [1, 2, 3, 8, 14, 1000])
+def test_shuffled_item_makes_a_permutation_of_every_size(num_items):
+    assert sorted(shuffled_item(1234, 0, num_items, place) for place in range(num_items)) == list(range(num_items))
 
 
-def test_epoch_order_cannot_be_changed_by_its_users():
-    with pytest.raises(ValueError, match="read-only"):
-        epoch_order(1, 0, 4)[0] = 1
+def test_shuffled_item_depends_on_seed_and_epoch_alone():
+    def order(seed, epoch):
+        return [shuffled_item(seed, epoch, 8, place) for place in range(8)]
+
+    assert order(1234, 0) == [2, 6, 1, 4, 3, 0, 5, 7]  # the same on every machine and in every version
+    assert len({tuple(order(seed, epoch)) for seed in (-1, 1234, 1235) for epoch in (0, 1)}) == 6
+
+
+def test_shuffled_item_comes_to_every_place_equally_often():
+    places = np.zeros((5, 5))
+    for seed in range(1000):
+        for place in range(5):
+            places[place, shuffled_item(seed, 0, 5, place)] += 1
+    assert abs(places - 200).max() < 5 * np.sqrt(1000 * 0.2 * 0.8), "five standard deviations"
+
+
+def test_shuffled_item_of_a_huge_epoch_needs_no_list_of_it():
+    items = {shuffled_item(7, 3, 10**15, place) for place in range(100)}
+    assert len(items) == 100 and max(items) > 9 * 10**14
 
 
 def test_steps_read_every_row_once_an_epoch_across_its_ends():
@@ -82,7 +94,5 @@ def test_no_rows_are_refused():
         step_rows(5, 0, 8, 0)
 
 
-def test_order_of_steps_of_different_sizes_is_the_order_of_the_rows():
-    whole = rows_at(5, range(28), 14)
-    assert [row for cut in (range(3), range(3, 17), range(17, 28)) for row in rows_at(5, cut, 14)] == whole
-    assert whole == [row for step in range(7) for row in step_rows(5, step, 4, 14)]
+def test_row_at_is_the_order_of_the_steps():
+    assert [row_at(5, position, 14) for position in range(28)] == [row for step in range(7) for row in step_rows(5, step, 4, 14)]

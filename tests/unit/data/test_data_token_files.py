@@ -1,6 +1,7 @@
-"""Documents to Megatron token files to packed rows."""
+"""Documents to Megatron token files and their sidecars."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset
 
 from megagpt.config.schema import RunConfig, TokenizeConfig
 from megagpt.data.errors import DataError
-from megagpt.data.packed import PackedDataset
+from megagpt.data.sidecar import check_sidecar
 from megagpt.data.token_files import tokenize_documents
 from megagpt.tokenizer.train import train_tokenizer
 
@@ -54,7 +55,7 @@ def test_statistics_count_tokens_and_bytes(tokenizer, documents, tmp_path):
     assert statistics["train"]["tokens"] == sum(len(tokenizer.encode(text)) + 1 for text in TEXTS)
     assert statistics["train"]["bytes"] == sum(map(len, TEXTS))
     assert statistics["both"]["tokens"] == 2 * statistics["train"]["tokens"]
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["both.bin", "both.idx", "train.bin", "train.idx"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [f"{name}.{end}" for name in ("both", "train") for end in ("bin", "idx", "json")]
 
 
 def test_workers_do_not_change_the_files(tokenizer, documents, prefix, tmp_path):
@@ -72,7 +73,7 @@ def test_bad_input_leaves_earlier_files_alone(tokenizer, documents, tmp_path):
     with pytest.raises(DataError, match="missing.jsonl: no such file"):
         tokenize(tokenizer, tmp_path, train=[documents], valid=["missing.jsonl"])
     assert ((tmp_path / "train.bin").read_bytes(), (tmp_path / "train.idx").read_bytes()) == before
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["bad.jsonl", "train.bin", "train.idx"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["bad.jsonl", "train.bin", "train.idx", "train.json"]
 
 
 def test_documents_without_text_are_refused(tokenizer, tmp_path):
@@ -81,47 +82,40 @@ def test_documents_without_text_are_refused(tokenizer, tmp_path):
         tokenize(tokenizer, tmp_path, train=[str(tmp_path / "empty.jsonl")])
 
 
-def test_packed_rows_are_the_stream_cut_with_one_token_shared(prefix):
-    files = IndexedDataset(str(prefix))
-    stream = np.concatenate(files[0 : len(files)])
-    rows = PackedDataset(prefix, 32)
-    assert len(rows) == (len(stream) - 1) // 32
-    for i in (0, 1, len(rows) - 1):
-        assert rows[i].tokens.tolist() == stream[32 * i : 32 * i + 33].tolist()
-        assert rows[i].tokens.dtype == np.int64
-        assert rows[i].loss_mask.tolist() == [1] * 33
-    with pytest.raises(IndexError):
-        rows[len(rows)]
+def test_sidecar_names_tokenizer_and_files(tokenizer, prefix):
+    facts = json.loads(prefix.with_suffix(".json").read_text())
+    num_tokens = sum(len(tokenizer.encode(text)) + 1 for text in TEXTS)
+    assert facts == {
+        "tokenizer_hash": tokenizer.content_hash, "num_documents": 40, "num_tokens": num_tokens, "dtype": "uint16",
+        "bin_bytes": 2 * num_tokens, "idx_bytes": prefix.with_suffix(".idx").stat().st_size,
+    }  # fmt: skip
+    assert check_sidecar(prefix, tokenizer)
+    assert not check_sidecar(prefix.with_name("other"), tokenizer), "token files of others have none"
 
 
-def test_packed_leaves_no_cache_beside_the_data(prefix):
-    PackedDataset(prefix, 32)
-    assert sorted(file.name for file in prefix.parent.iterdir()) == ["train.bin", "train.idx"]
+def copied(prefix, folder):
+    for end in (".bin", ".idx", ".json"):
+        shutil.copy(prefix.with_suffix(end), folder)
+    return folder / prefix.name
 
 
-def test_packed_needs_one_row(prefix):
-    num_tokens = PackedDataset(prefix, 1).num_tokens
-    assert len(PackedDataset(prefix, num_tokens - 1)) == 1
-    with pytest.raises(DataError, match=f"{num_tokens} tokens are less than one row"):
-        PackedDataset(prefix, num_tokens)
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda bin, idx: bin.unlink(), r"train.bin: no such file"),
-        (lambda bin, idx: idx.unlink(), r"train.idx: no such file; did you mean train.bin"),
-        (lambda bin, idx: bin.write_bytes(b""), r"train.bin: the file is empty"),
-        (lambda bin, idx: bin.write_bytes(bin.read_bytes()[:-2]), r"train.bin: damaged: \d+ bytes, its index says"),
-        (lambda bin, idx: idx.write_bytes(idx.read_bytes()[:-20]), r"train.idx: damaged: \d+ bytes, its index says"),
-        (lambda bin, idx: idx.write_bytes(b"something else"), r"train.idx: damaged: this is no Megatron index"),
-    ],
-    ids=["no-bin", "no-idx", "empty-bin", "short-bin", "short-idx", "not-idx"],
-)
-def test_damaged_token_files_are_named(prefix, tmp_path, damage, message):
-    bin_path, idx_path = tmp_path / "train.bin", tmp_path / "train.idx"
-    bin_path.write_bytes(prefix.with_suffix(".bin").read_bytes())
-    idx_path.write_bytes(prefix.with_suffix(".idx").read_bytes())
-    damage(bin_path, idx_path)
+def test_sidecar_refuses_ids_of_another_tokenizer(prefix, tmp_path):
+    other = train_tokenizer(TEXTS, 301, tmp_path)
+    message = f"train.json: ids of tokenizer [0-9a-f]{{16}}, this run's is {other.content_hash[:16]}; tokenize the text again"
     with pytest.raises(DataError, match=message):
-        PackedDataset(tmp_path / "train", 32)
+        check_sidecar(prefix, other)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"tokenizer_hash": "x"}'])
+def test_sidecar_that_is_damaged_is_refused(tokenizer, prefix, tmp_path, content):
+    prefix = copied(prefix, tmp_path)
+    prefix.with_suffix(".json").write_text(content)
+    with pytest.raises(DataError, match="train.json: damaged: no description of token files"):
+        check_sidecar(prefix, tokenizer)
+
+
+def test_sidecar_refuses_files_of_another_run(tokenizer, prefix, tmp_path):
+    prefix = copied(prefix, tmp_path)
+    prefix.with_suffix(".idx").write_bytes(prefix.with_suffix(".idx").read_bytes() + b"12345678")
+    with pytest.raises(DataError, match=r"train.idx: damaged: \d+ bytes, train.json says \d+"):
+        check_sidecar(prefix, tokenizer)

@@ -71,11 +71,22 @@ def test_learning_rate_of_gpt3_in_tokens():
 
 @pytest.mark.parametrize(
     ("schedule", "expected"),
-    [("linear", [2.0, 1.55, 1.1, 0.65, 0.2]), ("wsd", [2.0, 2.0, 2.0, 1.1, 0.2]), ("constant", [2.0, 2.0, 2.0, 2.0, 2.0])],
+    [("linear", [2.0, 1.55, 1.1, 0.65, 0.2]), ("wsd", [2.0, 2.0, 1.64, 0.92, 0.2]), ("constant", [2.0, 2.0, 2.0, 2.0, 2.0])],
 )
 def test_learning_rate_schedules_after_the_warmup(schedule, expected):
     config = OptimizerConfig(lr=2.0, min_lr_ratio=0.1, warmup_ratio=0.2, schedule=schedule, wsd_decay_ratio=0.5)
     assert [learning_rate(config, done, 100) for done in (20, 40, 60, 80, 100)] == pytest.approx(expected)
+
+
+def test_learning_rate_warms_up_over_a_fraction_of_the_run_not_of_the_schedule():
+    config = OptimizerConfig(lr=2.0, min_lr_ratio=0.0, warmup_ratio=0.2, schedule="linear", decay_tokens=60)
+    assert [learning_rate(config, done, 100) for done in (10, 20, 40, 60, 100)] == pytest.approx([1.0, 2.0, 1.0, 0.0, 0.0])
+
+
+@pytest.mark.parametrize("ratio", [0.8, 1.0])
+def test_learning_rate_of_wsd_never_falls_before_the_end_of_the_warmup(ratio):
+    config = OptimizerConfig(lr=2.0, min_lr_ratio=0.0, warmup_ratio=0.2, schedule="wsd", wsd_decay_ratio=ratio)
+    assert [learning_rate(config, done, 100) for done in (10, 20, 60, 100)] == pytest.approx([1.0, 2.0, 1.0, 0.0])
 
 
 def test_batch_ramp_of_gpt3_starts_at_32k_tokens_and_ends_at_3_2m():
@@ -88,11 +99,33 @@ def test_batch_ramp_of_gpt3_starts_at_32k_tokens_and_ends_at_3_2m():
 
 def test_batch_ramp_steps_read_every_row_once_and_in_order():
     batch = PretrainBatchConfig(micro_batch_size=2, global_batch_size=12, ramp=BatchRampConfig(initial_batch_size=4, increment=4, tokens=400))
-    steps = run_steps(batch, train_tokens=1000, sequence_length=10)
+    steps = list(run_steps(batch, train_tokens=1000, sequence_length=10))
     assert [row for rows in steps for row in rows] == list(range(steps[-1].stop))
     assert [len(rows) for rows in steps] == [4, 4, 4, 4, 4, 8, 8, 8, 12, 12, 12, 12]
     assert steps[-1].stop * 10 <= 1000 < steps[-1].stop * 10 + 120
     # Neither the microbatches nor the replicas take part in it.
-    assert run_steps(batch.model_copy(update={"micro_batch_size": 1}), 1000, 10) == steps
+    assert list(run_steps(batch.model_copy(update={"micro_batch_size": 1}), 1000, 10)) == steps
     # A longer run begins the same way.
-    assert run_steps(batch, 2000, 10)[: len(steps)] == steps
+    assert list(run_steps(batch, 2000, 10))[: len(steps)] == steps
+
+
+@pytest.mark.parametrize("ramp_tokens", [1, 55, 130, 400, 5000])
+@pytest.mark.parametrize("sequence_length", [1, 7, 64])
+def test_run_steps_follow_the_batch_size_step_by_step(ramp_tokens, sequence_length):
+    batch = PretrainBatchConfig(micro_batch_size=1, global_batch_size=17, ramp=BatchRampConfig(initial_batch_size=2, increment=3, tokens=ramp_tokens))
+    rows = 0
+    for step in (steps := run_steps(batch, 3000, sequence_length)):
+        assert step == range(rows, rows + batch_size(batch, rows * sequence_length))
+        rows = step.stop
+    assert rows * sequence_length <= 3000 < (rows + batch_size(batch, rows * sequence_length)) * sequence_length
+    assert len(steps) == sum(1 for _ in steps)
+
+
+def test_run_steps_of_gpt3_are_found_without_counting_up_to_them():
+    steps = run_steps(GPT3_BATCH, 300_000_000_000, 2048)
+    assert len(steps.batch_sizes) == 96, "one stretch for each size"
+    assert len(steps) > 100_000 and steps[-1] == steps[len(steps) - 1] and len(steps[-1]) == 1536
+    assert steps[50_000].start == steps[49_999].stop
+    for step in (len(steps), -len(steps) - 1):
+        with pytest.raises(IndexError, match=f"step {step} of"):
+            steps[step]
