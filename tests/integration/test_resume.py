@@ -32,9 +32,10 @@ def trained(tmp_path_factory) -> Path:
     """A run of 12 steps, with checkpoints at 4, 8 and 12, and the tokenizers `tokenizer` and `other`."""
     folder = tmp_path_factory.mktemp("resume").resolve()
     tokenizer = toy_tokenizer(folder / "tokenizer")
-    toy_tokenizer(folder / "other", vocab_size=289)
+    other = toy_tokenizer(folder / "other", vocab_size=289)
     inputs = {"train": [write_rows(folder / "documents.jsonl", documents(20))]}
-    tokenize_documents(TokenizeConfig(run=RunConfig(name="toy"), inputs=inputs), tokenizer, folder / "tokens")
+    for made_by, tokens in ((tokenizer, "tokens"), (other, "other_tokens")):
+        tokenize_documents(TokenizeConfig(run=RunConfig(name="toy"), inputs=inputs), made_by, folder / tokens)
     (folder / "pretrain.yaml").write_text(yaml.safe_dump({"run": {"name": "r", "device": "cpu"}, "tokenizer": "tokenizer"} | CONFIG))
     finished(pretrain(folder))
     return folder
@@ -63,18 +64,19 @@ def steps_of(folder: Path) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("setting", "message"),
+    ("settings", "message"),
     [
         ("model.hidden_size=64", "model.hidden_size = 64: the checkpoint to resume from has 32"),
         ("model.num_layers=3", "model.num_layers = 3: the checkpoint to resume from has 2"),
-        ("tokenizer=other", "the checkpoint to resume from has"),
+        ("tokenizer=other data.train=other_tokens/train data.valid=other_tokens/train", "tokenizer = "),
+        ("data.split=[0.9,0.1,0] data.valid=null", "data = "),
         ("sequence_length=16", "sequence_length = 16: the checkpoint to resume from has 32"),
         ("run.seed=7", "run.seed = 7: the checkpoint to resume from has 1234"),
         ("optimizer.name=sgd", "optimizer.name = sgd: the checkpoint to resume from has adamw"),
     ],
 )
-def test_resume_of_another_run_is_refused_with_the_field(trained, setting, message):
-    result = pretrain(trained, setting)
+def test_resume_of_another_run_is_refused_with_the_field(trained, settings, message):
+    result = pretrain(trained, *settings.split())
     lines = result.stderr.splitlines()
     assert result.returncode == 2 and len(lines) == 1 and message in lines[0] and "run.resume=never" in lines[0], result.stderr
     assert steps_of(trained) == [4, 8, 12]
