@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,15 +23,17 @@ from megagpt.config.show import to_yaml
 from megagpt.pipeline.launch import launch_command, read_hosts
 from megagpt.runtime import atomic
 from megagpt.runtime.run_folder import RunFolder
+from megagpt.runtime.stop_request import EXIT_STOPPED, listening, requested
 
 TEXT_STAGES = ("data", "tokenizer", "tokenize")
 """One process on this machine, whatever the hostfile."""
 VERB_WORDS = {"data": ["data", "run"], "tokenizer": ["tokenizer", "train"]}
 """Verbs that take a second word; the others are called like their stage."""
+POLL_SECONDS = 0.2
 
 
 def run_chain(config: PipelineConfig, folder: Path, *, stage_overrides: list[str], hostfile: Path | None, dry_run: bool) -> int:
-    """Run every step that is not finished; returns the first non-zero exit code, or 0.
+    """Run every step that is not finished; returns the first non-zero exit code, or 0. SIGTERM and SIGUSR1 are handed on to the running step.
 
     Args:
         folder: where the pipeline file lies; its stage files are relative to it.
@@ -39,7 +42,8 @@ def run_chain(config: PipelineConfig, folder: Path, *, stage_overrides: list[str
 
     A step is finished when `finished.json` in its folder carries the hash of its resolved configuration and of all that
     came before it. The file is written after the step's own process ended well, so a killed step runs again, and with it
-    all that comes after it.
+    all that comes after it. It goes on from its checkpoints, unless those were made under
+    another hash (started.json).
 
     Raises:
         ConfigError: the hostfile or any stage's configuration is wrong; found before the first stage starts.
@@ -48,7 +52,7 @@ def run_chain(config: PipelineConfig, folder: Path, *, stage_overrides: list[str
     resolved = [(step, *_resolve(step, config, folder, stage_overrides)) for step in config.steps]
     if hostfile is not None:
         read_hosts(hostfile)
-    with contextlib.nullcontext() if dry_run else _only_one(run):
+    with contextlib.nullcontext() if dry_run else _only_one(run), listening():
         key = ""
         for number, (step, stage_config, overrides) in enumerate(resolved, 1):
             key = _key(key, stage_config)
@@ -61,12 +65,19 @@ def run_chain(config: PipelineConfig, folder: Path, *, stage_overrides: list[str
             if dry_run:
                 print(f"{head}: {shlex.join(command)}", flush=True)
                 continue
+            if requested():
+                print(f"{head}: not started, since a stop was requested; the same command goes on here", file=sys.stderr, flush=True)
+                return EXIT_STOPPED
             print(f"{head}: {step.num_ranks} rank{'s' * (step.num_ranks > 1)}", flush=True)
             for later, *_ in resolved[number - 1 :]:
                 (run.path / later.stage / "finished.json").unlink(missing_ok=True)
+            _begin(run, step.stage, key)
             run.forget(step.stage)
             began = time.perf_counter()
-            code = subprocess.run(command, preexec_fn=_die_with_parent, check=False).returncode
+            code = _run_step(command)
+            if code == EXIT_STOPPED or (code != 0 and requested()):
+                print(f"{head}: stopped on request; the same command goes on here", file=sys.stderr, flush=True)
+                return EXIT_STOPPED
             if code == 0 and step.stage not in run.manifest:
                 code = 1  # what every stage does last was not done: a launcher over several hosts answers 0 when it was killed
             if code != 0:
@@ -93,11 +104,32 @@ def _resolve(step: PipelineStep, config: PipelineConfig, folder: Path, stage_ove
 
 def _key(before: str, stage_config: Frozen) -> str:
     """Hash of all that a step's result depends on: the steps before it, its configuration, its source folder's files."""
-    parts = [before, to_yaml(stage_config)]
+    run = stage_config.run.model_copy(update={"resume": "auto"})  # where a result started does not change it
+    parts = [before, to_yaml(stage_config.model_copy(update={"run": run}))]
     source = Path(getattr(stage_config, "source", ""))
     if getattr(stage_config, "source", None) and source.is_dir():
         parts += [f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in sorted(source.rglob("*")) if path.is_file()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _begin(run: RunFolder, stage: str, key: str) -> None:
+    """Note under which hash a stage starts; what it left under another one would be gone on from, and is removed."""
+    path = run.path / "started.json"
+    started = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if started.get(stage, key) != key:
+        shutil.rmtree(run.path / stage, ignore_errors=True)
+    atomic.write_json(path, {**started, stage: key})
+
+
+def _run_step(command: list[str]) -> int:
+    """The exit code of a step; when this process is asked to stop, so is the step."""
+    process, asked = subprocess.Popen(command, preexec_fn=_die_with_parent), False
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(POLL_SECONDS)
+        if requested() and not asked:
+            process.terminate()
+            asked = True
 
 
 def _command(step: PipelineStep, folder: Path, overrides: list[str], hostfile: Path | None) -> list[str]:
