@@ -63,10 +63,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = parser.parse_args(words[1:])
         return module.run(options, verb) or EXIT_OK
-    except Stopped as stopped:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"megagpt: {stopped}", file=sys.stderr, flush=True)
-        return EXIT_STOPPED
     except Exception as error:
         return _report(error)
 
@@ -82,18 +78,25 @@ def _quiet_libraries() -> None:
 
 
 def _report(error: Exception) -> int:
-    """User errors are one line; anything else keeps its traceback."""
+    """What was foreseen is one line; anything else keeps its traceback."""
     from megagpt.checkpoint.layout import CheckpointError
     from megagpt.config.load import ConfigError
     from megagpt.data.errors import DataError
+    from megagpt.engine.anomaly import AnomalyError
     from megagpt.runtime.distributed import RuntimeSetupError
     from megagpt.tokenizer.tokenizer import TokenizerError
 
     if isinstance(error, (UsageError, ConfigError, CheckpointError, DataError, RuntimeSetupError, TokenizerError)):
-        if os.environ.get("RANK", "0") == "0":  # every rank finds the same fault; one says it
-            print(f"megagpt: {error}", file=sys.stderr, flush=True)
-        return EXIT_USAGE
-    raise error
+        code = EXIT_USAGE
+    elif isinstance(error, AnomalyError):
+        code = EXIT_FAILED
+    elif isinstance(error, Stopped):
+        code = EXIT_STOPPED
+    else:
+        raise error
+    if os.environ.get("RANK", "0") == "0":  # every rank finds the same; one says it
+        print(f"megagpt: {error}", file=sys.stderr, flush=True)
+    return code
 
 
 def _help() -> str:
