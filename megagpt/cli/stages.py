@@ -28,13 +28,16 @@ def run(options: argparse.Namespace, verb: str) -> int | None:
         print(describe(config, options.ranks))
         return None
     from megagpt.kernels.select import set_kernels
+    from megagpt.report.live import drawing
     from megagpt.runtime.distributed import stop
+    from megagpt.runtime.run_folder import RunFolder
 
     set_kernels(config.kernels)
     trainer = importlib.import_module(f"megagpt.{verb}.trainer")
     with listening():
         try:
-            trainer.fit(config, options.config.read_text(encoding="utf-8"))
+            with drawing(RunFolder(config.run).path / verb):
+                trainer.fit(config, options.config.read_text(encoding="utf-8"))
         except Stopped:
             stop()  # all ranks are here
             raise
