@@ -26,7 +26,7 @@ class WandbLog:
         self._run, self._say = None, say
         try:
             wandb = importlib.import_module("wandb")
-            if wandb.setup().settings.mode not in ("offline", "disabled") and wandb.api.api_key is None:
+            if wandb.setup().settings.mode not in ("offline", "disabled") and not wandb.login(prompt=False, verify=False):
                 return self._off("nobody is logged in (wandb login, or WANDB_MODE=offline)")
             note = folder / "wandb.txt"
             name = note.read_text() if resumes and note.exists() else uuid.uuid4().hex
@@ -36,7 +36,7 @@ class WandbLog:
             )
             self._run.define_metric("*", step_metric="step")  # steps may come twice, after a return to a checkpoint
         except ImportError:
-            self._off("the package wandb is not installed")
+            self._off("the package is not installed (pip install megagpt[wandb])")
         except Exception as error:
             self._off(type(error).__name__)  # not its text, in which there may be a key
 

@@ -202,7 +202,7 @@ class FakeWandb(ModuleType):
     def __init__(self, key="secret", mode="online", broken=""):
         super().__init__("wandb")
         self.rows, self.runs, self.broken = [], [], broken
-        self.api = SimpleNamespace(api_key=key)
+        self.login = lambda *, prompt, verify: key is not None
         self.setup = lambda: SimpleNamespace(settings=SimpleNamespace(mode=mode))
         self.Settings = lambda **settings: settings
 
@@ -239,7 +239,7 @@ def test_wandb_gets_every_row_and_a_resumed_stage_its_run(tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     ("wandb", "reason"),
     [
-        (None, "the package wandb is not installed"),
+        (None, "the package is not installed (pip install megagpt[wandb])"),
         (FakeWandb(key=None), "nobody is logged in (wandb login, or WANDB_MODE=offline)"),
         (FakeWandb(broken="init"), "ConnectionError"),
         (FakeWandb(broken="log"), "ConnectionError"),
