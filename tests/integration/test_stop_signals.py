@@ -5,6 +5,7 @@ The ranks are little scripts: what is tested is the launcher, `megagpt.pipeline.
 
 import base64
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import time
 import pytest
 
 from megagpt.runtime.distributed import free_port
-from tests.helpers.tiny_run import kill_group, start
+from tests.helpers.tiny_run import ROOT, environment_of, kill_group, start
 
 STOPS = """
 from pathlib import Path
@@ -94,3 +95,34 @@ def test_launcher_kills_ranks_that_wait_for_one_that_failed(tmp_path):
 
 def alive(pid: int) -> bool:
     return subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout.strip()[:1] not in ("", "Z")
+
+
+# ---------------------------------------------------------------- Slurm
+
+SRUN = """#!/usr/bin/env bash
+echo "$MASTER_ADDR:$MASTER_PORT ${@: -2}" > srun.txt
+trap 'sleep 1; exit CODE' USR1
+touch began0
+for _ in $(seq 100); do sleep 0.1; done
+"""
+SCONTROL = """#!/usr/bin/env bash
+if [[ $1 == show ]]; then echo node-7; echo node-8; else echo "$@" > scontrol.txt; fi
+"""
+
+
+@pytest.mark.parametrize(("code", "requeued"), [(75, True), (1, False)])
+def test_slurm_script_hands_the_signal_on_and_requeues_on_75(tmp_path, code, requeued):
+    """With stand-ins for Slurm's commands."""
+    for name, text in {"srun": SRUN.replace("CODE", str(code)), "scontrol": SCONTROL, "launch/setup.sh": ""}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    slurm = environment_of(PATH=f"{tmp_path}:{os.environ['PATH']}", SLURM_SUBMIT_DIR=tmp_path, SLURM_JOB_ID=12345, SLURM_JOB_NODELIST="node-[7-8]")
+    process = start("bash", ROOT / "launch/slurm.sbatch", "pretrain", "--dry-run", cwd=tmp_path, env=slurm)
+    wait_for(tmp_path / "began0")
+    process.send_signal(signal.SIGUSR1)
+    assert ended(process, 20) == code
+    assert (tmp_path / "srun.txt").read_text() == "node-7:22345 pretrain --dry-run\n"
+    assert (tmp_path / "scontrol.txt").exists() == requeued
+    if requeued:
+        assert (tmp_path / "scontrol.txt").read_text() == "requeue 12345\n"
