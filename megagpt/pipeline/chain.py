@@ -42,8 +42,7 @@ def run_chain(config: PipelineConfig, folder: Path, *, stage_overrides: list[str
 
     A step is finished when `finished.json` in its folder carries the hash of its resolved configuration and of all that
     came before it. The file is written after the step's own process ended well, so a killed step runs again, and with it
-    all that comes after it. It goes on from its checkpoints, unless those were made under
-    another hash (started.json).
+    all that comes after it.
 
     Raises:
         ConfigError: the hostfile or any stage's configuration is wrong; found before the first stage starts.
@@ -55,7 +54,7 @@ def run_chain(config: PipelineConfig, folder: Path, *, stage_overrides: list[str
     with contextlib.nullcontext() if dry_run else _only_one(run), listening():
         key = ""
         for number, (step, stage_config, overrides) in enumerate(resolved, 1):
-            key = _key(key, stage_config)
+            before, key = key, _key(key, stage_config)
             marker = run.path / step.stage / "finished.json"
             command = _command(step, folder, overrides, hostfile)
             head = f"[{number}/{len(resolved)}] {step.stage}"
@@ -69,9 +68,7 @@ def run_chain(config: PipelineConfig, folder: Path, *, stage_overrides: list[str
                 print(f"{head}: not started, since a stop was requested; the same command goes on here", file=sys.stderr, flush=True)
                 return EXIT_STOPPED
             print(f"{head}: {step.num_ranks} rank{'s' * (step.num_ranks > 1)}", flush=True)
-            for later, *_ in resolved[number - 1 :]:
-                (run.path / later.stage / "finished.json").unlink(missing_ok=True)
-            _begin(run, step.stage, key)
+            _begin(run, [later.stage for later, *_ in resolved[number - 1 :]], before)
             run.forget(step.stage)
             began = time.perf_counter()
             code = _run_step(command)
@@ -112,13 +109,22 @@ def _key(before: str, stage_config: Frozen) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def _begin(run: RunFolder, stage: str, key: str) -> None:
-    """Note under which hash a stage starts; what it left under another one would be gone on from, and is removed."""
-    path = run.path / "started.json"
+def _begin(run: RunFolder, stages: list[str], before: str) -> None:
+    """Make way for the first of the stages: nothing that it or a later one left is finished any more.
+
+    A stage that was interrupted goes on from its checkpoints, also under a changed configuration of its own (it refuses what
+    does not fit). One that was finished, or whose predecessors (their hash is `before`) have changed, starts from nothing.
+    """
+    path, (stage, *later) = run.path / "started.json", stages
+    finished = [name for name in stages if (run.path / name / "finished.json").exists()]
     started = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    if started.get(stage, key) != key:
+    started |= dict.fromkeys(finished)
+    atomic.write_json(path, started)
+    for name in finished:
+        (run.path / name / "finished.json").unlink()
+    if started.get(stage, before) != before:
         shutil.rmtree(run.path / stage, ignore_errors=True)
-    atomic.write_json(path, {**started, stage: key})
+    atomic.write_json(path, {**started, stage: before})
 
 
 def _run_step(command: list[str]) -> int:

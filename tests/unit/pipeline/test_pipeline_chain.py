@@ -242,14 +242,41 @@ def test_pipeline_step_that_stopped_on_request_is_no_failure(folder, stages, cap
     assert "stopped on request" in capsys.readouterr().err
 
 
-def test_pipeline_step_goes_on_from_its_checkpoints_only_under_the_same_configuration(folder, stages):
-    checkpoint = folder / "runs/toy/sft/checkpoints/step_3"
+def test_pipeline_interrupted_step_goes_on_from_its_checkpoints(folder, stages):
     stages.codes["sft"] = 75
     run(folder)
-    checkpoint.mkdir(parents=True)
+    saved = checkpoint_of(folder, "sft")
     run(folder)
-    assert checkpoint.exists()
-    run(folder, "sft.run.resume=auto")
-    assert checkpoint.exists()
+    run(folder, "sft.epochs=9")  # the stage itself refuses what does not fit
+    assert saved.exists()
+    run(folder, "data.min_characters=5")
+    assert not saved.exists(), "made from other data"
+
+
+def test_pipeline_finished_step_starts_anew_where_something_changed(folder, stages):
+    run(folder)
+    saved = {stage: checkpoint_of(folder, stage) for stage in ("sft", "reward")}
+    run(folder)
+    assert saved["sft"].exists() and saved["reward"].exists()
+    stages.codes["reward"] = 1
     run(folder, "sft.epochs=9")
-    assert not checkpoint.exists()
+    assert not saved["sft"].exists() and not saved["reward"].exists()
+
+
+def test_pipeline_steps_after_one_that_runs_again_start_anew(folder, stages):
+    """Also where the chain is killed in between, and although nothing was changed."""
+    run(folder)
+    saved = {stage: checkpoint_of(folder, stage) for stage in ("sft", "reward")}
+    (folder / "runs/toy/sft/finished.json").unlink()
+    stages.codes["sft"] = -9
+    run(folder)
+    assert saved["sft"].exists() and saved["reward"].exists()
+    stages.codes.clear()
+    run(folder)
+    assert saved["sft"].exists() and not saved["reward"].exists()
+
+
+def checkpoint_of(folder, stage):
+    path = folder / f"runs/toy/{stage}/checkpoints/step_3"
+    path.mkdir(parents=True)
+    return path
