@@ -53,7 +53,7 @@ class StageLog:
     """
 
     def __init__(
-        self, folder: Path, stage: str, total_steps: int, log_every: int, *, resume_step: int = 0, wandb_project: str | None = None
+        self, folder: Path, stage: str, total_steps: int, log_every: int, resume_step: int = 0, wandb_project: str | None = None
     ) -> None:
         self.folder, self.stage, self.total_steps, self.log_every = folder, stage, total_steps, log_every
         self._active, self._wandb = is_main_rank(), None

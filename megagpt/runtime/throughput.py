@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import time
 
 import psutil
 import torch
@@ -23,6 +24,29 @@ PEAKS = (
 """Part of torch's name of a device -> TFLOP/s of dense matrix products, from NVIDIA's data sheets of these products (where
 those state figures with sparsity: half of them). float32 without TF32, as torch computes by default. The first match counts."""
 GIB = 2.0**30
+
+
+class Meter:
+    """Speed and memory of each step, for its metrics: `start()`, the step, `stop(num_tokens)`.
+
+    Args:
+        flops_per_token, num_devices: as in `speed`.
+        device: of this rank.
+        dtype: "fp32", "bf16" or "fp16".
+    """
+
+    def __init__(self, flops_per_token: float, num_devices: int, device: torch.device, dtype: str) -> None:
+        self._flops, self._devices, self._device, self._peak = flops_per_token, num_devices, device, peak_flops(device, dtype)
+
+    def start(self) -> None:
+        self._began = time.perf_counter()
+
+    def stop(self, num_tokens: int) -> dict[str, float]:
+        """What `speed` and `memory` return. A step ends with a number read from the device, so nothing is left to wait for."""
+        seconds = time.perf_counter() - self._began
+        return speed(
+            num_tokens=num_tokens, seconds=seconds, flops_per_token=self._flops, num_devices=self._devices, peak=self._peak
+        ) | memory(self._device)
 
 
 def peak_flops(device: torch.device, dtype: str) -> float | None:

@@ -10,7 +10,7 @@ import torch
 from megagpt.config.schema import ModelConfig
 from megagpt.model.shape import ModelShape
 from megagpt.runtime import throughput
-from megagpt.runtime.throughput import memory, peak_flops, speed
+from megagpt.runtime.throughput import Meter, memory, peak_flops, speed
 from tests.helpers.tiny_run import environment_of
 
 
@@ -49,6 +49,18 @@ def test_throughput_peaks_by_the_devices_name(monkeypatch, name, dtype, tera):
     found = peak_flops(torch.device("cuda", 0), dtype)
     assert found == (None if tera is None else tera * 1e12)
     assert peak_flops(torch.device("cpu"), dtype) is None
+
+
+def test_throughput_meter_times_a_step_alone(monkeypatch):
+    clock = iter([100.0, 102.0, 500.0, 501.0])
+    monkeypatch.setattr(throughput.time, "perf_counter", lambda: next(clock))
+    meter = Meter(1e9, 2, torch.device("cpu"), "fp32")
+    found = []
+    for _ in range(2):
+        meter.start()
+        found.append(meter.stop(1000))
+    assert [metrics["tokens_per_s"] for metrics in found] == [500.0, 1000.0] and found[0]["tflops_per_device"] == 0.25
+    assert found[0].keys() == {"tokens_per_s", "tflops_per_device", "memory_gib", "memory_peak_gib"}
 
 
 def test_memory_of_a_process_grows_with_what_it_holds():
