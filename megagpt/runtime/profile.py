@@ -50,8 +50,9 @@ class StepProfiler:
         rank = dist.get_rank() if dist.is_initialized() else 0
         file = self.folder / f"steps_{self.first}-{self.last}_rank_{rank}.json"
         self._profile.export_chrome_trace(str(file))
-        self._profile = None
+        self._profile, memory = None, ""
         if torch.cuda.is_available():
             torch.cuda.memory._dump_snapshot(str(file.with_suffix(".pickle")))
             torch.cuda.memory._record_memory_history(enabled=None)
-        say(f"profile of steps {self.first}-{self.last}: open {file} in https://ui.perfetto.dev (memory: the .pickle in https://docs.pytorch.org/memory_viz)")
+            memory = "; the .pickle beside it in https://docs.pytorch.org/memory_viz"
+        say(f"profile of steps {self.first}-{self.last}: open {file} in https://ui.perfetto.dev{memory}")

@@ -82,6 +82,6 @@ def memory(device: torch.device) -> dict[str, float]:
     if device.type == "cuda":
         used = {"memory_gib": torch.cuda.max_memory_allocated(device), "memory_reserved_gib": torch.cuda.max_memory_reserved(device)}
     else:
-        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
-        used = {"memory_gib": psutil.Process().memory_info().rss, "memory_peak_gib": most}
+        now, most = psutil.Process().memory_info().rss, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+        used = {"memory_gib": now, "memory_peak_gib": max(now, most)}  # the kernel brings its peak up to date now and then only
     return {name: size / GIB for name, size in used.items()}

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import json
+import linecache
 import os
 import secrets
 import socket
@@ -23,11 +24,12 @@ from pathlib import Path
 from types import FrameType, TracebackType
 
 import torch.distributed as dist
+from tqdm import tqdm
 
 from megagpt.runtime.diagnosis import Beat, diagnose, slow_ranks
 
 COLLECTIVES = ("distributed_c10d.py", "p2p_communication.py", "deepspeed/comm/torch.py")
-"""Files in which Python code stands while a collective runs."""
+"""Files in which Python code stands while a collective is waited for."""
 FIRST_WORD, LAST_WORD = 0.1, 0.5
 """Fractions of the collectives' time-out after which a rank is named, and named again with its stack."""
 SLOW_BEATS = 100
@@ -172,21 +174,22 @@ class _Ears:
             self.said.discard(topic)
         elif speaks and topic not in self.said:
             self.said.add(topic)
-            print(f"[watchdog] {text}", file=sys.stderr, flush=True)
+            tqdm.write(f"[watchdog] {text}", file=sys.stderr)
 
 
-def _in_collective(frame: FrameType | None) -> bool:
+def _in_collective(frame: FrameType) -> bool:
+    if ".wait(" in linecache.getline(frame.f_code.co_filename, frame.f_lineno):
+        return True  # for the handle of an asynchronous one: a call into C++, so the frame is the caller's
     for _ in range(STACK_DEPTH):
-        if frame is None:
-            return False
         if frame.f_code.co_filename.endswith(COLLECTIVES):
             return True
-        frame = frame.f_back
+        if (frame := frame.f_back) is None:
+            break
     return False
 
 
 def _stack(frame: FrameType | None) -> str:
-    calls = []
+    calls: list[str] = []
     while frame is not None and len(calls) < STACK_DEPTH:
         calls.append(f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno} {frame.f_code.co_name}")
         frame = frame.f_back

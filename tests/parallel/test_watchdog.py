@@ -29,7 +29,11 @@ def hang(culprit: int, seconds: float, stack_folder) -> str:
                 if beat.step == 3 and dist.get_rank() == culprit:
                     time.sleep(seconds)
             with beat.phase("forward-backward"):
-                dist.all_reduce(torch.ones(4))
+                if dist.get_rank() % 2:
+                    dist.all_reduce(torch.ones(4))
+                else:
+                    handle = dist.all_reduce(torch.ones(4), async_op=True)
+                    handle.wait()
     return out.getvalue()
 
 

@@ -20,7 +20,7 @@ def test_profile_traces_the_chosen_steps_alone(tmp_path, capsys):
     products = [event for event in json.loads(file.read_text())["traceEvents"] if event.get("name") == "aten::mm"]
     assert [event["args"]["Input Dims"][0] for event in products] == [[2, 7], [3, 7]]
     (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith(f"profile of steps 2-3: open {file} in ")
+    assert line == f"profile of steps 2-3: open {file} in https://ui.perfetto.dev"
 
 
 def test_profile_of_no_step_costs_nothing(tmp_path):
