@@ -43,7 +43,8 @@ class AnomalyGuard:
             self.skipped += 1
             self._in_row += 1
             if self._in_row >= self.config.max_skipped:
-                raise AnomalyError(f"step {step}: loss {loss:g}, gradient norm {grad_norm:g}; skipped {self._in_row} steps in a row (anomaly.max_skipped)")
+                what = f"step {step}: loss {loss:g}, gradient norm {grad_norm:g}"
+                raise AnomalyError(f"{what}; skipped {self._in_row} steps in a row (anomaly.max_skipped)")
             return "skip"
         self._in_row = 0
         if self.config.spike_factor and len(self._losses) == self.config.window:

@@ -32,7 +32,8 @@ class WandbLog:
             name = note.read_text() if resumes and note.exists() else uuid.uuid4().hex
             atomic.write_text(note, name)
             self._run = wandb.init(
-                project=project, name=f"{folder.parent.name}/{folder.name}", id=name, resume="allow", dir=str(folder), settings=wandb.Settings(silent=True)
+                project=project, name=f"{folder.parent.name}/{folder.name}", id=name, resume="allow", dir=str(folder),
+                settings=wandb.Settings(silent=True),
             )
             self._run.define_metric("*", step_metric="step")  # steps may come twice, after a return to a checkpoint
         except ImportError:

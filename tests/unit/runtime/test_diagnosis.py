@@ -6,7 +6,8 @@ import pytest
 
 from megagpt.runtime.diagnosis import Beat, diagnose, slow_ranks
 
-AT_WORK = Beat(host="a", pid=123, step=12, phase="forward-backward", seconds=61.0, waits=0.0, stack="data.py:5 read < trainer.py:9 fit", number=9, at_work=5)
+STACK = "data.py:5 read < trainer.py:9 fit"
+AT_WORK = Beat(host="a", pid=123, step=12, phase="forward-backward", seconds=61.0, waits=0.0, stack=STACK, number=9, at_work=5)
 WAITING = replace(AT_WORK, waits=61.0)
 IN_DATA = replace(AT_WORK, phase="data")
 
@@ -14,7 +15,7 @@ IN_DATA = replace(AT_WORK, phase="data")
 def test_diagnosis_names_the_rank_that_is_in_no_collective():
     beats = [WAITING, WAITING, WAITING, IN_DATA]
     assert diagnose(beats, 60) == "rank 3 (a, pid 123) has been in data of step 12 for 61 s; ranks 0-2 wait for it"
-    assert diagnose(beats, 60, with_stack=True).startswith("rank 3 (a, pid 123) has been in data of step 12 for 61 s, at data.py:5 read < trainer.py:9 fit; ")
+    assert diagnose(beats, 60, with_stack=True).startswith("rank 3 (a, pid 123) has been in data of step 12 for 61 s, at " + STACK)
 
 
 def test_diagnosis_says_nothing_before_its_time_or_while_all_work():

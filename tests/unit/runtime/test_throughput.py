@@ -40,7 +40,8 @@ def test_throughput_without_a_known_peak_has_no_mfu():
     ("name", "dtype", "tera"),
     [
         ("NVIDIA H100 80GB HBM3", "bf16", 989), ("NVIDIA H100 PCIe", "bf16", 756), ("NVIDIA H200", "fp16", 989), ("NVIDIA GB200", "bf16", 2500),
-        ("NVIDIA B200", "bf16", 2250), ("NVIDIA A100-SXM4-80GB", "fp32", 19.5), ("Tesla V100-SXM2-32GB", "fp16", 125), ("Tesla V100-SXM2-32GB", "bf16", None),
+        ("NVIDIA B200", "bf16", 2250), ("NVIDIA A100-SXM4-80GB", "fp32", 19.5), ("Tesla V100-SXM2-32GB", "fp16", 125),
+        ("Tesla V100-SXM2-32GB", "bf16", None),
         ("Some Card", "fp32", None),
     ],
 )  # fmt: skip
