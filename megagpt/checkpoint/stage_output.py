@@ -49,8 +49,8 @@ class StageOutput:
     _savers: dict[str, Saver] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        folders = [self.folder / subfolder for subfolder in self.subfolders]
-        self._resumable = candidates(folders, self._all_fixed()) if self.config.run.resume == "auto" else []
+        self._folders = [self.folder / subfolder for subfolder in self.subfolders]
+        self._resumable = candidates(self._folders, self._all_fixed()) if self.config.run.resume == "auto" else []
         self._resumed: dict[str, Checkpoint] = {}
 
     @property
@@ -83,14 +83,23 @@ class StageOutput:
         Returns:
             The first one's state.json, or None to start from the beginning.
         """
-        checkpoints = last_good(self._resumable, self._device)
+        state = self._restore(last_good(self._resumable, self._device), engines)
+        if state is not None:
+            say(f"[{self.config.stage}] goes on after step {state['step']}")
+        return state
+
+    def reload(self, *engines: Engine | None) -> dict[str, Any] | None:
+        """The same in the middle of a run, from what it has saved so far."""
+        self.wait()
+        return self._restore(last_good(candidates(self._folders, self._all_fixed()), self._device), engines)
+
+    def _restore(self, checkpoints: list[Checkpoint] | None, engines: Sequence[Engine | None]) -> dict[str, Any] | None:
         if checkpoints is None:
             return None
         for subfolder, checkpoint, engine in zip(self.subfolders, checkpoints, engines, strict=True):
             self._resumed[subfolder] = checkpoint
             if engine is not None:
                 restore_engine(checkpoint, engine)
-        say(f"[{self.config.stage}] goes on after step {checkpoints[0].state['step']}, from {checkpoints[0].path}")
         return checkpoints[0].state
 
     def save(self, step: int, engine: Engine, model: ModelConfig, *, head: str, subfolder: str = "", **state: Any) -> Path:

@@ -9,6 +9,8 @@ import sys
 import warnings
 from collections.abc import Sequence
 
+from megagpt.runtime.stop_request import EXIT_STOPPED, Stopped, let_through
+
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 
 VERBS = {
@@ -39,7 +41,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; returns the exit code (0 done, 1 failed, 2 wrong usage or configuration)."""
+    """Run one verb; returns the exit code (0 done, 1 failed, 2 wrong usage or configuration, 75 stopped on request with a checkpoint)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     # Launchers put their own option in front of the verb.
     words = [word for word in words if not word.startswith(("--local_rank=", "--local-rank="))]
@@ -52,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(f"megagpt: unknown verb {verb!r}{nearest(verb, list(VERBS))}", file=sys.stderr)
         return EXIT_USAGE
+    if VERBS[verb][0] != "megagpt.cli.stages":
+        let_through()  # only stages have something to save
     _quiet_libraries()
     module = importlib.import_module(VERBS[verb][0])
     parser = _Parser(prog=f"megagpt {verb}", description=VERBS[verb][1], formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -74,22 +78,30 @@ def _quiet_libraries() -> None:
 
 
 def _report(error: Exception) -> int:
-    """User errors are one line; anything else keeps its traceback."""
+    """What was foreseen is one line; anything else keeps its traceback."""
     from megagpt.checkpoint.layout import CheckpointError
     from megagpt.config.load import ConfigError
     from megagpt.data.errors import DataError
+    from megagpt.engine.anomaly import AnomalyError
     from megagpt.runtime.distributed import RuntimeSetupError
     from megagpt.tokenizer.tokenizer import TokenizerError
 
     if isinstance(error, (UsageError, ConfigError, CheckpointError, DataError, RuntimeSetupError, TokenizerError)):
-        if os.environ.get("RANK", "0") == "0":  # every rank finds the same fault; one says it
-            print(f"megagpt: {error}", file=sys.stderr, flush=True)
-        return EXIT_USAGE
-    raise error
+        code = EXIT_USAGE
+    elif isinstance(error, AnomalyError):
+        code = EXIT_FAILED
+    elif isinstance(error, Stopped):
+        code = EXIT_STOPPED
+    else:
+        raise error
+    if os.environ.get("RANK", "0") == "0":  # every rank finds the same; one says it
+        print(f"megagpt: {error}", file=sys.stderr, flush=True)
+    return code
 
 
 def _help() -> str:
     lines = ["usage: megagpt VERB --config FILE [--set a.b=c …] [--print-config] [--dry-run]", "", "verbs, in the order of work:"]
     lines += [f"  {verb:<11} {text}" for verb, (_, text) in VERBS.items()]
-    lines += ["", "megagpt VERB --help explains every key of its configuration.", "Several ranks: deepspeed --no_local_rank --module megagpt VERB …, or launch/run.sh"]
+    lines += ["", "exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 75 stopped on request with a checkpoint (the same command goes on)"]
+    lines += ["megagpt VERB --help explains every key of its configuration.", "Several ranks: deepspeed --no_local_rank --module megagpt VERB …, or launch/run.sh"]
     return "\n".join(lines)

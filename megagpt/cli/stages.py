@@ -7,6 +7,7 @@ import importlib
 
 from megagpt.cli.options import add_config_options, read_config
 from megagpt.config import schema
+from megagpt.runtime.stop_request import Stopped, listening
 
 CONFIGS = {"pretrain": schema.PretrainConfig, "sft": schema.SftConfig, "reward": schema.RewardConfig, "rlhf": schema.RlhfConfig}
 
@@ -27,10 +28,18 @@ def run(options: argparse.Namespace, verb: str) -> int | None:
         print(describe(config, options.ranks))
         return None
     from megagpt.kernels.select import set_kernels
+    from megagpt.report.live import drawing
     from megagpt.runtime.distributed import stop
+    from megagpt.runtime.run_folder import RunFolder
 
     set_kernels(config.kernels)
     trainer = importlib.import_module(f"megagpt.{verb}.trainer")
-    trainer.fit(config, options.config.read_text(encoding="utf-8"))
-    stop()
+    with listening():
+        try:
+            with drawing(RunFolder(config.run).path / verb):
+                trainer.fit(config, options.config.read_text(encoding="utf-8"))
+        except Stopped:
+            stop()  # all ranks are here
+            raise
+        stop()
     return None

@@ -35,6 +35,8 @@ class RunConfig(Frozen):
     """A collective that waits longer than this ends the job with an error; seconds."""
     resume: Literal["auto", "never"] = "auto"
     """`auto`: continue from the last good checkpoint of the stage's folder; `never`: clear the folder and start anew."""
+    wandb_project: str | None = None
+    """Send the metrics to this Weights & Biases project too, where the package is installed and logged in."""
 
 
 class ModelConfig(Frozen):
@@ -237,11 +239,22 @@ class TokenizeConfig(Frozen):
 # ---------------------------------------------------------------- stages
 
 
+class ProfileConfig(Frozen):
+    """A torch profiler trace of chosen steps, written to `<stage>/profile/` (open it in Perfetto or chrome://tracing)."""
+
+    first_step: int = Field(0, ge=0)
+    """First profiled step; 0: no profile."""
+    num_steps: int = Field(3, gt=0)
+    """Steps in the trace."""
+
+
 class StageConfig(Frozen):
     run: RunConfig
     parallel: ParallelConfig = ParallelConfig()
     precision: PrecisionConfig = PrecisionConfig()
     every: EveryConfig = EveryConfig()
+    profile: ProfileConfig = ProfileConfig()
+    """Off unless first_step is given."""
     kernels: Literal["auto", "fused", "reference"] = "auto"
     """Fused operators where the extension is built (`auto`), required (`fused`), or plain PyTorch (`reference`)."""
 
@@ -270,6 +283,19 @@ class TokenFilesConfig(Frozen):
     """Attention and positions start anew at every document of a row; else a document sees those before it in the row."""
 
 
+class AnomalyConfig(Frozen):
+    """What a run does about a step that went wrong."""
+
+    spike_factor: float = Field(0.0, ge=0)
+    """A loss above this multiple of the running median sends the run back to its last checkpoint and past the batch; 0: never."""
+    window: int = Field(50, gt=0)
+    """Steps in the running median."""
+    max_skipped: int = Field(10, gt=0)
+    """Steps in a row without a finite loss and gradient after which the run stops; each of them is skipped."""
+    max_rollbacks: int = Field(3, ge=0)
+    """Returns to a checkpoint after which the run stops."""
+
+
 class PretrainGates(Frozen):
     """Checks at the end of pre-training; a value that is not given is not checked."""
 
@@ -294,6 +320,8 @@ class PretrainConfig(StageConfig):
     """Length of the run in tokens; rounded down to whole steps."""
     eval_rows: int = Field(64, ge=0)
     """Rows of held-out text in one evaluation, evenly spread; 0: all of it."""
+    anomaly: AnomalyConfig = AnomalyConfig()
+    """Losses that are not finite, and spikes."""
     gates: PretrainGates = PretrainGates()
     """Checks at the end."""
 

@@ -98,8 +98,3 @@ def _next_growth(batch: PretrainBatchConfig, size: int) -> int:
     ramp = batch.ramp
     increments = (size - ramp.initial_batch_size) // ramp.increment + 1
     return -(-increments * ramp.tokens * ramp.increment // (batch.global_batch_size - ramp.initial_batch_size))
-
-
-def due(interval: int, step: int, total_steps: int) -> bool:
-    """Does something that happens every `interval` steps (0: never) happen now? The last step has its own call."""
-    return interval > 0 and step % interval == 0 and step < total_steps

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -51,11 +52,17 @@ def count_targets(rows: Sequence[EncodedRow]) -> int:
     return sum(int(row.loss_mask[1:].sum()) for row in rows)
 
 
-def train_step(engine: Engine, batches: Sequence[TokenBatch], num_targets: int, lr: float, dropout_key: tuple[int, int] | None) -> dict[str, float]:
+def train_step(
+    engine: Engine, batches: Sequence[TokenBatch], num_targets: int, lr: float, dropout_key: tuple[int, int] | None,
+    phase: Callable[[str], AbstractContextManager] = nullcontext,
+) -> dict[str, float]:
     """Gradients of the mean loss over all valid tokens of the global batch, then one update.
 
+    Args:
+        phase: names what goes on within a block, for the watchdog.
+
     Returns:
-        `loss` (nats a token) and `grad_norm` (before clipping), on every rank.
+        `loss` (nats a token), `grad_norm` (before clipping), `lr`, and with FP16 `loss_scale`, on every rank.
     """
 
     def loss(logits: Tensor, batch: TokenBatch):
@@ -64,9 +71,13 @@ def train_step(engine: Engine, batches: Sequence[TokenBatch], num_targets: int, 
 
     rows, length = batches[0].tokens.shape
     length *= engine.groups.grid.cp
-    reports = engine.accumulate(batches, loss, denominator=num_targets, rows=rows, length=length, dropout_key=dropout_key)
-    total = sum_reports(engine.groups, reports, ("nll",))["nll"]
-    return {"loss": total / num_targets, "grad_norm": engine.step(lr), "lr": lr}
+    with phase("forward-backward"):
+        reports = engine.accumulate(batches, loss, denominator=num_targets, rows=rows, length=length, dropout_key=dropout_key)
+        total = sum_reports(engine.groups, reports, ("nll",))["nll"]
+    scale = engine.loss_scale
+    with phase("optimizer"):
+        norm = engine.step(lr)
+    return {"loss": total / num_targets, "grad_norm": norm, "lr": lr} | ({} if scale == 1.0 else {"loss_scale": scale})
 
 
 def evaluate(engine: Engine, rows: Sequence[EncodedRow], micro_batch_size: int, pad_id: int, device: torch.device) -> float:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,15 +23,17 @@ from megagpt.config.show import to_yaml
 from megagpt.pipeline.launch import launch_command, read_hosts
 from megagpt.runtime import atomic
 from megagpt.runtime.run_folder import RunFolder
+from megagpt.runtime.stop_request import EXIT_STOPPED, listening, requested
 
 TEXT_STAGES = ("data", "tokenizer", "tokenize")
 """One process on this machine, whatever the hostfile."""
 VERB_WORDS = {"data": ["data", "run"], "tokenizer": ["tokenizer", "train"]}
 """Verbs that take a second word; the others are called like their stage."""
+POLL_SECONDS = 0.2
 
 
 def run_chain(config: PipelineConfig, folder: Path, *, stage_overrides: list[str], hostfile: Path | None, dry_run: bool) -> int:
-    """Run every step that is not finished; returns the first non-zero exit code, or 0.
+    """Run every step that is not finished; returns the first non-zero exit code, or 0. SIGTERM and SIGUSR1 are handed on to the running step.
 
     Args:
         folder: where the pipeline file lies; its stage files are relative to it.
@@ -48,10 +51,10 @@ def run_chain(config: PipelineConfig, folder: Path, *, stage_overrides: list[str
     resolved = [(step, *_resolve(step, config, folder, stage_overrides)) for step in config.steps]
     if hostfile is not None:
         read_hosts(hostfile)
-    with contextlib.nullcontext() if dry_run else _only_one(run):
+    with contextlib.nullcontext() if dry_run else _only_one(run), listening():
         key = ""
         for number, (step, stage_config, overrides) in enumerate(resolved, 1):
-            key = _key(key, stage_config)
+            before, key = key, _key(key, stage_config)
             marker = run.path / step.stage / "finished.json"
             command = _command(step, folder, overrides, hostfile)
             head = f"[{number}/{len(resolved)}] {step.stage}"
@@ -61,12 +64,17 @@ def run_chain(config: PipelineConfig, folder: Path, *, stage_overrides: list[str
             if dry_run:
                 print(f"{head}: {shlex.join(command)}", flush=True)
                 continue
+            if requested():
+                print(f"{head}: not started, since a stop was requested; the same command goes on here", file=sys.stderr, flush=True)
+                return EXIT_STOPPED
             print(f"{head}: {step.num_ranks} rank{'s' * (step.num_ranks > 1)}", flush=True)
-            for later, *_ in resolved[number - 1 :]:
-                (run.path / later.stage / "finished.json").unlink(missing_ok=True)
+            _begin(run, [later.stage for later, *_ in resolved[number - 1 :]], before)
             run.forget(step.stage)
             began = time.perf_counter()
-            code = subprocess.run(command, preexec_fn=_die_with_parent, check=False).returncode
+            code = _run_step(command)
+            if code == EXIT_STOPPED or (code != 0 and requested()):
+                print(f"{head}: stopped on request; the same command goes on here", file=sys.stderr, flush=True)
+                return EXIT_STOPPED
             if code == 0 and step.stage not in run.manifest:
                 code = 1  # what every stage does last was not done: a launcher over several hosts answers 0 when it was killed
             if code != 0:
@@ -93,11 +101,41 @@ def _resolve(step: PipelineStep, config: PipelineConfig, folder: Path, stage_ove
 
 def _key(before: str, stage_config: Frozen) -> str:
     """Hash of all that a step's result depends on: the steps before it, its configuration, its source folder's files."""
-    parts = [before, to_yaml(stage_config)]
+    run = stage_config.run.model_copy(update={"resume": "auto"})  # where a result started does not change it
+    parts = [before, to_yaml(stage_config.model_copy(update={"run": run}))]
     source = Path(getattr(stage_config, "source", ""))
     if getattr(stage_config, "source", None) and source.is_dir():
         parts += [f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in sorted(source.rglob("*")) if path.is_file()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _begin(run: RunFolder, stages: list[str], before: str) -> None:
+    """Make way for the first of the stages: nothing that it or a later one left is finished any more.
+
+    A stage that was interrupted goes on from its checkpoints, also under a changed configuration of its own (it refuses what
+    does not fit). One that was finished, or whose predecessors (their hash is `before`) have changed, starts from nothing.
+    """
+    path, (stage, *later) = run.path / "started.json", stages
+    finished = [name for name in stages if (run.path / name / "finished.json").exists()]
+    started = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    started |= dict.fromkeys(finished)
+    atomic.write_json(path, started)
+    for name in finished:
+        (run.path / name / "finished.json").unlink()
+    if started.get(stage, before) != before:
+        shutil.rmtree(run.path / stage, ignore_errors=True)
+    atomic.write_json(path, {**started, stage: before})
+
+
+def _run_step(command: list[str]) -> int:
+    """The exit code of a step; when this process is asked to stop, so is the step."""
+    process, asked = subprocess.Popen(command, preexec_fn=_die_with_parent), False
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(POLL_SECONDS)
+        if requested() and not asked:
+            process.terminate()
+            asked = True
 
 
 def _command(step: PipelineStep, folder: Path, overrides: list[str], hostfile: Path | None) -> list[str]:

@@ -27,10 +27,10 @@ def launch_command(words: Sequence[str], num_ranks: int, hostfile: Path | None) 
     """
     slots = {"localhost": num_ranks} if hostfile is None else read_hosts(hostfile)
     if len(slots) == 1 and slots.keys() <= {"localhost", "127.0.0.1", socket.gethostname()}:
-        # The part of the launcher that starts and watches the ranks of one machine. The part before it would ask even this
-        # machine by ssh, and would leave the ranks running when it is killed.
+        # The part of the deepspeed launcher that starts and watches the ranks of one machine. The part before it would ask even
+        # this machine by ssh, and would leave the ranks running when it is killed.
         world = json.dumps({"localhost": list(range(*slots.values()))})
-        launcher = ["deepspeed.launcher.launch", "--world_info", base64.urlsafe_b64encode(world.encode()).decode(), "--master_addr", "127.0.0.1"]
+        launcher = ["megagpt.pipeline.ranks", "--world_info", base64.urlsafe_b64encode(world.encode()).decode(), "--master_addr", "127.0.0.1"]
     else:
         launcher = ["deepspeed.launcher.runner", "--hostfile", str(hostfile)]
     return [

@@ -15,6 +15,7 @@ from megagpt.report.gates import failures, show
 from megagpt.report.page import Html, document, element, join, picture, table, verdict
 from megagpt.report.plots import PANELS, draw_stage
 from megagpt.runtime import atomic
+from megagpt.runtime.metrics_file import read_metrics
 from megagpt.runtime.run_folder import RunFolder
 
 STAGE_TITLES = {"pretrain": "Pre-training", "sft": "Supervised fine-tuning", "reward": "Reward model", "rlhf": "PPO"}
@@ -40,17 +41,6 @@ def build_report(run: RunFolder) -> Path:
     path = run.path / "report.html"
     atomic.write_text(path, document(f"{run.path.name} – megagpt report", body))
     return path
-
-
-def read_metrics(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """Rows of a metrics.jsonl, and how many lines were not readable: a job killed while writing leaves half a line."""
-    rows, torn = [], 0
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            torn += 1
-    return rows, torn
 
 
 def _dates(manifest: dict[str, dict[str, Any]]) -> str:

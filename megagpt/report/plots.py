@@ -10,7 +10,9 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator
+
+from megagpt.runtime.metrics_file import read_metrics
 
 BLUE, VERMILION, GREY = "#0072B2", "#D55E00", "#666666"  # blue and vermilion of Okabe and Ito: apart in every common colour blindness
 DASHES = ("--", ":", "-.")
@@ -31,6 +33,7 @@ class Panel:
         train, held_out: keys in metrics.jsonl of the training and the held-out curve; empty for none.
         lines: (fact, label) of horizontal lines; facts are the numbers of the stage's manifest entry, and `gate:<name>` is a bound.
         cut_below: where the y axis ends if values fall below it.
+        is_setting: exact rather than noisy: drawn as it is, and not at all where it never changes.
         x: key of the horizontal axis; for the held-out curve `eval_<x>` unless it is the step.
     """
 
@@ -41,24 +44,35 @@ class Panel:
     held_out: str = ""
     lines: tuple[tuple[str, str], ...] = ()
     cut_below: float | None = None
+    is_setting: bool = False
     x: str = "step"
     x_label: str = "optimizer step"
 
 
-GRAD_NORM = Panel("grad_norm", "Gradient norm before clipping", "global L2 norm", "grad_norm")
+SHARED = (
+    Panel("grad_norm", "Gradient norm before clipping", "global L2 norm", "grad_norm"),
+    Panel("lr", "Learning rate", "learning rate", "lr", is_setting=True),
+    Panel("loss_scale", "Loss scale", "factor", "loss_scale", is_setting=True),
+    Panel("batch_size", "Batch size", "rows / step", "batch_size", is_setting=True),
+    Panel("tokens_per_s", "Throughput", "tokens / s, whole job", "tokens_per_s"),
+    Panel("tflops_per_device", "Model FLOPs", "TFLOP/s per device", "tflops_per_device"),
+    Panel("memory", "Memory of rank 0", "GiB", "memory_gib", is_setting=True),
+)
+"""For every stage but PPO, after its own."""
 ROUND = {"x_label": "PPO round"}
 PANELS = {
     "pretrain": (
         Panel("loss", "Pre-training loss", "nats / token", "loss", "eval_loss", (("unigram_cross_entropy", "unigram cross-entropy"),)),
-        GRAD_NORM,
+        *SHARED,
     ),
-    "sft": (Panel("loss", "Loss on response tokens", "nats / token", "loss", "eval_loss"), GRAD_NORM),
+    "sft": (Panel("loss", "Loss on response tokens", "nats / token", "loss", "eval_loss"), *SHARED),
     "reward": (
         Panel("loss", "Ranking loss", "nats / pair", "loss"),
         Panel(
             "accuracy", "Pairs in the annotator's order", "share of pairs", "accuracy", "eval_accuracy",
             (("gate:pair_accuracy", "bound"), ("longer_answer_floor", "longer answer"), ("overlap_floor", "overlap with the prompt")),
         ),
+        *SHARED,
     ),
     "rlhf": (
         Panel("reward", "Reward-model score", "normalised score", "reward", "eval_reward", **ROUND),
@@ -71,13 +85,18 @@ PANELS = {
 }  # fmt: skip
 
 
+def draw_folder(stage_folder: Path) -> None:
+    """The curves of a stage, finished or not, from its metrics.jsonl to its plots/."""
+    draw_stage(stage_folder.name, read_metrics(stage_folder / "metrics.jsonl")[0], {}, stage_folder / "plots")
+
+
 def draw_stage(stage: str, rows: list[dict[str, Any]], facts: dict[str, float], folder: Path) -> list[tuple[Panel, Path]]:
     """Write `<folder>/<name>.png` of every panel whose metrics were recorded."""
     drawn = []
     for panel in PANELS.get(stage, ()):
         train = points(rows, panel.x, panel.train)
         held_out = points(rows, panel.x if panel.x == "step" else f"eval_{panel.x}", panel.held_out)
-        if len(train) + len(held_out):
+        if len(train) + len(held_out) and not (panel.is_setting and np.ptp(train[:, 1]) == 0):
             folder.mkdir(parents=True, exist_ok=True)
             _draw(panel, train, held_out, facts, folder / f"{panel.name}.png")
             drawn.append((panel, folder / f"{panel.name}.png"))
@@ -102,7 +121,10 @@ def _draw(panel: Panel, train: np.ndarray, held_out: np.ndarray, facts: dict[str
     with rc_context(STYLE):
         figure = Figure(figsize=(5.2, 3.4), dpi=160, layout="constrained")
         axes = figure.add_subplot()
-        (_curves if panel.x == "step" else _path)(axes, train, held_out)
+        if panel.is_setting:
+            axes.plot(*train.T, color=BLUE, drawstyle="steps-post")
+        else:
+            (_curves if panel.x == "step" else _path)(axes, train, held_out)
         known = [(label, float(facts[fact])) for fact, label in panel.lines if fact in facts]
         for (label, value), dashes in zip(known, DASHES):
             axes.axhline(value, color=GREY, linestyle=dashes, linewidth=1.3, label=f"{label} {value:.3g}")
@@ -110,10 +132,13 @@ def _draw(panel: Panel, train: np.ndarray, held_out: np.ndarray, facts: dict[str
         if panel.cut_below is not None and lowest < panel.cut_below:
             axes.set_ylim(bottom=panel.cut_below)
             y_label += f" (cut at {panel.cut_below:g})"
+        if max(axes.get_ylim()) >= 10_000:
+            axes.yaxis.set_major_formatter(EngFormatter(sep=""))  # 120k
         axes.set(title=panel.title, xlabel=panel.x_label, ylabel=y_label)
         if panel.x == "step":
             axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
-        figure.legend(loc="outside lower left", ncols=2)
+        if axes.get_legend_handles_labels()[0]:
+            figure.legend(loc="outside lower left", ncols=2)
         figure.savefig(path)
 
 

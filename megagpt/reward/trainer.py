@@ -17,9 +17,10 @@ from megagpt.data.batch import fingerprint
 from megagpt.data.order import step_rows
 from megagpt.data.ranking import EncodedGroup, load_rankings
 from megagpt.engine.build import Engine
-from megagpt.engine.schedule import due, learning_rate
+from megagpt.engine.schedule import learning_rate
 from megagpt.engine.schedule_run import infer
 from megagpt.model.layout import Layout
+from megagpt.model.param_map import num_parameters
 from megagpt.parallel.collectives import sum_reports
 from megagpt.parallel.groups import build_groups
 from megagpt.parallel.placement import stage_grid
@@ -29,8 +30,9 @@ from megagpt.reward.evaluate import longer_answer_accuracy, overlap_accuracy, pa
 from megagpt.reward.loss import ranking_loss
 from megagpt.reward.normalise import score_statistics
 from megagpt.runtime.distributed import start, world_size_from_environment
-from megagpt.runtime.log import StageLog, left_out, say
+from megagpt.runtime.log import left_out, say
 from megagpt.runtime.run_folder import RunFolder
+from megagpt.runtime.stage_run import StageRun
 
 
 def fit(config: RewardConfig, original: str = "") -> Path:
@@ -67,26 +69,36 @@ def fit(config: RewardConfig, original: str = "") -> Path:
 
     def measure(step: int) -> tuple[float, dict[str, float]]:
         """Pair accuracy on held-out groups, and the scale of the scores of their best answers."""
-        scores = score_groups(engine, valid, micro, tokenizer.pad_id, world.device)
+        with around.phase("evaluation"):
+            scores = score_groups(engine, valid, micro, tokenizer.pad_id, world.device)
         accuracy = pair_accuracy(valid, scores)
-        log.evaluation(step, {"eval_accuracy": accuracy})
+        around.log.evaluation(step, {"eval_accuracy": accuracy})
         return accuracy, score_statistics(best_scores(valid, scores))
 
-    with StageLog(folder, "reward", total_steps, config.every.log, resumed["step"]) as log:
+    def save(step: int) -> tuple[Path, float, dict[str, float]]:
+        """The scale of the scores goes with the weights: PPO normalises by it."""
+        accuracy, statistics = measure(step)
+        with around.phase("save"):
+            return output.save(step, engine, model_config, head="scalar", **statistics), accuracy, statistics
+
+    shape = models[0].shape
+    flops = shape.flops_per_token(config.data.max_length, num_parameters(shape))
+    with StageRun(config, folder, total_steps, resumed["step"], world.device, flops) as around:
         if resumed["step"] == 0:
             measure(0)
         for step in range(resumed["step"] + 1, total_steps + 1):
-            members = [train[item] for _, item in step_rows(seed, step - 1, groups_per_step, len(train))]
-            batches = replica_batches(members, engine.groups, micro, tokenizer.pad_id, world.device)
-            lr = learning_rate(config.optimizer, step, total_steps)
-            log.step(step, train_step(engine, batches, members, lr, (seed, step) if dropout else None))
-            if due(config.every.evaluate, step, total_steps):
+            with around.step(step):
+                with around.phase("data"):
+                    members = [train[item] for _, item in step_rows(seed, step - 1, groups_per_step, len(train))]
+                    batches = replica_batches(members, engine.groups, micro, tokenizer.pad_id, world.device)
+                lr = learning_rate(config.optimizer, step, total_steps)
+                metrics = train_step(engine, batches, members, lr, (seed, step) if dropout else None)
+            around.record(step, metrics, sum(len(row) for group in members for row in group.rows))
+            if around.due(config.every.evaluate, step) and not around.due(config.every.save, step):
                 measure(step)
-            if due(config.every.save, step, total_steps):
-                output.save(step, engine, model_config, head="scalar", **measure(step)[1])
-        accuracy, statistics = measure(total_steps)
-    checkpoint = output.save(total_steps, engine, model_config, head="scalar", **statistics)
-    output.wait()
+            around.end_step(step, save, output.wait)
+        checkpoint, accuracy, statistics = save(total_steps)
+        output.wait()
     say(f"[reward] held-out pair accuracy {accuracy:.3f}")
     if config.gates.min_pair_accuracy is not None:
         bound = config.gates.min_pair_accuracy

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from megagpt.config.schema import RlhfConfig
 from megagpt.config.show import content_hash
 from megagpt.data.order import step_rows
 from megagpt.data.prompts import EncodedPrompt, load_prompts
-from megagpt.engine.schedule import due, learning_rate
+from megagpt.engine.schedule import learning_rate
 from megagpt.parallel.placement import build_grids
 from megagpt.parallel.route import share_numbers
 from megagpt.rlhf.evaluate import Evaluation, evaluate
@@ -30,8 +31,9 @@ from megagpt.rlhf.score import score
 from megagpt.rlhf.update import POLICY_SUMS, VALUE_SUMS, policy_loss_of, update, value_loss_of
 from megagpt.runtime import atomic
 from megagpt.runtime.distributed import World, start, world_size_from_environment
-from megagpt.runtime.log import StageLog, is_main_rank, left_out, say
+from megagpt.runtime.log import is_main_rank, left_out, say
 from megagpt.runtime.run_folder import RunFolder
+from megagpt.runtime.stage_run import StageRun
 from megagpt.tokenizer.chat import stop_ids as chat_stop_ids
 from megagpt.tokenizer.tokenizer import Tokenizer
 
@@ -79,24 +81,27 @@ def fit(config: RlhfConfig, original: str = "") -> Path:
 
     def save(step: int) -> Path:
         facts = {"kl_coefficient": trainer.kl.coefficient, "opening": opening}
-        return _save(output, models, policy_start, reward_start, step, facts)
+        with around.phase("save"):
+            return _save(output, models, policy_start, reward_start, step, facts)
 
     def measure(step: int) -> dict[str, Any]:
-        found = evaluate(models, config, eval_prompts, trainer.stop_ids, world.device)
-        log.evaluation(step, found.metrics())
+        with around.phase("evaluation"):
+            found = evaluate(models, config, eval_prompts, trainer.stop_ids, world.device)
+        around.log.evaluation(step, found.metrics())
         return {"reward": found.reward, "reward_std": found.reward_std, "kl": found.kl, "answers": _answers(tokenizer, found)}
 
-    with StageLog(folder, "rlhf", total, config.every.log, resumed["step"]) as log:
+    with StageRun(config, folder, total, resumed["step"], world.device) as around:
         opening = resumed.get("opening") or measure(0)
         for step in range(resumed["step"] + 1, total + 1):
-            log.step(step, trainer.step(step))
-            if due(config.every.evaluate, step, total):
+            with around.step(step):
+                metrics = trainer.step(step, around.phase)
+            around.record(step, metrics)
+            if around.due(config.every.evaluate, step):
                 measure(step)
-            if due(config.every.save, step, total):
-                save(step)
+            around.end_step(step, save, output.wait)
         closing = measure(total)
-    checkpoint = save(total)
-    output.wait()
+        checkpoint = save(total)
+        output.wait()
     _judge(output, config, opening, closing)
     if is_main_rank():
         pairs = zip(opening["answers"], closing["answers"], strict=True)
@@ -115,19 +120,19 @@ class Trainer:
         self.stop_ids = chat_stop_ids(tokenizer)
         self._seconds: dict[str, float] = {}
 
-    def step(self, step: int) -> dict[str, float]:
+    def step(self, step: int, phase: Callable[[str], AbstractContextManager] = nullcontext) -> dict[str, float]:
         """One round: sample, score, update. Returns its metrics, the same on every rank."""
         seed, ppo = self.config.run.seed, self.config.ppo
-        with self._phase("rollout"):
+        with self._phase(phase, "rollout"):
             chosen = step_rows(seed, step - 1, ppo.rollout_batch_size, len(self.prompts))
             rows = [self.prompts[item] for _, item in chosen]
             rollout, sampler_logprobs = roll_out(
                 self.models, self.config, [p.tokens for p in rows], [p.number for p in rows], [epoch for epoch, _ in chosen],
                 stop_ids=self.stop_ids, seed=seed, device=self.world.device,
             )
-        with self._phase("score"):
+        with self._phase(phase, "score"):
             experience = score(self.models, rollout, self.config, self.kl.coefficient, self.world.device)
-        with self._phase("update"):
+        with self._phase(phase, "update"):
             updates = self._update(experience, step)
         metrics = {**_describe(experience, sampler_logprobs), **updates, "kl_coefficient": self.kl.coefficient, **self._seconds}
         self.kl.update(metrics["kl"], ppo.rollout_batch_size)
@@ -159,9 +164,10 @@ class Trainer:
         say(f"[rlhf] sample (score {float(experience.scores[0]):+.2f}, kl {float(experience.kl[0]):.2f}): {text!r}")
 
     @contextmanager
-    def _phase(self, name: str):
+    def _phase(self, phase: Callable[[str], AbstractContextManager], name: str) -> Iterator[None]:
         began = time.perf_counter()
-        yield
+        with phase(name):
+            yield
         self._seconds[f"{name}_seconds"] = time.perf_counter() - began
 
 

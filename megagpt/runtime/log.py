@@ -15,6 +15,8 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from megagpt.runtime import atomic
+from megagpt.runtime.metrics_file import cut_metrics
+from megagpt.runtime.wandb_log import WandbLog
 
 
 def is_main_rank() -> bool:
@@ -39,27 +41,39 @@ def left_out(dropped: Mapping[str, int]) -> str:
     return f" (left out: {', '.join(f'{count} {reason}' for reason, count in dropped.items())})" if dropped else ""
 
 
+FIRST = (
+    "loss", "eval_loss", "lr", "grad_norm", "loss_scale", "batch_size", "tokens", "tokens_per_s", "tflops_per_device", "mfu", "memory_gib",
+)  # fmt: skip
+"""Order of a printed line; all other metrics follow as they come."""
+
+
 class StageLog:
     """Metrics of one stage; only rank 0 writes, the others hold an inactive object.
 
     Args:
-        folder: the stage's folder.
+        folder: the stage's folder, for metrics.jsonl and tensorboard/.
         total_steps: length of the progress bar.
         log_every: steps between printed lines.
-        resume_step: the step after which the stage goes on; what was recorded of later ones is dropped.
+        resume_step: what was recorded up to this step stays, later rows go; 0: all is started anew.
+        wandb_project: send the metrics to this Weights & Biases project too.
     """
 
-    def __init__(self, folder: Path, stage: str, total_steps: int, log_every: int, resume_step: int = 0) -> None:
-        self.stage, self.total_steps, self.log_every = stage, total_steps, log_every
-        self._active, self._started = is_main_rank(), time.perf_counter()
+    def __init__(
+        self, folder: Path, stage: str, total_steps: int, log_every: int, resume_step: int = 0, wandb_project: str | None = None
+    ) -> None:
+        self.folder, self.stage, self.total_steps, self.log_every = folder, stage, total_steps, log_every
+        self._active, self._wandb = is_main_rank(), None
         if self._active:
-            from torch.utils.tensorboard import SummaryWriter
-
-            shutil.rmtree(folder / "tensorboard", ignore_errors=True)
-            _keep_until(folder / "metrics.jsonl", resume_step)
-            self._metrics = open(folder / "metrics.jsonl", "a", encoding="utf-8", buffering=1)
-            self._board = SummaryWriter(str(folder / "tensorboard"))
-            self._bar = tqdm(total=total_steps, desc=stage, unit="step", file=sys.stderr, mininterval=1.0 if sys.stderr.isatty() else 15.0, dynamic_ncols=True, initial=resume_step)
+            if resume_step == 0:
+                shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+                (folder / "metrics.jsonl").unlink(missing_ok=True)
+            self._open(resume_step)
+            if wandb_project is not None:
+                self._wandb = WandbLog(wandb_project, folder, resume_step > 0, lambda text: say(f"[{stage}] {text}"))
+            self._bar = tqdm(
+                total=total_steps, initial=resume_step, desc=stage, unit="step", file=sys.stderr, mininterval=1.0 if sys.stderr.isatty() else 15.0,
+                dynamic_ncols=True,
+            )
 
     def __enter__(self) -> StageLog:
         return self
@@ -67,8 +81,17 @@ class StageLog:
     def __exit__(self, *_) -> None:
         if self._active:
             self._bar.close()
-            self._metrics.close()
-            self._board.close()
+            self._close()
+            if self._wandb is not None:
+                self._wandb.close()
+
+    def go_back(self, step: int) -> None:
+        """Forget what came after a step: the run has returned to its checkpoint."""
+        if self._active:
+            self._close()
+            self._open(step)
+            self._bar.n = step
+            self._bar.refresh()
 
     def step(self, step: int, metrics: dict[str, Any]) -> None:
         """Record the metrics of one optimizer step (or one PPO round)."""
@@ -85,20 +108,33 @@ class StageLog:
             self._write({"step": step, **metrics})
             self._line(f"evaluation at step {step}", metrics)
 
+    def _open(self, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        kept = cut_metrics(self.folder / "metrics.jsonl", step)
+        self._started = time.perf_counter() - (kept[-1]["seconds"] if kept else 0.0)
+        self._metrics = open(self.folder / "metrics.jsonl", "a", encoding="utf-8", buffering=1)
+        self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1)
+
+    def _close(self) -> None:
+        self._metrics.close()
+        self._board.close()
+
     def _write(self, row: dict[str, Any]) -> None:
         clean = atomic.without_nan(row)
         self._metrics.write(json.dumps({**clean, "seconds": round(time.perf_counter() - self._started, 3)}) + "\n")
         for name, value in clean.items():
             if isinstance(value, (int, float)) and name != "step":
                 self._board.add_scalar(name, value, row["step"])
+        if self._wandb is not None:
+            self._wandb.write(clean)
 
     def _line(self, head: str, metrics: dict[str, Any]) -> None:
-        parts = [f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in metrics.items()]
-        say(f"[{self.stage}] {head} | " + " | ".join(parts))
+        names = [name for name in FIRST if name in metrics] + [name for name in metrics if name not in FIRST]
+        say(f"[{self.stage}] {head} | " + " | ".join(f"{name} {_show(metrics[name])}" for name in names))
 
 
-def _keep_until(metrics: Path, step: int) -> None:
-    """Drop the rows of later steps, and all of them for step 0."""
-    rows = metrics.read_text(encoding="utf-8").splitlines() if step and metrics.exists() else []
-    kept = [row for row in rows if row.endswith("}") and json.loads(row)["step"] <= step]  # a killed run may leave half a row
-    atomic.write_text(metrics, "".join(row + "\n" for row in kept))
+def _show(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if 1000 <= abs(value) < 1e12 else f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

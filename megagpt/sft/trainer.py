@@ -13,14 +13,16 @@ from megagpt.data.batch import fingerprint
 from megagpt.data.conversation import load_demonstrations
 from megagpt.data.order import step_rows
 from megagpt.engine.build import Engine
-from megagpt.engine.schedule import due, learning_rate
+from megagpt.engine.schedule import learning_rate
 from megagpt.engine.token_steps import count_targets, evaluate, replica_batches, train_step
 from megagpt.model.layout import Layout
+from megagpt.model.param_map import num_parameters
 from megagpt.parallel.groups import build_groups
 from megagpt.parallel.placement import stage_grid
 from megagpt.runtime.distributed import start, world_size_from_environment
-from megagpt.runtime.log import StageLog, left_out, say
+from megagpt.runtime.log import left_out, say
 from megagpt.runtime.run_folder import RunFolder
+from megagpt.runtime.stage_run import StageRun
 
 
 def fit(config: SftConfig, original: str = "") -> Path:
@@ -54,24 +56,33 @@ def fit(config: SftConfig, original: str = "") -> Path:
     say(f"[sft] {len(train)} demonstrations, {len(valid)} held out{left_out(dropped)}, {grid}, ZeRO {config.parallel.zero_stage}, {total_steps} steps")
 
     def measure(step: int) -> float:
-        loss = evaluate(engine, valid, micro, tokenizer.pad_id, world.device)
-        log.evaluation(step, {"eval_loss": loss})
+        with around.phase("evaluation"):
+            loss = evaluate(engine, valid, micro, tokenizer.pad_id, world.device)
+        around.log.evaluation(step, {"eval_loss": loss})
         return loss
 
-    with StageLog(folder, "sft", total_steps, config.every.log, resumed["step"]) as log:
+    def save(step: int) -> Path:
+        with around.phase("save"):
+            return output.save(step, engine, model_config, head="lm", start_loss=start_loss)
+
+    shape = models[0].shape
+    flops = shape.flops_per_token(config.data.max_length, num_parameters(shape))
+    with StageRun(config, folder, total_steps, resumed["step"], world.device, flops) as around:
         start_loss = resumed.get("start_loss") or measure(0)
         for step in range(resumed["step"] + 1, total_steps + 1):
-            rows = [train[item] for _, item in step_rows(seed, step - 1, rows_per_step, len(train))]
-            batches = replica_batches(rows, engine, micro, tokenizer.pad_id, world.device)
-            lr = learning_rate(config.optimizer, step, total_steps)
-            log.step(step, train_step(engine, batches, count_targets(rows), lr, (seed, step) if dropout else None))
-            if due(config.every.evaluate, step, total_steps):
+            with around.step(step):
+                with around.phase("data"):
+                    rows = [train[item] for _, item in step_rows(seed, step - 1, rows_per_step, len(train))]
+                    batches = replica_batches(rows, engine, micro, tokenizer.pad_id, world.device)
+                lr = learning_rate(config.optimizer, step, total_steps)
+                metrics = train_step(engine, batches, count_targets(rows), lr, (seed, step) if dropout else None, around.phase)
+            around.record(step, metrics, sum(map(len, rows)))
+            if around.due(config.every.evaluate, step):
                 measure(step)
-            if due(config.every.save, step, total_steps):
-                output.save(step, engine, model_config, head="lm", start_loss=start_loss)
+            around.end_step(step, save, output.wait)
         loss = measure(total_steps)
-    checkpoint = output.save(total_steps, engine, model_config, head="lm", start_loss=start_loss)
-    output.wait()
+        checkpoint = save(total_steps)
+        output.wait()
     say(f"[sft] held-out response loss {loss:.3f} nats a token, from {start_loss:.3f}")
     if config.gates.max_loss_over_start is not None:
         bound = config.gates.max_loss_over_start

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from megagpt.config.schema import BatchRampConfig, OptimizerConfig, PretrainBatchConfig
-from megagpt.engine.schedule import batch_size, due, learning_rate, run_steps
+from megagpt.engine.schedule import batch_size, learning_rate, run_steps
 
 CONFIG = OptimizerConfig(lr=2.0, min_lr_ratio=0.1, warmup_ratio=0.2)
 
@@ -47,11 +47,6 @@ def test_learning_rate_can_stay_constant():
 
 def test_learning_rate_without_warmup_starts_at_the_peak():
     assert learning_rate(OptimizerConfig(lr=2.0), 0, total=10) == 2.0
-
-
-def test_due_every_so_many_steps_but_never_at_the_last_nor_with_0():
-    assert [step for step in range(1, 10) if due(3, step, 9)] == [3, 6]
-    assert not any(due(0, step, 9) for step in range(1, 10))
 
 
 # The numbers of GPT-3 (Brown et al. 2020, section 2.3 and appendix B).

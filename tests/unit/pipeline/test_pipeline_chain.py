@@ -4,6 +4,11 @@ import base64
 import json
 import os
 import re
+import signal
+import subprocess
+import sys
+import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -25,7 +30,12 @@ class Stages:
     def __init__(self):
         self.commands, self.codes = [], {}
 
-    def run(self, command, **_):
+    TimeoutExpired = subprocess.TimeoutExpired
+
+    def Popen(self, command, **_):
+        return SimpleNamespace(wait=lambda _: self.run(command).returncode)
+
+    def run(self, command):
         self.commands.append(command)
         verb = verb_of(command)
         if self.codes.get(verb, 0) == 0:
@@ -85,7 +95,7 @@ def test_pipeline_commands(folder, stages):
     settings = [after for word, after in zip(sft, sft[1:]) if word == "--set"]
     # The pipeline's run section stands above the file's, and what was asked for above all.
     assert {'run.name="toy"', "run.seed=9"} <= set(settings) and settings[-1] == "epochs=5"
-    assert reward[1:3] == ["-m", "deepspeed.launcher.launch"] and world_of(reward) == {"localhost": [0, 1]}
+    assert reward[1:3] == ["-m", "megagpt.pipeline.ranks"] and world_of(reward) == {"localhost": [0, 1]}
     assert reward[reward.index("--module") :][:3] == ["--module", "megagpt", "reward"]
 
 
@@ -176,7 +186,7 @@ def test_pipeline_dry_run_starts_and_writes_nothing(folder, stages, capsys):
     assert stages.started() == [] and not (folder / "runs").exists()
     lines = capsys.readouterr().out.splitlines()
     assert [re.match(r"\[(\d)/3\] (\w+): ", line).groups() for line in lines] == [("1", "data"), ("2", "sft"), ("3", "reward")]
-    assert "-m megagpt data run --config" in lines[0] and "deepspeed.launcher.launch" in lines[2]
+    assert "-m megagpt data run --config" in lines[0] and "megagpt.pipeline.ranks" in lines[2]
 
 
 def test_pipeline_two_at_the_same_time_are_refused(folder, stages, monkeypatch):
@@ -189,3 +199,84 @@ def test_pipeline_two_at_the_same_time_are_refused(folder, stages, monkeypatch):
     monkeypatch.setattr(stages, "run", second_start)
     assert run(folder) == 0
     assert run(folder) == 0, "the lock is gone with the first one"
+
+
+# ---------------------------------------------------------------- stopping and going on
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_pipeline_hands_a_stop_on_to_its_step_and_answers_75(folder, monkeypatch, capsys, number):
+    """A real step that ends with 75 when it is told to; the signal comes to the chain alone."""
+    script = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); open('began', 'w'); time.sleep(20)"
+    monkeypatch.setattr(chain, "_command", lambda *_: [sys.executable, "-c", script])
+    sender = threading.Thread(target=lambda: send_once_there(folder / "began", number))
+    sender.start()
+    assert run(folder) == 75
+    sender.join()
+    assert capsys.readouterr().err.splitlines() == ["[1/3] data: stopped on request; the same command goes on here"]
+
+
+def send_once_there(file, number):
+    deadline = time.monotonic() + 15
+    while not file.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(os.getpid(), number)
+
+
+def test_pipeline_starts_no_further_step_once_it_was_asked_to_stop(folder, stages, monkeypatch):
+    answer = stages.run
+
+    def ends_well_all_the_same(command):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return answer(command)
+
+    monkeypatch.setattr(stages, "run", ends_well_all_the_same)
+    assert run(folder) == 75 and stages.started() == ["data"]
+    monkeypatch.setattr(stages, "run", answer)
+    assert run(folder) == 0 and stages.started() == ["sft", "reward"]
+
+
+def test_pipeline_step_that_stopped_on_request_is_no_failure(folder, stages, capsys):
+    stages.codes["sft"] = 75
+    assert run(folder) == 75
+    assert "stopped on request" in capsys.readouterr().err
+
+
+def test_pipeline_interrupted_step_goes_on_from_its_checkpoints(folder, stages):
+    stages.codes["sft"] = 75
+    run(folder)
+    saved = checkpoint_of(folder, "sft")
+    run(folder)
+    run(folder, "sft.epochs=9")  # the stage itself refuses what does not fit
+    assert saved.exists()
+    run(folder, "data.min_characters=5")
+    assert not saved.exists(), "made from other data"
+
+
+def test_pipeline_finished_step_starts_anew_where_something_changed(folder, stages):
+    run(folder)
+    saved = {stage: checkpoint_of(folder, stage) for stage in ("sft", "reward")}
+    run(folder)
+    assert saved["sft"].exists() and saved["reward"].exists()
+    stages.codes["reward"] = 1
+    run(folder, "sft.epochs=9")
+    assert not saved["sft"].exists() and not saved["reward"].exists()
+
+
+def test_pipeline_steps_after_one_that_runs_again_start_anew(folder, stages):
+    """Also where the chain is killed in between, and although nothing was changed."""
+    run(folder)
+    saved = {stage: checkpoint_of(folder, stage) for stage in ("sft", "reward")}
+    (folder / "runs/toy/sft/finished.json").unlink()
+    stages.codes["sft"] = -9
+    run(folder)
+    assert saved["sft"].exists() and saved["reward"].exists()
+    stages.codes.clear()
+    run(folder)
+    assert saved["sft"].exists() and not saved["reward"].exists()
+
+
+def checkpoint_of(folder, stage):
+    path = folder / f"runs/toy/{stage}/checkpoints/step_3"
+    path.mkdir(parents=True)
+    return path

@@ -9,14 +9,16 @@ import yaml
 from matplotlib.image import imread
 
 from megagpt.config.schema import RunConfig
-from megagpt.report.build import build_report, read_metrics
+from megagpt.report.build import build_report
 from megagpt.report.plots import PANELS, draw_stage, points, smooth
+from megagpt.runtime.metrics_file import read_metrics
 from megagpt.runtime.run_folder import RunFolder
 
+SPEED = {"lr": 1e-3, "loss_scale": 1024.0, "batch_size": 8, "tokens_per_s": 1e5, "tflops_per_device": 40.0, "memory_gib": 3.0}
 TRAINING = {
-    "pretrain": {"loss": 5.0, "grad_norm": 1.0, "lr": 1e-3, "tokens": 4096},
-    "sft": {"loss": 3.0, "grad_norm": 1.0, "lr": 1e-5},
-    "reward": {"loss": 0.6, "accuracy": 0.7, "grad_norm": 1.0, "lr": 1e-5},
+    "pretrain": {"loss": 5.0, "grad_norm": 1.0, "tokens": 4096} | SPEED,
+    "sft": {"loss": 3.0, "grad_norm": 1.0} | SPEED,
+    "reward": {"loss": 0.6, "accuracy": 0.7, "grad_norm": 1.0} | SPEED,
     "rlhf": {"reward": 0.1, "kl": 1.0, "length": 30.0, "policy_clip_fraction": 0.1, "explained_variance": -4.0},
 }
 EVALUATION = {

@@ -5,6 +5,7 @@ import json
 import signal
 import subprocess
 import sys
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -150,6 +151,114 @@ def test_stage_log_starts_anew(tmp_path):
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 1.5), (2, 1.5)]
     assert len(list((tmp_path / "tensorboard").iterdir())) == 1
+
+
+def fill(folder, steps, resume_step=0, **settings):
+    with StageLog(folder, "sft", total_steps=6, log_every=10, resume_step=resume_step, **settings) as log:
+        for step in steps:
+            log.step(step, {"loss": float(10 * resume_step + step)})
+
+
+def test_stage_log_resumes_after_its_last_checkpoint(tmp_path):
+    """Killed at step 5 in the middle of a line; the checkpoint is of step 3."""
+    fill(tmp_path, (1, 2, 3, 4, 5))
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 6, "lo')
+    before = rows_of_readable(tmp_path)
+    fill(tmp_path, (4, 5, 6), resume_step=3)
+    rows = rows_of(tmp_path)
+    assert rows[:3] == before[:3] and [(row["step"], row["loss"]) for row in rows[3:]] == [(4, 34.0), (5, 35.0), (6, 36.0)]
+    seconds = [row["seconds"] for row in rows]
+    assert seconds == sorted(seconds), "time goes on where it was"
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(row["step"], row["loss"]) for row in rows]
+
+
+def rows_of_readable(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines() if line.endswith("}")]
+
+
+def test_stage_log_goes_back_with_the_run(tmp_path):
+    with StageLog(tmp_path, "sft", total_steps=6, log_every=10) as log:
+        for step in (1, 2, 3):
+            log.step(step, {"loss": 1.0})
+        log.go_back(1)
+        log.step(2, {"loss": 2.0})
+    assert [(row["step"], row["loss"]) for row in rows_of(tmp_path)] == [(1, 1.0), (2, 2.0)]
+
+
+def test_stage_log_line_begins_with_what_matters(tmp_path, capsys):
+    with StageLog(tmp_path, "sft", total_steps=1, log_every=1) as log:
+        log.step(1, {"skipped": 0, "tokens": 1234567, "tokens_per_s": 98765.4, "lr": 2.5e-4, "loss": 2.0})
+    assert capsys.readouterr().out == "[sft] step 1/1 | loss 2 | lr 0.00025 | tokens 1,234,567 | tokens_per_s 98,765 | skipped 0\n"
+
+
+# ---------------------------------------------------------------- Weights & Biases
+
+
+class FakeWandb(ModuleType):
+    """As much of the package as is used; `key` is what it has on the disk."""
+
+    def __init__(self, key="secret", mode="online", broken=""):
+        super().__init__("wandb")
+        self.rows, self.runs, self.broken = [], [], broken
+        self.login = lambda *, prompt, verify: key is not None
+        self.setup = lambda: SimpleNamespace(settings=SimpleNamespace(mode=mode))
+        self.Settings = lambda **settings: settings
+
+    def init(self, **settings):
+        if self.broken == "init":
+            raise ConnectionError("no way with the key secret")
+        self.runs.append(settings)
+        return self
+
+    def define_metric(self, *_, **__):
+        pass
+
+    def log(self, row):
+        if self.broken == "log":
+            raise ConnectionError("no way with the key secret")
+        self.rows.append(row)
+
+    def finish(self):
+        self.rows.append("finished")
+
+
+def test_wandb_gets_every_row_and_a_resumed_stage_its_run(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", wandb := FakeWandb())
+    stage = tmp_path / "toy" / "sft"
+    stage.mkdir(parents=True)
+    fill(stage, (1, 2), wandb_project="p")
+    fill(stage, (3,), resume_step=2, wandb_project="p")
+    fill(stage, (1,), wandb_project="p")
+    rows = [row if row == "finished" else (row["step"], row["loss"]) for row in wandb.rows]
+    assert rows == [(1, 1.0), (2, 2.0), "finished", (3, 23.0), "finished", (1, 1.0), "finished"]
+    first, second, third = (run["id"] for run in wandb.runs)
+    assert first == second != third and wandb.runs[0]["project"] == "p" and wandb.runs[0]["name"] == "toy/sft"
+
+
+@pytest.mark.parametrize(
+    ("wandb", "reason"),
+    [
+        (None, "the package is not installed (pip install megagpt[wandb])"),
+        (FakeWandb(key=None), "nobody is logged in (wandb login, or WANDB_MODE=offline)"),
+        (FakeWandb(broken="init"), "ConnectionError"),
+        (FakeWandb(broken="log"), "ConnectionError"),
+    ],
+    ids=["absent", "not_logged_in", "no_start", "breaks_later"],
+)
+def test_wandb_missing_is_one_line_without_secrets(tmp_path, monkeypatch, capsys, wandb, reason):
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    fill(tmp_path, (1, 2, 3), wandb_project="p")
+    out = capsys.readouterr()
+    assert out.out == f"[sft] Weights & Biases gets no metrics: {reason}\n" and "secret" not in out.err
+    assert len(rows_of(tmp_path)) == 3
+
+
+def test_wandb_offline_needs_no_key(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", wandb := FakeWandb(key=None, mode="offline"))
+    fill(tmp_path, (1,), wandb_project="p")
+    assert len(wandb.rows) == 2
 
 
 def test_left_out_records_are_named_by_reason():
