@@ -19,12 +19,15 @@ VERBS = {
     "sft": ("megagpt.cli.stages", "learn from demonstrations"),
     "reward": ("megagpt.cli.stages", "learn to score answers from K-way rankings"),
     "rlhf": ("megagpt.cli.stages", "PPO with policy, reference, reward and value models"),
+    "plan": ("megagpt.cli.plan", "memory, time and cost of a stage, and layouts that fit, before any device is reserved"),
     "run": ("megagpt.cli.run", "the whole chain of a pipeline file; finished stages are skipped"),
     "report": ("megagpt.cli.report", "report.html and the table of gates of a run"),
     "generate": ("megagpt.cli.generate", "answer prompts from a file"),
     "chat": ("megagpt.cli.chat", "talk to a model"),
     "checkpoint": ("megagpt.cli.checkpoint", "what is in a checkpoint; whether it is whole"),
 }
+WITHOUT_TORCH = {"plan"}
+"""Verbs that answer before torch alone would be imported."""
 
 
 class UsageError(ValueError):
@@ -52,7 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(f"megagpt: unknown verb {verb!r}{nearest(verb, list(VERBS))}", file=sys.stderr)
         return EXIT_USAGE
-    _quiet_libraries()
+    if verb not in WITHOUT_TORCH:
+        _quiet_libraries()
     module = importlib.import_module(VERBS[verb][0])
     parser = _Parser(prog=f"megagpt {verb}", description=VERBS[verb][1], formatter_class=argparse.RawDescriptionHelpFormatter)
     module.add_arguments(parser, verb)
@@ -75,17 +79,26 @@ def _quiet_libraries() -> None:
 
 def _report(error: Exception) -> int:
     """User errors are one line; anything else keeps its traceback."""
-    from megagpt.checkpoint.layout import CheckpointError
-    from megagpt.config.load import ConfigError
-    from megagpt.data.errors import DataError
-    from megagpt.runtime.distributed import RuntimeSetupError
-    from megagpt.tokenizer.tokenizer import TokenizerError
-
-    if isinstance(error, (UsageError, ConfigError, CheckpointError, DataError, RuntimeSetupError, TokenizerError)):
+    if isinstance(error, _user_errors(error)):
         if os.environ.get("RANK", "0") == "0":  # every rank finds the same fault; one says it
             print(f"megagpt: {error}", file=sys.stderr, flush=True)
         return EXIT_USAGE
     raise error
+
+
+def _user_errors(error: Exception) -> tuple[type[Exception], ...]:
+    """Classes of errors that are the user's to mend; those of modules with torch are asked for last."""
+    from megagpt.checkpoint.layout import CheckpointError
+    from megagpt.config.load import ConfigError
+
+    light = (UsageError, ConfigError, CheckpointError)
+    if isinstance(error, light):
+        return light
+    from megagpt.data.errors import DataError
+    from megagpt.runtime.distributed import RuntimeSetupError
+    from megagpt.tokenizer.tokenizer import TokenizerError
+
+    return (DataError, RuntimeSetupError, TokenizerError)
 
 
 def _help() -> str:
