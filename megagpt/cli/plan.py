@@ -59,7 +59,7 @@ class _Planner:
 
     def propose(self, ranks: int) -> list[stage.StagePlan] | list[ppo.PpoPlan]:
         if isinstance(self.config, RlhfConfig):
-            return propose_ppo(self.config, self.folder, self.hardware, ranks)
+            return propose_ppo(self.config, ppo.models_of(self.config, self.folder), self.hardware, ranks)
         return propose_stage(self.config, stage.model_of(self.config, self.folder), self.hardware, ranks)
 
 

@@ -41,7 +41,7 @@ def predicted_loss(parameters: float, tokens: float) -> float:
 
 def compute_optimal_by_loss(flops: float) -> Optimum:
     """The minimum of `predicted_loss` under 6 N D = flops: N = G (C / 6)^a with G = (alpha A / (beta B))^(1 / (alpha + beta))
-    and a = beta / (alpha + beta) (Hoffmann et al. 2022, eq. 4; approach 3). Smaller models than `compute_optimal` from 1e21 on."""
+    and a = beta / (alpha + beta) (Hoffmann et al. 2022, eq. 4; approach 3). Smaller models than `compute_optimal`."""
     scale = (ALPHA * A / (BETA * B)) ** (1.0 / (ALPHA + BETA))
     parameters = scale * (flops / 6.0) ** (BETA / (ALPHA + BETA))
     tokens = flops / 6.0 / parameters

@@ -6,7 +6,6 @@ import functools
 from dataclasses import dataclass, field, replace
 
 from megagpt.config.schema import ParallelConfig
-from megagpt.config.stages import stage_layers
 from megagpt.model.param_map import canonical_shapes, entry
 from megagpt.model.shape import ModelShape
 from megagpt.parallel.grid import Grid
@@ -63,12 +62,10 @@ class Job:
 
     def layers(self, stage: int) -> list[int]:
         """Numbers of layers in the blocks of one pipeline stage."""
-        chunks = self.parallel.virtual_pipeline_size
-        ranges = (
-            stage_layers(self.shape.config.num_layers, self.grid.pp, stage, num_chunks=chunks, chunk=chunk, layers_of_stages=self.parallel.stage_layers)
-            for chunk in range(chunks)
-        )
-        return [len(layers) for layers in ranges]
+        given, chunks = self.parallel.stage_layers, self.parallel.virtual_pipeline_size
+        if given is not None:
+            return given[stage :: self.grid.pp]
+        return [self.shape.config.num_layers // (self.grid.pp * chunks)] * chunks
 
     def parameters(self, stage: int) -> list[Parameter]:
         """Everything that a rank of this pipeline stage trains."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megagpt.config.check import check_model, check_rlhf
-from megagpt.config.schema import ParallelConfig, RlhfConfig
+from megagpt.config.schema import ModelConfig, ParallelConfig, RlhfConfig
 from megagpt.model.param_map import num_parameters
 from megagpt.model.shape import ModelShape
 from megagpt.parallel.placement import ROLES, build_grids
@@ -19,8 +19,6 @@ from megagpt.plan.parents import starting_model
 from megagpt.plan.stage import uses_fused_loss
 
 TRAINED = ("policy", "value")
-LAUNCH_SECONDS_PER_LAYER = 0.25e-3
-"""A decoding step starts some 25 small kernels a layer, about 10 microseconds each; a rough figure."""
 
 
 @dataclass(frozen=True)
@@ -66,16 +64,26 @@ def plan_ppo(config: RlhfConfig, folder: Path, hardware: Hardware, ranks: int | 
         ConfigError: what the stage itself would raise, but for models that are still to come.
     """
     needed = 1 + max(rank for role in ROLES for rank in getattr(config.placement, role).ranks)
-    grids = build_grids(config.placement, ranks or needed)
+    return plan_placement(config, models_of(config, folder), hardware, ranks or needed)
+
+
+def models_of(config: RlhfConfig, folder: Path) -> dict[str, ModelConfig]:
+    """Role -> sizes of its model: the reference is the policy's start, the value model starts from the reward model."""
+    policy, reward = (starting_model(start, config.run, folder) for start in (config.policy, config.reward))
+    return {"policy": policy, "reference": policy, "reward": reward, "value": reward}
+
+
+def plan_placement(config: RlhfConfig, models: dict[str, ModelConfig], hardware: Hardware, ranks: int) -> PpoPlan:
+    """The same, once the models are known."""
+    grids = build_grids(config.placement, ranks)
     check_rlhf(config, {role: grid.dp for role, grid in grids.items()})
-    models = {start: starting_model(start, config.run, folder) for start in {config.policy, config.reward}}
     jobs, ppo = {}, config.ppo
     for role, grid in grids.items():
-        model, trained = models[config.policy if role in ("policy", "reference") else config.reward], role in TRAINED
-        check_model(model, grid.tp, grid.pp, f"placement.{role}")
+        trained = role in TRAINED
+        check_model(models[role], grid.tp, grid.pp, f"placement.{role}")
         zero = getattr(config.placement, role).zero if trained else 0
         jobs[role] = Job(
-            ModelShape(model), grid, ParallelConfig(tensor_parallel_size=grid.tp, pipeline_parallel_size=grid.pp, zero_stage=zero), hardware,
+            ModelShape(models[role]), grid, ParallelConfig(tensor_parallel_size=grid.tp, pipeline_parallel_size=grid.pp, zero_stage=zero), hardware,
             rows=ppo.micro_batch_size, length=config.prompts.max_prompt_length + config.prompts.max_response_length,
             num_microbatches=ppo.minibatch_size // (ppo.micro_batch_size * grid.dp), scalar_head=role in ("reward", "value"),
             optimizer=getattr(config, f"{role}_optimizer").name if trained else "none", fused_loss=uses_fused_loss(config.kernels, hardware),
@@ -159,7 +167,7 @@ def _rollout_seconds(config: RlhfConfig, job: Job) -> float:
     cache = sum(_rollout_memory(config, job, stage).kv_cache for stage in range(job.grid.pp)) / 2  # half full on average
     token = max(weights * job.num_bytes / hardware.memory_bandwidth, 2.0 * weights * rows / rate) + cache / hardware.memory_bandwidth
     prefill = 2.0 * weights * rows * config.prompts.max_prompt_length / rate
-    return prefill + config.prompts.max_response_length * (token + layers * LAUNCH_SECONDS_PER_LAYER)
+    return prefill + config.prompts.max_response_length * (token + layers * speed.LAUNCH_SECONDS_PER_LAYER)
 
 
 def _petaflop_s_days(plan: PpoPlan, attention: bool) -> float:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from pathlib import Path
 
 from megagpt.config.load import ConfigError
 from megagpt.config.schema import ModelConfig, PlacementConfig, RewardConfig, RlhfConfig, RoleConfig, StageConfig
 from megagpt.parallel.placement import ROLES
 from megagpt.plan.hardware import Hardware
-from megagpt.plan.ppo import PpoPlan, plan_ppo
+from megagpt.plan.ppo import PpoPlan, plan_placement
 from megagpt.plan.stage import StagePlan, layout_words, plan_layout
 
 MICRO_BATCHES = (1, 2, 4, 8, 16)
@@ -51,7 +50,7 @@ def _stage_candidates(config: StageConfig, model: ModelConfig, hardware: Hardwar
             yield config.model_copy(update={"parallel": parallel, "batch": config.batch.model_copy(update={"micro_batch_size": micro})})
 
 
-def propose_ppo(config: RlhfConfig, folder: Path, hardware: Hardware, ranks: int, limit: int = 5) -> list[PpoPlan]:
+def propose_ppo(config: RlhfConfig, models: dict[str, ModelConfig], hardware: Hardware, ranks: int, limit: int = 5) -> list[PpoPlan]:
     """The fastest placements that fit: all four models on all ranks, or policy and reference on the first half and reward and
     value on the second, cut in every way that the node and the batch allow."""
     halves = [(range(ranks), range(ranks))] + [(range(ranks // 2), range(ranks // 2, ranks))] * (ranks > 1)
@@ -61,7 +60,7 @@ def propose_ppo(config: RlhfConfig, folder: Path, hardware: Hardware, ranks: int
             roles = {role: RoleConfig(ranks=list(first if role in ("policy", "reference") else second), tp=tp, pp=pp, zero=zero) for role in ROLES}
             candidate = config.model_copy(update={"placement": PlacementConfig(**roles), "ppo": config.ppo.model_copy(update={"micro_batch_size": micro})})
             try:
-                plan = plan_ppo(candidate, folder, hardware, ranks)
+                plan = plan_placement(candidate, models, hardware, ranks)
             except ConfigError:
                 continue  # not legal for these models or batches
             if plan.fits:

@@ -19,13 +19,13 @@ def table(facts: dict[str, Any], proposals: list[str]) -> str:
         lines.append(("arithmetic", f"{facts['petaflop_s_days']:.4g} petaflop/s-days (with attention {facts['petaflop_s_days_with_attention']:.4g})"))
     else:
         lines.append(("run", "length not known: the records are not there (yet)"))
-    lines += [(f"{name} time", seconds(value)) for name, value in (("step", facts["seconds_per_step"]),)]
+    lines.append(("step time", seconds(facts["seconds_per_step"])))
     lines.append(("of it", ", ".join(f"{name.replace('_', ' ')} {value / facts['seconds_per_step']:.0%}" for name, value in facts["seconds_of_a_step"].items() if value > 0)))
     if "model_flops_utilization" in facts:
         lines.append(("speed", f"{facts['tokens_per_second']:,.0f} tokens/s, {facts['model_flops_utilization']:.0%} of the peak, pipeline bubble {facts['pipeline_bubble']:.1%}"))
     if facts["hours"] is not None:
         cost = "" if facts["cost"] is None else f", cost {facts['cost']:,.0f}"
-        lines.append(("whole run", f"{seconds(facts['hours'] * 3600)}, {facts['device_hours']:,.3g} device hours{cost}"))
+        lines.append(("whole run", f"{seconds(facts['hours'] * 3600)}, {number(facts['device_hours'])} device hours{cost}"))
     lines += _memory(facts)
     lines.append(("checkpoint", size(facts["checkpoint_bytes"])))
     if best := facts.get("compute_optimal"):
@@ -36,9 +36,9 @@ def table(facts: dict[str, Any], proposals: list[str]) -> str:
 
 def _memory(facts: dict[str, Any]) -> list[tuple[str, str]]:
     lines = []
-    for number, (phase, parts) in enumerate(facts["memory"].items()):
+    for place, (phase, parts) in enumerate(facts["memory"].items()):
         words = " + ".join(f"{name.replace('_', ' ')} {size(value)}" for name, value in parts.items() if value)
-        lines.append(("memory" if number == 0 else "", f"{phase}: {size(sum(parts.values()))} = {words}"))
+        lines.append(("memory" if place == 0 else "", f"{phase}: {size(sum(parts.values()))} = {words}"))
     verdict = "fits" if facts["fits"] else "DOES NOT FIT"
     lines.append(("", f"{verdict} into {size(facts['device_memory_bytes'])}"))
     if facts.get("offloaded_bytes_per_rank"):
@@ -54,6 +54,11 @@ def size(num_bytes: float) -> str:
         if num_bytes >= unit:
             return f"{num_bytes / unit:.3g} {name}"
     return f"{num_bytes:.0f} B"
+
+
+def number(value: float) -> str:
+    """Whole where that is exact enough."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def seconds(value: float) -> str:

@@ -17,6 +17,8 @@ TRAFFIC_PASSES = 9.5
 """Fitted: times that the bytes of a layer's activations cross the memory bus in forward and backward."""
 LINK_EFFICIENCY = 0.8
 """Share of a link's bandwidth that a ring reaches; assumed."""
+LAUNCH_SECONDS_PER_LAYER = 0.25e-3
+"""A forward pass starts some 25 kernels a layer, about 10 microseconds each: a floor for small models; a rough figure."""
 
 
 @dataclass(frozen=True)
@@ -84,9 +86,11 @@ def step_time(job: Job, rates: Rates = Rates(), kept_layer_bytes: float | None =
     recomputes = job.parallel.recompute == "full"
     chunks, m, w = job.parallel.virtual_pipeline_size, job.num_microbatches, job.num_bytes
     passes = 4 if recomputes else 3  # a backward pass is two forward passes
+    again = 4.0 * job.tokens * job.length * config.hidden_size / grid.tp if job.parallel.recompute == "selective" else 0.0
     product_rate = getattr(hardware.peak_flops, job.dtype) * rates.matmul
     kept = kept_layer_bytes if kept_layer_bytes is not None else layer_bytes(without_recomputation(job))
-    layer = passes * layer_flops(job) / product_rate + rates.traffic * passes / 3 * kept / hardware.memory_bandwidth
+    layer = (passes * layer_flops(job) + again) / product_rate + rates.traffic * passes / 3 * kept / hardware.memory_bandwidth
+    layer = max(layer, passes * LAUNCH_SECONDS_PER_LAYER)
     blocks = [sum(job.layers(stage)) for stage in range(grid.pp)]
     compute = max(count * layer + (3 * head_flops(job) / product_rate if stage == grid.pp - 1 else 0) for stage, count in enumerate(blocks))
 
