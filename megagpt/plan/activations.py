@@ -25,17 +25,19 @@ def layer_bytes(job: Job) -> int:
     heads = shape.config.num_attention_heads // tp
     keeps_scores = job.dropout > 0 and job.parallel.recompute == "none"
     if shape.is_llama:
-        # The norms compute in float32 (their input, and it over its length); query and key are kept turned too.
-        between, floats = 2 * h, 4 * h
+        # The norms compute in float32 (their input, its length, and one over the other); query and key are kept turned too.
+        between, floats = 2 * h, 4 * h + 2
         within = (3 * h if keeps_scores else (h + 2 * keys) + (h + keys)) + h + 5 * f
     else:
         between, floats = 4 * h + 4, 0  # 4: mean and deviation of both norms
         within = (h + 2 * keys) + (2 * h if keeps_scores else 0) + h + 2 * f
-    if job.dropout:
-        between += 2 * h  # masks of both residuals
     kept = w * tokens * between // shared + 4 * tokens * floats // shared + w * tokens * within // tp
+    if shape.is_llama:
+        kept += 4 * w * job.length // job.grid.cp * shape.head_size  # sines and cosines
+    if job.dropout:
+        kept += 2 * w * tokens * h  # masks of both residuals, drawn for whole rows
     if keeps_scores:
-        return kept + 3 * heads * tokens * job.length * w  # weights, mask, and their product
+        return kept + 3 * heads * tokens * job.length * w + job.length**2  # weights, mask, and their product; what is visible
     return kept + (4 * heads * tokens if job.parallel.recompute == "none" else 0)
 
 
@@ -45,7 +47,8 @@ def head_bytes(job: Job) -> int:
     Without the fused kernel the loss is plain PyTorch in float32: the scaled logits, their exponentials, and gradients of both.
     """
     w, tokens = job.num_bytes, job.tokens
-    norm = (8 + w if job.shape.is_llama else 2 * w) * tokens * job.shape.config.hidden_size // job.sequence_shards
+    ids = 24 * tokens  # tokens and labels, and what the loss keeps of each
+    norm = ids + (8 + w if job.shape.is_llama else 2 * w) * tokens * job.shape.config.hidden_size // job.sequence_shards
     if job.scalar_head:
         return norm
     logits = tokens * job.shape.padded_vocab_size(job.grid.tp) // job.grid.tp
