@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from megagpt.plan import activations
 from megagpt.plan.job import Job, Parameter, total
@@ -31,11 +31,11 @@ class Memory:
 
     @property
     def total(self) -> int:
-        return sum(asdict(self).values())
+        return sum(vars(self).values())
 
     def __add__(self, other: Memory) -> Memory:
         """Of two models on the same rank; one process holds both."""
-        sums = {name: value + getattr(other, name) for name, value in asdict(self).items()}
+        sums = {name: value + getattr(other, name) for name, value in vars(self).items()}
         return Memory(**sums | {"runtime": max(self.runtime, other.runtime)})
 
 

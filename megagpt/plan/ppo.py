@@ -13,7 +13,7 @@ from megagpt.model.shape import ModelShape
 from megagpt.parallel.placement import ROLES, build_grids
 from megagpt.plan import activations, compute, memory, speed
 from megagpt.plan.hardware import Hardware
-from megagpt.plan.job import Job
+from megagpt.plan.job import Job, total
 from megagpt.plan.memory import Memory
 from megagpt.plan.parents import starting_model
 from megagpt.plan.stage import uses_fused_loss
@@ -163,7 +163,7 @@ def _rollout_seconds(config: RlhfConfig, job: Job) -> float:
     (Pope et al. 2022, section 2). Pipeline stages take turns, so all of them count."""
     hardware, rows, layers = job.hardware, config.ppo.rollout_batch_size // job.grid.dp, job.shape.config.num_layers
     rate = getattr(hardware.peak_flops, job.dtype) * speed.MATMUL_EFFICIENCY
-    weights = num_parameters(job.shape) / job.grid.tp
+    weights = sum(total(job.parameters(stage)) for stage in range(job.grid.pp))
     cache = sum(_rollout_memory(config, job, stage).kv_cache for stage in range(job.grid.pp)) / 2  # half full on average
     token = max(weights * job.num_bytes / hardware.memory_bandwidth, 2.0 * weights * rows / rate) + cache / hardware.memory_bandwidth
     prefill = 2.0 * weights * rows * config.prompts.max_prompt_length / rate
@@ -173,13 +173,13 @@ def _rollout_seconds(config: RlhfConfig, job: Job) -> float:
 def _petaflop_s_days(plan: PpoPlan, attention: bool) -> float:
     """A round passes each response through the policy's sampling, one scoring pass of each model, and `epochs` updates of two:
     2 N a token forward, 6 N an update."""
-    ppo, total = plan.config.ppo, 0.0
+    ppo, flops = plan.config.ppo, 0.0
     for role, job in plan.jobs.items():
         size = num_parameters(job.shape, job.scalar_head)
         per_token = job.shape.flops_per_token(job.length, size) if attention else 6.0 * size
         forward = 1 + (role == "policy")
-        total += per_token * job.length * (forward / 3 + ppo.epochs * (role in TRAINED))
-    return total * ppo.rollout_batch_size * ppo.steps / compute.PETAFLOP_S_DAY
+        flops += per_token * job.length * (forward / 3 + ppo.epochs * (role in TRAINED))
+    return flops * ppo.rollout_batch_size * ppo.steps / compute.PETAFLOP_S_DAY
 
 
 def as_json(plan: PpoPlan) -> dict[str, Any]:

@@ -30,13 +30,16 @@ class StagePlan:
 
     config: StageConfig
     job: Job
-    num_parameters: int
     steps: Counter[int] | None
     """Rows in a step -> how many such steps; None where the number of records is not known."""
     memory: dict[str, Memory]
     """Phase -> its peak, on the rank where that is highest."""
     step: speed.StepTime
     """At the full batch size."""
+
+    @property
+    def num_parameters(self) -> int:
+        return num_parameters(self.job.shape, self.job.scalar_head)
 
     @property
     def bytes_per_rank(self) -> int:
@@ -82,9 +85,9 @@ def plan_layout(config: StageConfig, model: ModelConfig, hardware: Hardware, ran
         check_pretrain(config.model_copy(update={"model": model}), grid.dp)
     else:
         check_parent(config, model, grid.dp)
-    shape, is_reward = ModelShape(model), isinstance(config, RewardConfig)
+    is_reward = isinstance(config, RewardConfig)
     job = Job(
-        shape, grid, config.parallel, hardware,
+        ModelShape(model), grid, config.parallel, hardware,
         rows=config.batch.micro_batch_size * (RANKED_ANSWERS if is_reward else 1),
         length=config.sequence_length if isinstance(config, PretrainConfig) else config.data.max_length,
         num_microbatches=num_microbatches(config.batch, grid.dp), dtype=config.precision.dtype, scalar_head=is_reward,
@@ -92,7 +95,7 @@ def plan_layout(config: StageConfig, model: ModelConfig, hardware: Hardware, ran
     )  # fmt: skip
     stages = [{phase: memory.resident(job, stage) + extra for phase, extra in memory.training_phases(job, stage).items()} for stage in _stages(job)]
     worst = {phase: max((phases[phase] for phases in stages), key=lambda found: found.total) for phase in stages[0]}
-    return StagePlan(config, job, num_parameters(shape, is_reward), steps, worst, speed.step_time(job))
+    return StagePlan(config, job, steps, worst, speed.step_time(job))
 
 
 def _stages(job: Job) -> list[int]:
