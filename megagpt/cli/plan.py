@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser, verb: str) -> None:
     parser.add_argument("--config", required=True, type=Path, metavar="FILE", help="configuration of a pretrain, sft, reward or rlhf stage")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override one key; may be repeated")
     known = ", ".join(sorted(path.stem for path in FOLDER.glob("*.yaml")))
-    parser.add_argument("--hardware", default="a100-80gb", metavar="NAME|FILE", help=f"kind of device: {known}, or a file like those of configs/hardware")
+    parser.add_argument("--hardware", default="a100-80gb", metavar="NAME|FILE", help=f"{known}, or a file like theirs (default: %(default)s)")
     parser.add_argument("--ranks", type=int, metavar="N", help="devices of the job (default: what the layout says)")
     parser.add_argument("--hostfile", type=Path, metavar="F", help="hosts, one `HOST slots=N` a line: proposes layouts for them, best first")
     parser.add_argument("--price", type=float, metavar="P", help="of one device for one hour, in your currency")
@@ -66,17 +66,16 @@ class _Planner:
 def _on_hosts(planner: _Planner, ranks: int, hostfile: Path) -> tuple[stage.StagePlan | ppo.PpoPlan, list]:
     """The configured layout on these hosts and better ones; one line where it does not fit, with what would."""
     proposals = planner.propose(ranks)
-    best = words_of(proposals[0]) if proposals else None
     try:
         plan = planner.plan(ranks)
-        obstacle = None if plan.fits else f"needs {plan.bytes_per_rank / 1e9:.1f} GB a rank, and a device of {planner.hardware.name} has {planner.hardware.memory_bytes / 1e9:.0f}"
+        if plan.fits:
+            return plan, proposals
+        device = planner.hardware
+        obstacle = f"needs {plan.bytes_per_rank / 1e9:.1f} GB a rank, and a device of {device.name} has {device.memory_bytes / 1e9:.0f}"
     except ConfigError as error:
-        plan, obstacle = None, str(error)
-    if obstacle is None:
-        return plan, proposals
-    if best is None:
-        more = next((factor * ranks for factor in (2, 4, 8, 16, 32) if planner.propose(factor * ranks)), None)
-        best = "no layout fits here" + (f"; {more} ranks would do" if more else "")
-    else:
-        best += " would do"
-    raise ConfigError(f"{hostfile}: {ranks} ranks: {obstacle}; {best}")
+        obstacle = str(error)
+    if proposals:
+        raise ConfigError(f"{hostfile}: {ranks} ranks: {obstacle}; {words_of(proposals[0])} would do")
+    more = next((factor * ranks for factor in (2, 4, 8, 16, 32) if planner.propose(factor * ranks)), None)
+    advice = f"{more} ranks would do" if more else f"nor on {32 * ranks} ranks"
+    raise ConfigError(f"{hostfile}: {ranks} ranks: {obstacle}; no layout fits here; {advice}")

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from megagpt.config.load import ConfigError, load_config, nearest
+from megagpt.config.load import ConfigError, load_config
 from megagpt.config.schema import Frozen
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs/hardware"
@@ -57,11 +57,11 @@ def load_hardware(name: str) -> Hardware:
     """A profile by its name in configs/hardware, or a file of your own.
 
     Raises:
-        ConfigError: no such profile, with the nearest that there is; or a file that is not one.
+        ConfigError: no such profile, or a file that is not one.
     """
     if name.endswith((".yaml", ".yml")):
         return load_config(Hardware, name)
     known = sorted(path.stem for path in FOLDER.glob("*.yaml"))
     if name not in known:
-        raise ConfigError(f"--hardware {name}: neither a profile of configs/hardware nor a .yaml file{nearest(name, known)}")
+        raise ConfigError(f"--hardware {name}: must be a .yaml file or one of {', '.join(known)}")
     return load_config(Hardware, FOLDER / f"{name}.yaml")

@@ -76,7 +76,9 @@ def training_phases(job: Job, stage: int) -> dict[str, Memory]:
     parameters = job.parameters(stage)
     gradients = Memory(gradients=4 * total(parameters))
     gathered = min(total(parameters), LIVE_PARAMETERS) * job.num_bytes if job.parallel.zero_stage == 3 else 0
-    reduced = _bucket(job, parameters) + 4 * partition(parameters, job.parallel.zero_stage, job.num_replicas) if job.parallel.zero_stage in (1, 2) else 0
+    reduced = 0
+    if job.parallel.zero_stage in (1, 2):
+        reduced = _bucket(job, parameters) + 4 * partition(parameters, job.parallel.zero_stage, job.num_replicas)
     return {
         "forward and backward": gradients + Memory(activations=activations.stage_bytes(job, stage), buffers=gathered),
         "reduce and step": gradients + Memory(buffers=reduced),

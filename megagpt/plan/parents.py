@@ -22,7 +22,7 @@ def read_stage(path: Path, overrides: list[str]) -> StageConfig | RlhfConfig:
     data = apply_overrides(load_data(path), overrides)
     stage = data.get("stage") or next((stage for stage in TRAINING if path.stem.endswith(stage)), None) or _by_keys(data)
     if stage not in TRAINING:
-        raise ConfigError(f"{path}: stage = {stage}: there is nothing to plan; `stage: {' | '.join(TRAINING)}` in the file (or --set stage=…) says what it is for")
+        raise ConfigError(f"{path}: stage = {stage}: nothing to plan; must be one of {', '.join(TRAINING)}, in the file or by --set stage=…")
     return build_config(STAGES[stage], data, str(path))
 
 
@@ -57,7 +57,9 @@ def pretrain_model(config: PretrainConfig, folder: Path) -> ModelConfig:
         return config.model
     path = _beside("tokenizer", config.run, folder)
     if path is None:
-        raise ConfigError(f"model.vocab_size: comes from the tokenizer, and {folder} has no *tokenizer.yaml with run.name {config.run.name}; --set it")
+        raise ConfigError(
+            f"model.vocab_size: comes from the tokenizer, and {folder} has no *tokenizer.yaml of run.name {config.run.name}; --set it"
+        )
     return config.model.model_copy(update={"vocab_size": load_data(path)["vocab_size"]})
 
 

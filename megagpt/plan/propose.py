@@ -41,8 +41,9 @@ def _stage_candidates(config: StageConfig, model: ModelConfig, hardware: Hardwar
         zeros = (1, 3) if pp == 1 and ranks > tp else (1,)
         virtual = VIRTUAL_STAGES if pp > 1 and not plain else (1,)
         for zero, chunks, micro, recompute in itertools.product(zeros, virtual, MICRO_BATCHES, ("none", "full")):
-            if model.num_layers % (pp * chunks) or config.batch.global_batch_size % (micro * ranks // (tp * pp * cp)):
-                continue
+            num_microbatches, rest = divmod(config.batch.global_batch_size, micro * ranks // (tp * pp * cp))
+            if model.num_layers % (pp * chunks) or rest or (chunks > 1 and num_microbatches % pp):
+                continue  # the interleaved schedule would fill up with empty microbatches
             parallel = config.parallel.model_copy(update={
                 "tensor_parallel_size": tp, "pipeline_parallel_size": pp, "data_parallel_size": ranks // (tp * pp * cp), "zero_stage": zero,
                 "virtual_pipeline_size": chunks, "sequence_parallel": tp > 1 and not plain, "recompute": recompute, "stage_layers": None,
@@ -55,10 +56,12 @@ def propose_ppo(config: RlhfConfig, models: dict[str, ModelConfig], hardware: Ha
     value on the second, cut in every way that the node and the batch allow."""
     halves = [(range(ranks), range(ranks))] + [(range(ranks // 2), range(ranks // 2, ranks))] * (ranks > 1)
     found = []
-    for (first, second), tp, pp, micro in itertools.product(halves, _divisors(min(ranks, hardware.devices_per_node)), _divisors(ranks), MICRO_BATCHES):
+    tensor_sizes = _divisors(min(ranks, hardware.devices_per_node))
+    for (first, second), tp, pp, micro in itertools.product(halves, tensor_sizes, _divisors(ranks), MICRO_BATCHES):
         for zero in (1, 3) if pp == 1 else (1,):
             roles = {role: RoleConfig(ranks=list(first if role in ("policy", "reference") else second), tp=tp, pp=pp, zero=zero) for role in ROLES}
-            candidate = config.model_copy(update={"placement": PlacementConfig(**roles), "ppo": config.ppo.model_copy(update={"micro_batch_size": micro})})
+            ppo = config.ppo.model_copy(update={"micro_batch_size": micro})
+            candidate = config.model_copy(update={"placement": PlacementConfig(**roles), "ppo": ppo})
             try:
                 plan = plan_placement(candidate, models, hardware, ranks)
             except ConfigError:
@@ -74,6 +77,7 @@ def _divisors(number: int) -> list[int]:
 
 def placement_words(plan: PpoPlan) -> str:
     """Two placements in one line: reference goes with the policy, value with the reward model."""
+
     def of(role: str) -> str:
         grid = plan.jobs[role].grid
         return f"tp {grid.tp}, dp {grid.dp}, pp {grid.pp} on ranks {grid.ranks.start}-{grid.ranks.stop - 1}"

@@ -11,7 +11,10 @@ def table(facts: dict[str, Any], proposals: list[str]) -> str:
     """Several lines from the same object that --json prints."""
     layout = facts["layout"]
     lines = [("hardware", f"{facts['ranks']} x {facts['hardware']}")]
-    lines += [("layout", layout)] if isinstance(layout, str) else [(role, f"{grid}, {facts['num_parameters_of_roles'][role]:,} parameters") for role, grid in layout.items()]
+    if isinstance(layout, str):
+        lines.append(("layout", layout))
+    else:
+        lines += [(role, f"{grid}, {facts['num_parameters_of_roles'][role]:,} parameters") for role, grid in layout.items()]
     lines.append(("parameters", f"{facts['num_parameters']:,}"))
     if facts["steps"] is not None:
         tokens = f" of {facts['tokens']:,} tokens" if "tokens" in facts else ""
@@ -20,16 +23,19 @@ def table(facts: dict[str, Any], proposals: list[str]) -> str:
     else:
         lines.append(("run", "length not known: the records are not there (yet)"))
     lines.append(("step time", seconds(facts["seconds_per_step"])))
-    lines.append(("of it", ", ".join(f"{name.replace('_', ' ')} {value / facts['seconds_per_step']:.0%}" for name, value in facts["seconds_of_a_step"].items() if value > 0)))
+    shares = {name.replace("_", " "): value / facts["seconds_per_step"] for name, value in facts["seconds_of_a_step"].items()}
+    lines.append(("of it", ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if share > 0)))
     if "model_flops_utilization" in facts:
-        lines.append(("speed", f"{facts['tokens_per_second']:,.0f} tokens/s, {facts['model_flops_utilization']:.0%} of the peak, pipeline bubble {facts['pipeline_bubble']:.1%}"))
+        share, bubble = facts["model_flops_utilization"], facts["pipeline_bubble"]
+        lines.append(("speed", f"{facts['tokens_per_second']:,.0f} tokens/s, {share:.0%} of the peak, pipeline bubble {bubble:.1%}"))
     if facts["hours"] is not None:
         cost = "" if facts["cost"] is None else f", cost {facts['cost']:,.0f}"
         lines.append(("whole run", f"{seconds(facts['hours'] * 3600)}, {number(facts['device_hours'])} device hours{cost}"))
     lines += _memory(facts)
     lines.append(("checkpoint", size(facts["checkpoint_bytes"])))
     if best := facts.get("compute_optimal"):
-        lines.append(("same budget", f"best spent on {best['parameters'] / 1e9:.3g} B parameters and {best['tokens'] / 1e9:.4g} B tokens (20 a parameter, Hoffmann et al. 2022)"))
+        words = f"{best['parameters'] / 1e9:.3g} B parameters and {best['tokens'] / 1e9:.4g} B tokens (20 a parameter, Hoffmann et al. 2022)"
+        lines.append(("same budget", f"best spent on {words}"))
     text = [f"{name:<12}{value}" for name, value in lines]
     return "\n".join(text + ["layouts that fit, best first:"] * bool(proposals) + [f"  {proposal}" for proposal in proposals])
 

@@ -73,9 +73,9 @@ def plan_stage(config: StageConfig, folder: Path, hardware: Hardware, ranks: int
         ConfigError: what the stage itself would raise, but for a parent that is still to come.
     """
     model = model_of(config, folder)
-    parallel = config.parallel
-    ranks = ranks or parallel.tensor_parallel_size * parallel.pipeline_parallel_size * parallel.context_parallel_size * (parallel.data_parallel_size or 1)
-    return plan_layout(config, model, hardware, ranks, _steps(config))
+    tp, pp, cp = (getattr(config.parallel, f"{axis}_parallel_size") for axis in ("tensor", "pipeline", "context"))
+    needed = tp * pp * cp * (config.parallel.data_parallel_size or 1)
+    return plan_layout(config, model, hardware, ranks or needed, _steps(config))
 
 
 def plan_layout(config: StageConfig, model: ModelConfig, hardware: Hardware, ranks: int, steps: Counter[int] | None = None) -> StagePlan:
@@ -184,8 +184,8 @@ def as_json(plan: StagePlan) -> dict[str, Any]:
 
 def layout_words(plan: StagePlan) -> str:
     """A layout in the words of its configuration."""
-    parallel, batch = plan.config.parallel, plan.config.batch
-    words = [f"tp {plan.job.grid.tp}", f"cp {plan.job.grid.cp}" * (plan.job.grid.cp > 1), f"dp {plan.job.grid.dp}", f"pp {plan.job.grid.pp}"]
-    words += [f"x {parallel.virtual_pipeline_size} virtual" * (parallel.virtual_pipeline_size > 1), "sequence parallel" * (plan.job.sequence_shards > 1)]
-    words += [f"ZeRO {parallel.zero_stage}", f"recompute {parallel.recompute}", f"micro-batch {batch.micro_batch_size}"]
-    return ", ".join(word for word in words if word).replace(", x ", " x ")
+    parallel, grid, chunks = plan.config.parallel, plan.job.grid, plan.config.parallel.virtual_pipeline_size
+    words = [f"tp {grid.tp}", f"cp {grid.cp}" if grid.cp > 1 else "", f"dp {grid.dp}"]
+    words.append(f"pp {grid.pp} x {chunks} virtual" if chunks > 1 else f"pp {grid.pp}")
+    words += ["sequence parallel" if plan.job.sequence_shards > 1 else "", f"ZeRO {parallel.zero_stage}", f"recompute {parallel.recompute}"]
+    return ", ".join(filter(None, [*words, f"micro-batch {plan.config.batch.micro_batch_size}"]))

@@ -155,6 +155,7 @@ def process_peak(grid: Grid, options: dict, dtype: str) -> int:
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_plan_process_peak(name, monkeypatch):
     """Tensors are given back to the kernel as they are freed. By itself glibc keeps blocks of up to 32 MB, in pieces: a quarter to a third more."""

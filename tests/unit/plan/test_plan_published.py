@@ -80,7 +80,8 @@ def test_plan_activation_formulas():
     unit = 2048 * 12288
     cases = [
         (dict(), 34 + 80), (dict(t=8), 10 + 24 / 8 + 80 / 8), (dict(t=8, sequence_parallel=True), (34 + 80) / 8),
-        (dict(t=8, recompute="selective"), 10 + 24 / 8), (dict(t=8, sequence_parallel=True, recompute="selective"), 34 / 8), (dict(t=8, recompute="full"), 2),
+        (dict(t=8, recompute="selective"), 10 + 24 / 8),
+        (dict(t=8, sequence_parallel=True, recompute="selective"), 34 / 8), (dict(t=8, recompute="full"), 2),
     ]  # fmt: skip
     for options, factor in cases:
         assert published_layer_bytes(**GPT3_LAYER, **options) == pytest.approx(factor * unit)
@@ -104,7 +105,8 @@ def test_plan_activation_savings_with_sequence_parallelism():
 
 
 TABLE_3 = [
-    (1.92e19, 0.4e9, 8.0e9), (1.21e20, 1e9, 20.2e9), (1.23e22, 10e9, 205.1e9), (5.76e23, 67e9, 1.5e12), (3.85e24, 175e9, 3.7e12), (1.27e26, 1e12, 21.2e12),
+    (1.92e19, 0.4e9, 8.0e9), (1.21e20, 1e9, 20.2e9), (1.23e22, 10e9, 205.1e9), (5.76e23, 67e9, 1.5e12),
+    (3.85e24, 175e9, 3.7e12), (1.27e26, 1e12, 21.2e12),
 ]  # fmt: skip
 
 

@@ -63,7 +63,9 @@ def job_of(row: Row) -> Job:
         sequence_parallel=not row.full, recompute="full" if row.full else "selective",
     )  # fmt: skip
     num_microbatches = row.batch // (row.micro * row.grid.dp)
-    return Job(ModelShape(model), row.grid, parallel, A100, rows=row.micro, length=2048, num_microbatches=num_microbatches, dtype="bf16", fused_loss=True)
+    return Job(
+        ModelShape(model), row.grid, parallel, A100, rows=row.micro, length=2048, num_microbatches=num_microbatches, dtype="bf16", fused_loss=True
+    )  # fmt: skip
 
 
 def error(name: str, rates: Rates = Rates()) -> float:
@@ -79,7 +81,8 @@ def test_plan_speed_constants_are_the_fit():
 
 @pytest.mark.parametrize("name", ROWS)
 def test_plan_speed_of_published_rows(name):
-    print(f"{name}: {seconds(ROWS[name], Rates()):.2f} s, published {ROWS[name].seconds} s, {error(name):+.1%}, {'fitted' if ROWS[name].fitted else 'held out'}")
+    row = ROWS[name]
+    print(f"{name}: {seconds(row, Rates()):.2f} s, published {row.seconds} s, {error(name):+.1%}, {'fitted' if row.fitted else 'held out'}")
     assert abs(error(name)) < BOUND
 
 
