@@ -82,31 +82,38 @@ def step_time(job: Job, rates: Rates = Rates(), kept_layer_bytes: float | None =
         kept_layer_bytes: activations of one layer without full recomputation, which its memory traffic is taken to be
             proportional to; default: ours.
     """
-    grid, hardware, config = job.grid, job.hardware, job.shape.config
-    recomputes = job.parallel.recompute == "full"
-    chunks, m, w = job.parallel.virtual_pipeline_size, job.num_microbatches, job.num_bytes
-    passes = 4 if recomputes else 3  # a backward pass is two forward passes
-    again = 4.0 * job.tokens * job.length * config.hidden_size / grid.tp if job.parallel.recompute == "selective" else 0.0
-    product_rate = getattr(hardware.peak_flops, job.dtype) * rates.matmul
-    kept = kept_layer_bytes if kept_layer_bytes is not None else layer_bytes(without_recomputation(job))
-    layer = (passes * layer_flops(job) + again) / product_rate + rates.traffic * passes / 3 * kept / hardware.memory_bandwidth
-    layer = max(layer, passes * LAUNCH_SECONDS_PER_LAYER)
-    blocks = [sum(job.layers(stage)) for stage in range(grid.pp)]
-    compute = max(count * layer + (3 * head_flops(job) / product_rate if stage == grid.pp - 1 else 0) for stage, count in enumerate(blocks))
+    grid, hardware, m, chunks = job.grid, job.hardware, job.num_microbatches, job.parallel.virtual_pipeline_size
+    layers, layer = [sum(job.layers(stage)) for stage in range(grid.pp)], _layer_seconds(job, rates, kept_layer_bytes)
+    head = 3 * head_flops(job) / _product_rate(job, rates)
+    compute = max(*(count * layer for count in layers), layers[-1] * layer + head)
 
-    hidden = job.tokens * config.hidden_size * w
-    sums = (6 if recomputes else 4) * ring_seconds(hidden, grid.tp, hardware.bandwidth(grid.tp))
-    inside = sums + passes * _exchange_seconds(job)
-    tensor_parallel = max(blocks) * inside
+    hidden = job.tokens * job.shape.config.hidden_size * job.num_bytes
+    passes, sums = (4, 6) if job.parallel.recompute == "full" else (3, 4)  # Shoeybi et al. 2019, figure 4: two sums a pass over a layer
+    inside = sums * ring_seconds(hidden, grid.tp, hardware.bandwidth(grid.tp)) + passes * _exchange_seconds(job)
+    tensor_parallel = max(layers) * inside
     pipeline = 0.0
     if grid.pp > 1:  # activations forward, gradients back; a message carries each tensor-parallel rank's part
         pipeline = 2 * chunks * hidden / grid.tp / hardware.bandwidth(2 * grid.tp * grid.cp * grid.dp)
-    busy = m * (compute + tensor_parallel + pipeline)
-    parameters = total(job.parameters(0))
+    busy, parameters = m * (compute + tensor_parallel + pipeline), total(job.parameters(0))
     return StepTime(
         m * compute, m * tensor_parallel, m * pipeline, busy * bubble_fraction(grid.pp, m, chunks),
         _data_parallel_seconds(job, parameters), 32.0 * parameters / job.num_replicas / hardware.memory_bandwidth,
     )
+
+
+def _layer_seconds(job: Job, rates: Rates, kept_layer_bytes: float | None) -> float:
+    """Matrix products and memory traffic of one layer and microbatch. A backward pass is two forward passes; full
+    recomputation adds one, selective recomputation that of attention alone."""
+    passes, attention = 4 if job.parallel.recompute == "full" else 3, 0.0
+    if job.parallel.recompute == "selective":
+        attention = 4.0 * job.tokens * job.length * job.shape.config.hidden_size / job.grid.tp
+    kept = layer_bytes(without_recomputation(job)) if kept_layer_bytes is None else kept_layer_bytes
+    products = (passes * layer_flops(job) + attention) / _product_rate(job, rates)
+    return max(products + rates.traffic * passes / 3 * kept / job.hardware.memory_bandwidth, passes * LAUNCH_SECONDS_PER_LAYER)
+
+
+def _product_rate(job: Job, rates: Rates) -> float:
+    return getattr(job.hardware.peak_flops, job.dtype) * rates.matmul
 
 
 def _exchange_seconds(job: Job) -> float:

@@ -158,7 +158,7 @@ def process_peak(grid: Grid, options: dict, dtype: str) -> int:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_plan_process_peak(name, monkeypatch):
-    """Tensors are given back to the kernel as they are freed. By itself glibc keeps blocks of up to 32 MB, in pieces: a quarter to a third more."""
+    """Tensors are given back to the kernel as they are freed. By itself glibc keeps blocks of up to 32 MB, in pieces: up to 37 % more."""
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "131072")
     grid, options, dtype = LAYOUTS[name]
     job = job_of(LARGE, grid, options, dtype, rows=16 // (4 * grid.dp))
