@@ -19,6 +19,7 @@ from types import MappingProxyType
 from typing import Any
 
 from megagpt.runtime import atomic
+from megagpt.runtime.errors import Foreseen
 from megagpt.runtime.run_folder import RunFolder
 
 FORMAT = 1
@@ -27,8 +28,14 @@ INDEX = {"model": "model.index.json", "optimizer": "optimizer.index.json"}
 STATE, CHECKSUMS, COMPLETE = "state.json", "checksums.json", "COMPLETE"
 
 
-class CheckpointError(ValueError):
+class CheckpointError(Foreseen, ValueError):
     """A checkpoint that cannot be used; the message names the folder and the reason."""
+
+
+class SaveError(Foreseen, RuntimeError):
+    """A checkpoint that could not be written."""
+
+    exit_code = 1
 
 
 def step_of(folder: Path) -> int | None:

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
 
-from megagpt.checkpoint.layout import CHECKSUMS, COMPLETE, FORMAT, INDEX, STATE, CheckpointError, complete_checkpoints, file_facts, step_of, write_checksums
+from megagpt.checkpoint.layout import CHECKSUMS, COMPLETE, FORMAT, INDEX, STATE, SaveError, complete_checkpoints, file_facts, step_of, write_checksums
 from megagpt.parallel.groups import Groups
 from megagpt.runtime import atomic
 from megagpt.runtime.log import say_here
@@ -127,7 +127,7 @@ class Saver:
         while len(shares := list(folder.glob(".share-*.json"))) < number:
             if self._cancelled.wait(POLL_SECONDS):
                 shutil.rmtree(folder, ignore_errors=True)
-                raise CheckpointError(f"{final}: not written; a rank could not write its share")
+                raise SaveError(f"{final}: not written; a rank could not write its share")
         try:
             notes = [json.loads(share.read_text(encoding="utf-8")) for share in shares]
             for kind, file in INDEX.items():

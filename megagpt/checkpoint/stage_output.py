@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from megagpt.checkpoint.layout import CheckpointError, identity
+from megagpt.checkpoint.layout import SaveError, identity
 from megagpt.checkpoint.load import Checkpoint
 from megagpt.checkpoint.resume import candidates, clear_leftovers, last_good, restore_engine
 from megagpt.checkpoint.save import Saver
@@ -133,12 +133,12 @@ class StageOutput:
         """Until every checkpoint that was begun is on disk; all ranks call this.
 
         Raises:
-            CheckpointError: one could not be written; the rank that failed printed why.
+            SaveError: one could not be written; the rank that failed printed why.
         """
         ok = torch.tensor(float(all([saver.wait() for saver in self._savers.values()])), device=self._device)
         dist.all_reduce(ok, op=dist.ReduceOp.MIN)
         if not ok:
-            raise CheckpointError(f"{self.folder / 'checkpoints'}: the last checkpoint could not be written; those before it are whole")
+            raise SaveError(f"{self.folder / 'checkpoints'}: the last checkpoint could not be written; those before it are whole")
 
     def finish(self, checkpoint: Path, **facts: Any) -> None:
         """Enter the stage into the manifest; rank 0 writes."""

@@ -9,9 +9,10 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from megagpt.runtime.stop_request import EXIT_STOPPED, Stopped, let_through
+from megagpt.runtime.errors import Foreseen
+from megagpt.runtime.stop_request import let_through
 
-EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
+EXIT_OK, EXIT_USAGE = 0, 2
 
 VERBS = {
     "data": ("megagpt.cli.data", "raw sources -> clean documents, demonstrations, rankings, prompts"),
@@ -21,15 +22,18 @@ VERBS = {
     "sft": ("megagpt.cli.stages", "learn from demonstrations"),
     "reward": ("megagpt.cli.stages", "learn to score answers from K-way rankings"),
     "rlhf": ("megagpt.cli.stages", "PPO with policy, reference, reward and value models"),
+    "plan": ("megagpt.cli.plan", "memory, time and cost of a stage, and layouts that fit, before any device is reserved"),
     "run": ("megagpt.cli.run", "the whole chain of a pipeline file; finished stages are skipped"),
     "report": ("megagpt.cli.report", "report.html and the table of gates of a run"),
     "generate": ("megagpt.cli.generate", "answer prompts from a file"),
     "chat": ("megagpt.cli.chat", "talk to a model"),
     "checkpoint": ("megagpt.cli.checkpoint", "what is in a checkpoint; whether it is whole"),
 }
+WITHOUT_TORCH = {"plan"}
+"""Verbs that answer before torch alone would be imported."""
 
 
-class UsageError(ValueError):
+class UsageError(Foreseen):
     """Words of the command line that do not fit the verb."""
 
 
@@ -56,14 +60,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_USAGE
     if VERBS[verb][0] != "megagpt.cli.stages":
         let_through()  # only stages have something to save
-    _quiet_libraries()
+    if verb not in WITHOUT_TORCH:
+        _quiet_libraries()
     module = importlib.import_module(VERBS[verb][0])
     parser = _Parser(prog=f"megagpt {verb}", description=VERBS[verb][1], formatter_class=argparse.RawDescriptionHelpFormatter)
     module.add_arguments(parser, verb)
     try:
         options = parser.parse_args(words[1:])
         return module.run(options, verb) or EXIT_OK
-    except Exception as error:
+    except Foreseen as error:  # anything else keeps its traceback
         return _report(error)
 
 
@@ -77,26 +82,10 @@ def _quiet_libraries() -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed guesses, and says so on every rank
 
 
-def _report(error: Exception) -> int:
-    """What was foreseen is one line; anything else keeps its traceback."""
-    from megagpt.checkpoint.layout import CheckpointError
-    from megagpt.config.load import ConfigError
-    from megagpt.data.errors import DataError
-    from megagpt.engine.anomaly import AnomalyError
-    from megagpt.runtime.distributed import RuntimeSetupError
-    from megagpt.tokenizer.tokenizer import TokenizerError
-
-    if isinstance(error, (UsageError, ConfigError, CheckpointError, DataError, RuntimeSetupError, TokenizerError)):
-        code = EXIT_USAGE
-    elif isinstance(error, AnomalyError):
-        code = EXIT_FAILED
-    elif isinstance(error, Stopped):
-        code = EXIT_STOPPED
-    else:
-        raise error
+def _report(error: Foreseen) -> int:
     if os.environ.get("RANK", "0") == "0":  # every rank finds the same; one says it
         print(f"megagpt: {error}", file=sys.stderr, flush=True)
-    return code
+    return error.exit_code
 
 
 def _help() -> str:

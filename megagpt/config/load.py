@@ -16,10 +16,12 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from megagpt.runtime.errors import Foreseen
+
 ConfigClass = TypeVar("ConfigClass", bound=BaseModel)
 
 
-class ConfigError(ValueError):
+class ConfigError(Foreseen, ValueError):
     """A configuration that cannot be used; the message is one line: where, value, rule."""
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
+from megagpt.runtime.errors import Foreseen
 
-class DataError(ValueError):
+
+class DataError(Foreseen, ValueError):
     """Unusable data. The message is one line: file, line (or row) where known, and the rule that is broken."""
 
     def __init__(self, path: str | Path, rule: str, line: int | None = None):

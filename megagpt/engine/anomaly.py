@@ -8,12 +8,15 @@ from collections import deque
 from typing import Any, Literal
 
 from megagpt.config.schema import AnomalyConfig
+from megagpt.runtime.errors import Foreseen
 
 Verdict = Literal["ok", "skip", "rollback"]
 
 
-class AnomalyError(RuntimeError):
+class AnomalyError(Foreseen, RuntimeError):
     """Skipping and going back did not help; the message is one line."""
+
+    exit_code = 1
 
 
 class AnomalyGuard:

@@ -19,8 +19,9 @@ from megagpt.model import megatron_globals, param_map
 from megagpt.model.attention import CausalAttention, KeyValueCache
 from megagpt.model.forward_pass import CurrentPass, ForwardPass
 from megagpt.model.layout import Layout
+from megagpt.model.megatron_config import transformer_config
 from megagpt.model.norm import Norm
-from megagpt.model.shape import ModelShape, transformer_config
+from megagpt.model.shape import ModelShape
 from megagpt.parallel.groups import Groups
 
 

@@ -7,18 +7,21 @@ made of one or more canonical tensors:
 - SwiGLU's gate and up projection are fused as [gate; up] on each tensor-parallel rank;
 - vocabulary rows are padded to a multiple of tp; padding rows are zero and are never stored.
 
-So the shards of a rank cannot simply be concatenated; `split` and `merge` know how.
+So the shards of a rank cannot simply be concatenated; `split` and `merge` know how. Only these two need torch: the planner
+reads the table without it.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from megagpt.model.shape import ModelShape
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -109,11 +112,13 @@ def canonical_shapes(shape: ModelShape, scalar_head: bool = False) -> dict[str, 
 
 def num_parameters(shape: ModelShape, scalar_head: bool = False) -> int:
     """Number of trained numbers, tied weights counted once."""
-    return sum(torch.Size(size).numel() for size in canonical_shapes(shape, scalar_head).values())
+    return sum(math.prod(size) for size in canonical_shapes(shape, scalar_head).values())
 
 
 def split(entry: Entry, pieces: list[Tensor], shape: ModelShape, tp: int, rank: int) -> Tensor:
     """Canonical tensors -> the shard that tensor-parallel rank `rank` of `tp` holds."""
+    import torch
+
     if entry.layout == "qkv":
         groups, size = shape.num_query_groups, shape.head_size
         # [groups, heads of this kind in a group, head size, ...]
@@ -130,6 +135,8 @@ def split(entry: Entry, pieces: list[Tensor], shape: ModelShape, tp: int, rank: 
 
 def merge(entry: Entry, shards: list[Tensor], shape: ModelShape) -> dict[str, Tensor]:
     """All tensor-parallel shards of one parameter, in rank order -> its canonical tensors."""
+    import torch
+
     if entry.layout == "qkv":
         groups, size, per_group = shape.num_query_groups, shape.head_size, shape.config.num_attention_heads // shape.num_query_groups
         fused = torch.cat(shards, dim=0).unflatten(0, (groups, per_group + 2, size))

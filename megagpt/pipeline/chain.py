@@ -115,7 +115,7 @@ def _begin(run: RunFolder, stages: list[str], before: str) -> None:
     A stage that was interrupted goes on from its checkpoints, also under a changed configuration of its own (it refuses what
     does not fit). One that was finished, or whose predecessors (their hash is `before`) have changed, starts from nothing.
     """
-    path, (stage, *later) = run.path / "started.json", stages
+    path, stage = run.path / "started.json", stages[0]
     finished = [name for name in stages if (run.path / name / "finished.json").exists()]
     started = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     started |= dict.fromkeys(finished)

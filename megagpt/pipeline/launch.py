@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megagpt.config.load import ConfigError
-from megagpt.runtime.distributed import free_port
 
 
 def launch_command(words: Sequence[str], num_ranks: int, hostfile: Path | None) -> list[str]:
@@ -25,6 +24,8 @@ def launch_command(words: Sequence[str], num_ranks: int, hostfile: Path | None) 
     Raises:
         ConfigError: a hostfile that cannot be read.
     """
+    from megagpt.runtime.distributed import free_port  # with torch, which reading a hostfile does without
+
     slots = {"localhost": num_ranks} if hostfile is None else read_hosts(hostfile)
     if len(slots) == 1 and slots.keys() <= {"localhost", "127.0.0.1", socket.gethostname()}:
         # The part of the deepspeed launcher that starts and watches the ranks of one machine. The part before it would ask even

@@ -15,9 +15,10 @@ import torch
 import torch.distributed as dist
 
 from megagpt.runtime import cpu_backend
+from megagpt.runtime.errors import Foreseen
 
 
-class RuntimeSetupError(RuntimeError):
+class RuntimeSetupError(Foreseen, RuntimeError):
     """The world of processes cannot be started; the message says what to change."""
 
 

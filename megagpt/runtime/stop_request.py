@@ -13,6 +13,8 @@ import time
 from collections.abc import Iterator
 from types import FrameType
 
+from megagpt.runtime.errors import Foreseen
+
 EXIT_STOPPED = 75
 """Stopped on request with a checkpoint, start again (EX_TEMPFAIL of sysexits.h)."""
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -20,8 +22,10 @@ SAME_REQUEST_SECONDS = 5.0
 """A signal this soon after the first one is the same request on another path."""
 
 
-class Stopped(Exception):
+class Stopped(Foreseen):
     """The stage ended between two steps, as asked; the message says where it goes on."""
+
+    exit_code = EXIT_STOPPED
 
 
 _requested_at: float | None = None

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 
+from megagpt.runtime.errors import Foreseen
 from megagpt.tokenizer.backends import (
     BACKENDS,
     Backend,
@@ -25,7 +26,7 @@ MARKER = "megagpt_tokenizer.json"
 """Lies in every folder that `Tokenizer.save` wrote: kind of vocabulary, control ids, hash."""
 
 
-class TokenizerError(ValueError):
+class TokenizerError(Foreseen, ValueError):
     """A tokenizer that is missing, ambiguous or damaged; the message names the path and the rule."""
 
 

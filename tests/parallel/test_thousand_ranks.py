@@ -7,10 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from megagpt.config.load import load_config
+from megagpt.config.schema import PretrainConfig
+from megagpt.model.shape import ModelShape
+from megagpt.plan.job import stage_parameters, total
+
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs/pretrain/gpt3_175b_1024gpu_tp8_pp16.yaml"
 TP, DP, PP, CHUNKS = 8, 8, 16, 3
-LAYERS, HIDDEN, CONTEXT, VOCABULARY = 96, 12288, 2048, 50304
+SHAPE = ModelShape(load_config(PretrainConfig, CONFIG).model)
 
 BUILD = """
 import json, sys
@@ -51,13 +56,6 @@ def build(rank: int) -> dict:
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def layer_numbers() -> int:
-    """Of one layer on one tensor-parallel rank: matrices and the biases of their outputs are cut, norms and the biases after a sum are not."""
-    matrices = (3 + 1 + 4 + 4) * HIDDEN**2 // TP
-    cut_biases = (3 + 4) * HIDDEN // TP
-    return matrices + cut_biases + (1 + 1) * HIDDEN + 2 * 2 * HIDDEN
-
-
 # Rank = tp + 8 * (dp + 8 * pp).
 @pytest.mark.parametrize(("rank", "tp", "dp", "pp"), [(0, 0, 0, 0), (517, 5, 0, 8), (1023, 7, 7, 15)])
 def test_thousand_ranks_groups_and_bytes_of_the_175b_layout(rank, tp, dp, pp):
@@ -72,10 +70,5 @@ def test_thousand_ranks_groups_and_bytes_of_the_175b_layout(rank, tp, dp, pp):
 
     assert built["layers"] == [[2 * (chunk * PP + pp) + 1, 2 * (chunk * PP + pp) + 2] for chunk in range(CHUNKS)]
     assert built["ends"] == [[pp == 0 and chunk == 0, pp == PP - 1 and chunk == CHUNKS - 1] for chunk in range(CHUNKS)]
-    numbers = [2 * layer_numbers()] * CHUNKS
-    vocabulary_rows = -(-VOCABULARY // TP)
-    if pp == 0:
-        numbers[0] += (vocabulary_rows + CONTEXT) * HIDDEN
-    if pp == PP - 1:
-        numbers[-1] += vocabulary_rows * HIDDEN + 2 * HIDDEN  # the copy of the tied embedding, the last norm
-    assert built["bytes"] == [2 * number for number in numbers], "bfloat16"
+    planned = [stage_parameters(SHAPE, TP, 2, *ends) for ends in built["ends"]]
+    assert built["bytes"] == [2 * total(parameters) for parameters in planned], "bfloat16"

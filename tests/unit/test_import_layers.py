@@ -101,7 +101,7 @@ def test_layers_packages_are_empty():
     assert not imported_modules(PACKAGE / "__init__.py")
 
 
-@pytest.mark.parametrize("module", ["megagpt.cli.stages", "megagpt.cli.run", "megagpt.parallel.placement", "megagpt.checkpoint.layout"])
+@pytest.mark.parametrize("module", ["megagpt.cli.stages", "megagpt.cli.run", "megagpt.cli.plan", "megagpt.parallel.placement", "megagpt.checkpoint.layout"])
 def test_layers_light_modules_load_no_heavy_library(module):
     """Planning a layout, reading a configuration or looking into a checkpoint needs no torch."""
     loaded = loaded_with(module)

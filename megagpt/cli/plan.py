@@ -1,0 +1,81 @@
+"""megagpt plan: memory, time and cost of a stage before any device is reserved. No torch."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from megagpt.config.load import ConfigError
+from megagpt.config.schema import RlhfConfig, StageConfig
+from megagpt.pipeline.launch import read_hosts
+from megagpt.plan import ppo, stage
+from megagpt.plan.hardware import FOLDER, Hardware, load_hardware
+from megagpt.plan.parents import read_stage
+from megagpt.plan.propose import propose_ppo, propose_stage, words_of
+from megagpt.plan.show import table
+
+
+def add_arguments(parser: argparse.ArgumentParser, verb: str) -> None:
+    parser.add_argument("--config", required=True, type=Path, metavar="FILE", help="configuration of a pretrain, sft, reward or rlhf stage")
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override one key; may be repeated")
+    known = ", ".join(sorted(path.stem for path in FOLDER.glob("*.yaml")))
+    parser.add_argument("--hardware", default="a100-80gb", metavar="NAME|FILE", help=f"{known}, or a file like theirs (default: %(default)s)")
+    parser.add_argument("--ranks", type=int, metavar="N", help="devices of the job (default: what the layout says)")
+    parser.add_argument("--hostfile", type=Path, metavar="F", help="hosts, one `HOST slots=N` a line: proposes layouts for them, best first")
+    parser.add_argument("--price", type=float, metavar="P", help="of one device for one hour, in your currency")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+
+
+def run(options: argparse.Namespace, verb: str) -> int | None:
+    config, hardware = read_stage(options.config, options.set), load_hardware(options.hardware)
+    if options.price is not None:
+        hardware = hardware.model_copy(update={"price_per_device_hour": options.price})
+    if options.hostfile is None:
+        plan, proposals = _Planner(config, options.config.parent, hardware).plan(options.ranks), []
+    else:
+        slots = read_hosts(options.hostfile)
+        hardware = hardware.model_copy(update={"devices_per_node": max(slots.values())})
+        planner = _Planner(config, options.config.parent, hardware)
+        plan, proposals = _on_hosts(planner, sum(slots.values()), options.hostfile)
+    facts = ppo.as_json(plan) if isinstance(plan, ppo.PpoPlan) else stage.as_json(plan)
+    words = [words_of(proposal) for proposal in proposals]
+    print(json.dumps(facts | {"layouts": words}) if options.json else table(facts, words))
+    return None
+
+
+@dataclass(frozen=True)
+class _Planner:
+    """The two ways to plan, one for a single model and one for four, behind one call."""
+
+    config: StageConfig | RlhfConfig
+    folder: Path
+    hardware: Hardware
+
+    def plan(self, ranks: int | None) -> stage.StagePlan | ppo.PpoPlan:
+        make = ppo.plan_ppo if isinstance(self.config, RlhfConfig) else stage.plan_stage
+        return make(self.config, self.folder, self.hardware, ranks)
+
+    def propose(self, ranks: int) -> list[stage.StagePlan] | list[ppo.PpoPlan]:
+        if isinstance(self.config, RlhfConfig):
+            return propose_ppo(self.config, ppo.models_of(self.config, self.folder), self.hardware, ranks)
+        return propose_stage(self.config, stage.model_of(self.config, self.folder), self.hardware, ranks)
+
+
+def _on_hosts(planner: _Planner, ranks: int, hostfile: Path) -> tuple[stage.StagePlan | ppo.PpoPlan, list]:
+    """The configured layout on these hosts and better ones; one line where it does not fit, with what would."""
+    proposals = planner.propose(ranks)
+    try:
+        plan = planner.plan(ranks)
+        if plan.fits:
+            return plan, proposals
+        device = planner.hardware
+        obstacle = f"needs {plan.bytes_per_rank / 1e9:.1f} GB a rank, and a device of {device.name} has {device.memory_bytes / 1e9:.0f}"
+    except ConfigError as error:
+        obstacle = str(error)
+    if proposals:
+        raise ConfigError(f"{hostfile}: {ranks} ranks: {obstacle}; {words_of(proposals[0])} would do")
+    more = next((factor * ranks for factor in (2, 4, 8, 16, 32) if planner.propose(factor * ranks)), None)
+    advice = f"{more} ranks would do" if more else f"nor on {32 * ranks} ranks"
+    raise ConfigError(f"{hostfile}: {ranks} ranks: {obstacle}; no layout fits here; {advice}")

@@ -1,0 +1,67 @@
+"""Devices that a run could be planned on: configs/hardware/*.yaml."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from megagpt.config.load import ConfigError, load_config
+from megagpt.config.schema import Frozen
+
+FOLDER = Path(__file__).resolve().parents[2] / "configs/hardware"
+
+
+class PeakConfig(Frozen):
+    """Dense matrix products, FLOP/s of one device."""
+
+    fp32: float = Field(gt=0)
+    """With tensor cores left at full fp32 (no TF32), as PyTorch does by default."""
+    bf16: float = Field(gt=0)
+    """0 is not possible: a device without bf16 gets the rate at which it emulates it."""
+    fp16: float = Field(gt=0)
+    """With fp32 accumulation."""
+
+
+class Hardware(Frozen):
+    """One kind of device and how devices are connected."""
+
+    name: str
+    """What the plan calls it."""
+    kind: Literal["gpu", "cpu"] = "gpu"
+    """On `cpu` the fused kernels are there and temporary buffers that are never touched cost nothing."""
+    peak_flops: PeakConfig
+    """By type of the weights."""
+    memory_bytes: float = Field(gt=0)
+    """Of one device."""
+    memory_bandwidth: float = Field(gt=0)
+    """Bytes a second between a device and its memory."""
+    devices_per_node: int = Field(gt=0)
+    """Devices that the fast links connect; a hostfile's largest number of slots overrides it."""
+    intra_node_bandwidth: float = Field(gt=0)
+    """Bytes a second that one device can send within its node."""
+    inter_node_bandwidth: float = Field(gt=0)
+    """Bytes a second that one device can send to another node."""
+    runtime_bytes: float = Field(ge=0)
+    """What a process holds beside tensors (libraries, CUDA context, communication buffers)."""
+    price_per_device_hour: float | None = Field(None, ge=0)
+    """In whatever currency you pay; null: no cost is planned."""
+
+    def bandwidth(self, num_neighbours: int) -> float:
+        """Between ranks that lie within `num_neighbours` consecutive ones."""
+        return self.intra_node_bandwidth if num_neighbours <= self.devices_per_node else self.inter_node_bandwidth
+
+
+def load_hardware(name: str) -> Hardware:
+    """A profile by its name in configs/hardware, or a file of your own.
+
+    Raises:
+        ConfigError: no such profile, or a file that is not one.
+    """
+    if name.endswith((".yaml", ".yml")):
+        return load_config(Hardware, name)
+    known = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    if name not in known:
+        raise ConfigError(f"--hardware {name}: must be a .yaml file or one of {', '.join(known)}")
+    return load_config(Hardware, FOLDER / f"{name}.yaml")

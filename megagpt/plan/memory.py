@@ -1,0 +1,130 @@
+"""Bytes of one rank, by part and phase: what DeepSpeed and our engine really allocate, and the ZeRO paper's accounting beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megagpt.plan import activations
+from megagpt.plan.job import Job, Parameter, total
+
+REDUCE_BUCKET = 500_000_000
+"""Numbers in DeepSpeed's `reduce_bucket_size`, which the engine leaves at its default."""
+LIVE_PARAMETERS = 1_000_000_000
+"""Numbers that ZeRO 3 keeps gathered at most (`stage3_max_live_parameters`, at its default)."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one rank."""
+
+    weights: int = 0
+    gradients: int = 0
+    """Sums over microbatches, float32: whole on every rank until the step, whatever the ZeRO stage."""
+    optimizer: int = 0
+    """Float32 masters and Adam's moments."""
+    activations: int = 0
+    kv_cache: int = 0
+    buffers: int = 0
+    """For reducing gradients and gathering weights."""
+    runtime: int = 0
+    """Libraries, device context, communication."""
+
+    @property
+    def total(self) -> int:
+        return sum(vars(self).values())
+
+    def __add__(self, other: Memory) -> Memory:
+        """Of two models on the same rank; one process holds both."""
+        sums = {name: value + getattr(other, name) for name, value in vars(self).items()}
+        return Memory(**sums | {"runtime": max(self.runtime, other.runtime)})
+
+
+def resident(job: Job, stage: int, trained: bool = True) -> Memory:
+    """What a rank holds between the phases."""
+    parameters = job.parameters(stage)
+    runtime = int(job.hardware.runtime_bytes)
+    if not trained:
+        return Memory(weights=total(parameters) * job.num_bytes, runtime=runtime)
+    part = partition(parameters, job.parallel.zero_stage, job.num_replicas)
+    optimizer = part * _state_bytes(job) if job.parallel.offload_optimizer == "none" else 0
+    if job.parallel.zero_stage == 3:
+        # The sums of gradients of its own part live as long as the engine, in float32 the bucket too.
+        bucket = _bucket(job, parameters) if job.dtype == "fp32" else 0
+        return Memory(weights=part * job.num_bytes, optimizer=optimizer, buffers=4 * part + bucket, runtime=runtime)
+    return Memory(weights=_whole(job, parameters) * job.num_bytes, optimizer=optimizer, runtime=runtime)
+
+
+def offloaded_bytes(job: Job) -> int:
+    """Optimizer states in host memory or on a drive, of the largest part that a rank offloads."""
+    if job.parallel.offload_optimizer == "none":
+        return 0
+    stages = (partition(job.parameters(stage), job.parallel.zero_stage, job.num_replicas) for stage in range(job.grid.pp))
+    return max(stages) * _state_bytes(job)
+
+
+def _state_bytes(job: Job) -> int:
+    """Of one number: its float32 master under ZeRO, Adam's two moments."""
+    return 4 * ((job.parallel.zero_stage > 0) + 2 * (job.optimizer == "adamw"))
+
+
+def training_phases(job: Job, stage: int) -> dict[str, Memory]:
+    """Peak of each phase of a training step on one pipeline stage, beyond what is resident.
+
+    DeepSpeed's `coalesce_grad_reduction` leaves the float32 gradients of all microbatches whole on each rank; at the end they
+    pass through a bucket, and each rank keeps its part of the sums until the step.
+    """
+    parameters = job.parameters(stage)
+    gradients = Memory(gradients=4 * total(parameters))
+    gathered = min(total(parameters), LIVE_PARAMETERS) * job.num_bytes if job.parallel.zero_stage == 3 else 0
+    reduced = 0
+    if job.parallel.zero_stage in (1, 2):
+        reduced = _bucket(job, parameters) + 4 * partition(parameters, job.parallel.zero_stage, job.num_replicas)
+    return {
+        "forward and backward": gradients + Memory(activations=activations.stage_bytes(job, stage), buffers=gathered),
+        "reduce and step": gradients + Memory(buffers=reduced),
+    }
+
+
+def partition(parameters: list[Parameter], zero_stage: int, num_replicas: int) -> int:
+    """Numbers that one replica keeps the optimizer's states of.
+
+    ZeRO 1 and 2 cut two flat groups (with and without weight decay), padded to twice the replicas; ZeRO 3 cuts each tensor.
+    """
+    if zero_stage == 0:
+        return total(parameters)
+    if zero_stage == 3:
+        return sum(-(-p.size // num_replicas) * p.count for p in parameters)
+    return sum(_padded(parameters, num_replicas)) // num_replicas
+
+
+def _padded(parameters: list[Parameter], num_replicas: int) -> list[int]:
+    groups = [total([p for p in parameters if p.decays is decays]) for decays in (True, False)]
+    return [-(-size // (2 * num_replicas)) * 2 * num_replicas for size in groups]
+
+
+def _whole(job: Job, parameters: list[Parameter]) -> int:
+    return sum(_padded(parameters, job.num_replicas)) if job.parallel.zero_stage in (1, 2) else total(parameters)
+
+
+def _bucket(job: Job, parameters: list[Parameter]) -> int:
+    """Bytes of the reduction's bucket; on a CPU only what is written into it becomes memory."""
+    num_bytes = job.num_bytes if job.parallel.zero_stage == 2 else 4
+    return num_bytes * (REDUCE_BUCKET if job.hardware.kind == "gpu" else min(REDUCE_BUCKET, total(parameters)))
+
+
+def paper_bytes(num_parameters: float, num_replicas: int, zero_stage: int) -> float:
+    """Model states of mixed-precision Adam with 16 bytes a parameter: 2 weights, 2 gradients, 12 optimizer (Rajbhandari et
+    al. 2020, section 3.1 and figure 1): optimizer states, then gradients, then weights are shared by the replicas."""
+    weights, gradients, optimizer = 2.0, 2.0, 12.0
+    if zero_stage >= 1:
+        optimizer /= num_replicas
+    if zero_stage >= 2:
+        gradients /= num_replicas
+    if zero_stage >= 3:
+        weights /= num_replicas
+    return num_parameters * (weights + gradients + optimizer)
+
+
+def checkpoint_bytes(num_parameters: int, optimizer: str) -> int:
+    """On disk: float32 weights, and with AdamW both moments; each number once, whatever the layout."""
+    return num_parameters * 4 * (3 if optimizer == "adamw" else 1)

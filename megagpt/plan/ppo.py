@@ -1,0 +1,209 @@
+"""The plan of PPO with four models, each on its own grid."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from megagpt.config.check import check_model, check_rlhf
+from megagpt.config.schema import ModelConfig, ParallelConfig, RlhfConfig
+from megagpt.model.param_map import num_parameters
+from megagpt.model.shape import ModelShape
+from megagpt.parallel.placement import ROLES, build_grids
+from megagpt.plan import activations, compute, memory, speed
+from megagpt.plan.hardware import Hardware
+from megagpt.plan.job import Job, total
+from megagpt.plan.memory import Memory
+from megagpt.plan.parents import starting_model
+from megagpt.plan.stage import uses_fused_loss
+
+TRAINED = ("policy", "value")
+
+
+@dataclass(frozen=True)
+class PpoPlan:
+    """What a PPO job would take."""
+
+    config: RlhfConfig
+    jobs: dict[str, Job]
+    memory: dict[str, Memory]
+    """Phase -> its peak, on the rank where that is highest."""
+    seconds: dict[str, float]
+    """Phase -> seconds of one round."""
+
+    @property
+    def bytes_per_rank(self) -> int:
+        return max(part.total for part in self.memory.values())
+
+    @property
+    def hardware(self) -> Hardware:
+        return self.jobs["policy"].hardware
+
+    @property
+    def ranks(self) -> int:
+        return max(job.grid.ranks.stop for job in self.jobs.values())
+
+    @property
+    def fits(self) -> bool:
+        return self.bytes_per_rank <= self.hardware.memory_bytes
+
+    @property
+    def seconds_per_step(self) -> float:
+        return sum(self.seconds.values())
+
+
+def plan_ppo(config: RlhfConfig, folder: Path, hardware: Hardware, ranks: int | None = None) -> PpoPlan:
+    """Memory, time and arithmetic of a PPO job.
+
+    Args:
+        folder: of the configuration file; models without a checkpoint are looked for there.
+        ranks: of the job; default: as many as the placement names.
+
+    Raises:
+        ConfigError: what the stage itself would raise, but for models that are still to come.
+    """
+    needed = 1 + max(rank for role in ROLES for rank in getattr(config.placement, role).ranks)
+    return plan_placement(config, models_of(config, folder), hardware, ranks or needed)
+
+
+def models_of(config: RlhfConfig, folder: Path) -> dict[str, ModelConfig]:
+    """Role -> sizes of its model: the reference is the policy's start, the value model starts from the reward model."""
+    policy, reward = (starting_model(start, config.run, folder) for start in (config.policy, config.reward))
+    return {"policy": policy, "reference": policy, "reward": reward, "value": reward}
+
+
+def plan_placement(config: RlhfConfig, models: dict[str, ModelConfig], hardware: Hardware, ranks: int) -> PpoPlan:
+    """The same, once the models are known."""
+    grids = build_grids(config.placement, ranks)
+    check_rlhf(config, {role: grid.dp for role, grid in grids.items()})
+    jobs, ppo = {}, config.ppo
+    for role, grid in grids.items():
+        trained = role in TRAINED
+        check_model(models[role], grid.tp, grid.pp, f"placement.{role}")
+        zero = getattr(config.placement, role).zero if trained else 0
+        jobs[role] = Job(
+            ModelShape(models[role]), grid, ParallelConfig(tensor_parallel_size=grid.tp, pipeline_parallel_size=grid.pp, zero_stage=zero), hardware,
+            rows=ppo.micro_batch_size, length=config.prompts.max_prompt_length + config.prompts.max_response_length,
+            num_microbatches=ppo.minibatch_size // (ppo.micro_batch_size * grid.dp), scalar_head=role in ("reward", "value"),
+            optimizer=getattr(config, f"{role}_optimizer").name if trained else "none", fused_loss=uses_fused_loss(config.kernels, hardware),
+        )  # fmt: skip
+    return PpoPlan(config, jobs, _memory(config, jobs), _seconds(config, jobs))
+
+
+# ---------------------------------------------------------------- memory
+
+
+def _memory(config: RlhfConfig, jobs: dict[str, Job]) -> dict[str, Memory]:
+    """Peaks over all ranks. All models of a rank stay there through all phases; what is added changes."""
+    held = {tuple(sorted((role, job.grid.coordinates(rank).pp) for role, job in jobs.items() if rank in job.grid)) for rank in _all_ranks(jobs)}
+    worst: dict[str, Memory] = {}
+    for roles in held:
+        base = sum((memory.resident(jobs[role], stage, role in TRAINED) for role, stage in roles), start=Memory())
+        for phase, extra in _phases(config, jobs, dict(roles)).items():
+            worst[phase] = max(worst.get(phase, base), base + extra, key=lambda found: found.total)
+    return worst
+
+
+def _all_ranks(jobs: dict[str, Job]) -> set[int]:
+    return {rank for job in jobs.values() for rank in job.grid.ranks}
+
+
+def _phases(config: RlhfConfig, jobs: dict[str, Job], roles: dict[str, int]) -> dict[str, Memory]:
+    """What each phase adds on a rank that holds these roles: role -> pipeline stage."""
+    scoring = [Memory(activations=_scoring_bytes(jobs[role], stage)) for role, stage in roles.items()]
+    phases = {"rollout": Memory(), "score": max(scoring, key=lambda found: found.total)}
+    if "policy" in roles:
+        phases["rollout"] = _rollout_memory(config, jobs["policy"], roles["policy"])
+    for role in TRAINED:
+        if role in roles:
+            update = memory.training_phases(jobs[role], roles[role]).values()
+            phases[f"update {role}"] = max(update, key=lambda found: found.total)
+    return phases
+
+
+def _rollout_memory(config: RlhfConfig, job: Job, stage: int) -> Memory:
+    """All rows of a replica are answered at once: keys and values of every layer and token, and the prompts' first pass."""
+    rows, shape = config.ppo.rollout_batch_size // job.grid.dp, job.shape
+    width = shape.head_size * shape.num_query_groups // job.grid.tp
+    cache = 2 * sum(job.layers(stage)) * rows * job.length * width * job.num_bytes
+    prompts = rows * config.prompts.max_prompt_length
+    passing = prompts * (2 * shape.ffn_hidden_size // job.grid.tp + 2 * shape.config.hidden_size) * job.num_bytes
+    return Memory(kv_cache=cache, activations=passing + 2 * rows * shape.vocab_size * 4)
+
+
+def _scoring_bytes(job: Job, stage: int) -> int:
+    """A forward pass keeps nothing but what is in work."""
+    head = activations.head_bytes(job) if stage == job.grid.pp - 1 else 0
+    return max(activations.passing_bytes(job), head)
+
+
+# ---------------------------------------------------------------- time
+
+
+def _seconds(config: RlhfConfig, jobs: dict[str, Job]) -> dict[str, float]:
+    """Of one round. Roles on the same ranks work one after the other, roles on different ranks at the same time."""
+    ppo = config.ppo
+    updates = ppo.epochs * (ppo.rollout_batch_size // ppo.minibatch_size)
+    steps = {role: speed.step_time(job).total for role, job in jobs.items()}
+    return {
+        "rollout": _rollout_seconds(config, jobs["policy"]),
+        # Forward only: a third of a step, once over the rollout.
+        "score": _slowest(jobs, {role: steps[role] / 3 * ppo.rollout_batch_size / ppo.minibatch_size for role in ROLES}),
+        "update": _slowest(jobs, {role: steps[role] * updates for role in TRAINED}),
+    }
+
+
+def _slowest(jobs: dict[str, Job], seconds: dict[str, float]) -> float:
+    return max(sum(time for role, time in seconds.items() if rank in jobs[role].grid) for rank in _all_ranks(jobs))
+
+
+def _rollout_seconds(config: RlhfConfig, job: Job) -> float:
+    """The prompts' first pass, then token by token: each reads all weights and the cache, or is bound by arithmetic or launches
+    (Pope et al. 2022, section 2). Pipeline stages take turns, so all of them count."""
+    hardware, rows, layers = job.hardware, config.ppo.rollout_batch_size // job.grid.dp, job.shape.config.num_layers
+    rate = getattr(hardware.peak_flops, job.dtype) * speed.MATMUL_EFFICIENCY
+    weights = sum(total(job.parameters(stage)) for stage in range(job.grid.pp))
+    cache = sum(_rollout_memory(config, job, stage).kv_cache for stage in range(job.grid.pp)) / 2  # half full on average
+    token = max(weights * job.num_bytes / hardware.memory_bandwidth, 2.0 * weights * rows / rate) + cache / hardware.memory_bandwidth
+    prefill = 2.0 * weights * rows * config.prompts.max_prompt_length / rate
+    return prefill + config.prompts.max_response_length * (token + layers * speed.LAUNCH_SECONDS_PER_LAYER)
+
+
+def _petaflop_s_days(plan: PpoPlan, attention: bool) -> float:
+    """A round passes each response through the policy's sampling, one scoring pass of each model, and `epochs` updates of two:
+    2 N a token forward, 6 N an update."""
+    ppo, flops = plan.config.ppo, 0.0
+    for role, job in plan.jobs.items():
+        size = num_parameters(job.shape, job.scalar_head)
+        per_token = job.shape.flops_per_token(job.length, size) if attention else 6.0 * size
+        forward = 1 + (role == "policy")
+        flops += per_token * job.length * (forward / 3 + ppo.epochs * (role in TRAINED))
+    return flops * ppo.rollout_batch_size * ppo.steps / compute.PETAFLOP_S_DAY
+
+
+def as_json(plan: PpoPlan) -> dict[str, Any]:
+    """One object with everything the plan says; bytes, seconds, hours."""
+    sizes = {role: num_parameters(job.shape, job.scalar_head) for role, job in plan.jobs.items()}
+    hours, price = plan.seconds_per_step * plan.config.ppo.steps / 3600, plan.hardware.price_per_device_hour
+    return {
+        "stage": "rlhf",
+        "hardware": plan.hardware.name,
+        "ranks": plan.ranks,
+        "layout": {role: f"{job.grid}" + (f", ZeRO {job.parallel.zero_stage}" if role in TRAINED else "") for role, job in plan.jobs.items()},
+        "num_parameters": sizes["policy"],
+        "num_parameters_of_roles": sizes,
+        "steps": plan.config.ppo.steps,
+        "petaflop_s_days": _petaflop_s_days(plan, attention=False),
+        "petaflop_s_days_with_attention": _petaflop_s_days(plan, attention=True),
+        "memory_bytes_per_rank": plan.bytes_per_rank,
+        "device_memory_bytes": int(plan.hardware.memory_bytes),
+        "fits": plan.fits,
+        "memory": {phase: asdict(parts) for phase, parts in plan.memory.items()},
+        "checkpoint_bytes": sum(memory.checkpoint_bytes(sizes[role], plan.jobs[role].optimizer) for role in TRAINED),
+        "seconds_per_step": plan.seconds_per_step,
+        "seconds_of_a_step": plan.seconds,
+        "hours": hours,
+        "device_hours": hours * plan.ranks,
+        "cost": None if price is None else hours * plan.ranks * price,
+    }

@@ -1,0 +1,191 @@
+"""The plan of a pre-training, SFT or reward job."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from megagpt.config.check import check_parent, check_pretrain, num_microbatches
+from megagpt.config.schema import ModelConfig, PretrainConfig, RewardConfig, StageConfig
+from megagpt.engine.schedule import run_steps
+from megagpt.model.param_map import num_parameters
+from megagpt.model.shape import ModelShape
+from megagpt.parallel.placement import stage_grid
+from megagpt.plan import compute, memory, speed
+from megagpt.plan.hardware import Hardware
+from megagpt.plan.job import Job
+from megagpt.plan.memory import Memory
+from megagpt.plan.parents import count_records, pretrain_model, starting_model
+from megagpt.runtime.run_folder import RunFolder
+
+RANKED_ANSWERS = 4
+"""Answers in a group of the reward stage, where only the data knows: K = 4 to 9 in Ouyang et al. 2022, section 3.2."""
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What a job would take."""
+
+    config: StageConfig
+    job: Job
+    steps: Counter[int] | None
+    """Rows in a step -> how many such steps; None where the number of records is not known."""
+    memory: dict[str, Memory]
+    """Phase -> its peak, on the rank where that is highest."""
+    step: speed.StepTime
+    """At the full batch size."""
+
+    @property
+    def num_parameters(self) -> int:
+        return num_parameters(self.job.shape, self.job.scalar_head)
+
+    @property
+    def bytes_per_rank(self) -> int:
+        return max(part.total for part in self.memory.values())
+
+    @property
+    def fits(self) -> bool:
+        return self.bytes_per_rank <= self.job.hardware.memory_bytes
+
+    @property
+    def tokens(self) -> int | None:
+        return None if self.steps is None else sum(rows * count for rows, count in self.steps.items()) * self.job.length
+
+    @property
+    def seconds(self) -> float | None:
+        """Of the whole run, with the smaller steps of a batch ramp; without evaluation and saving."""
+        if self.steps is None:
+            return None
+        rows = self.job.rows * self.job.grid.dp
+        return sum(count * speed.step_time(replace(self.job, num_microbatches=max(1, -(-size // rows)))).total for size, count in self.steps.items())
+
+
+def plan_stage(config: StageConfig, folder: Path, hardware: Hardware, ranks: int | None = None) -> StagePlan:
+    """Memory, time and arithmetic of a job.
+
+    Args:
+        folder: of the configuration file; parents without a checkpoint are looked for there.
+        ranks: of the job; default: what the layout says, with one replica where it leaves that open.
+
+    Raises:
+        ConfigError: what the stage itself would raise, but for a parent that is still to come.
+    """
+    model = model_of(config, folder)
+    tp, pp, cp = (getattr(config.parallel, f"{axis}_parallel_size") for axis in ("tensor", "pipeline", "context"))
+    needed = tp * pp * cp * (config.parallel.data_parallel_size or 1)
+    return plan_layout(config, model, hardware, ranks or needed, _steps(config))
+
+
+def plan_layout(config: StageConfig, model: ModelConfig, hardware: Hardware, ranks: int, steps: Counter[int] | None = None) -> StagePlan:
+    """The same, once model and length of the run are known."""
+    grid = stage_grid(config.parallel, ranks)
+    if isinstance(config, PretrainConfig):
+        check_pretrain(config.model_copy(update={"model": model}), grid.dp)
+    else:
+        check_parent(config, model, grid.dp)
+    is_reward = isinstance(config, RewardConfig)
+    job = Job(
+        ModelShape(model), grid, config.parallel, hardware,
+        rows=config.batch.micro_batch_size * (RANKED_ANSWERS if is_reward else 1),
+        length=config.sequence_length if isinstance(config, PretrainConfig) else config.data.max_length,
+        num_microbatches=num_microbatches(config.batch, grid.dp), dtype=config.precision.dtype, scalar_head=is_reward,
+        dropout=dropout_of(config, model), optimizer=config.optimizer.name, fused_loss=uses_fused_loss(config.kernels, hardware),
+    )  # fmt: skip
+    stages = [{phase: memory.resident(job, stage) + extra for phase, extra in memory.training_phases(job, stage).items()} for stage in _stages(job)]
+    worst = {phase: max((phases[phase] for phases in stages), key=lambda found: found.total) for phase in stages[0]}
+    return StagePlan(config, job, steps, worst, speed.step_time(job))
+
+
+def _stages(job: Job) -> list[int]:
+    """Pipeline stages that may need the most: all where they differ, else the ends (the first keeps the most microbatches, the
+    last has the head) and the one after the first."""
+    if job.parallel.stage_layers is not None:
+        return list(range(job.grid.pp))
+    return sorted({0, min(1, job.grid.pp - 1), job.grid.pp - 1})
+
+
+def model_of(config: StageConfig, folder: Path) -> ModelConfig:
+    """Sizes of the model that a stage trains."""
+    return pretrain_model(config, folder) if isinstance(config, PretrainConfig) else starting_model(config.parent, config.run, folder)
+
+
+def dropout_of(config: StageConfig, model: ModelConfig) -> float:
+    """Probability during training; SFT and reward training may override the model's."""
+    override = getattr(config, "dropout", None)
+    return model.dropout if override is None else override
+
+
+def uses_fused_loss(kernels: str, hardware: Hardware) -> bool:
+    """The loss has a kernel for CPUs so far; elsewhere it is plain PyTorch unless the configuration demands the kernel."""
+    return kernels == "fused" or (kernels == "auto" and hardware.kind == "cpu")
+
+
+def _steps(config: StageConfig) -> Counter[int] | None:
+    if isinstance(config, PretrainConfig):
+        return _pretrain_steps(config)
+    records = count_records(RunFolder(config.run).resolve_records(config.data).train)
+    if records is None:
+        return None
+    rows = config.batch.global_batch_size * (RANKED_ANSWERS if isinstance(config, RewardConfig) else 1)
+    return Counter({rows: config.epochs * -(-records // config.batch.global_batch_size)})
+
+
+def _pretrain_steps(config: PretrainConfig) -> Counter[int]:
+    """As `run_steps` counts them, but all the steps after a ramp at once."""
+    batch, length = config.batch, config.sequence_length
+    full = batch.global_batch_size * length
+    ramp = [] if batch.ramp is None else run_steps(batch, min(config.train_tokens, batch.ramp.tokens + full), length)
+    steps = Counter(len(rows) for rows in ramp)
+    seen = ramp[-1].stop * length if ramp else 0
+    steps[batch.global_batch_size] += (config.train_tokens - seen) // full
+    return steps
+
+
+def as_json(plan: StagePlan) -> dict[str, Any]:
+    """One object with everything the plan says; bytes, seconds, hours."""
+    job, hardware, step = plan.job, plan.job.hardware, plan.step
+    tokens, seconds, ranks = plan.tokens, plan.seconds, job.grid.size
+    flops = None if tokens is None else 6.0 * plan.num_parameters * tokens
+    attention = None if tokens is None else tokens * job.shape.flops_per_token(job.length, plan.num_parameters) / compute.PETAFLOP_S_DAY
+    hours = None if seconds is None else seconds / 3600
+    price = hardware.price_per_device_hour
+    peak = getattr(hardware.peak_flops, job.dtype)
+    return {
+        "stage": plan.config.stage,
+        "hardware": hardware.name,
+        "ranks": ranks,
+        "layout": layout_words(plan),
+        "num_parameters": plan.num_parameters,
+        "tokens": tokens,
+        "steps": None if plan.steps is None else plan.steps.total(),
+        "petaflop_s_days": None if tokens is None else compute.petaflop_s_days(plan.num_parameters, tokens),
+        "petaflop_s_days_with_attention": attention,
+        "memory_bytes_per_rank": plan.bytes_per_rank,
+        "device_memory_bytes": int(hardware.memory_bytes),
+        "fits": plan.fits,
+        "memory": {phase: asdict(parts) for phase, parts in plan.memory.items()},
+        "offloaded_bytes_per_rank": memory.offloaded_bytes(job),
+        "zero_paper_bytes_per_rank": memory.paper_bytes(plan.num_parameters / (job.grid.tp * job.grid.pp), job.num_replicas, job.parallel.zero_stage),
+        "checkpoint_bytes": memory.checkpoint_bytes(plan.num_parameters, job.optimizer),
+        "seconds_per_step": step.total,
+        "seconds_of_a_step": asdict(step),
+        "pipeline_bubble": speed.bubble_fraction(job.grid.pp, job.num_microbatches, job.parallel.virtual_pipeline_size),
+        "tokens_per_second": job.tokens_per_step / step.total,
+        "model_flops_utilization": speed.model_flops(job) / (step.total * ranks * peak),
+        "hours": hours,
+        "device_hours": None if hours is None else hours * ranks,
+        "cost": None if hours is None or price is None else hours * ranks * price,
+        "compute_optimal": None if flops is None else asdict(compute.compute_optimal(flops)),
+        "compute_optimal_by_loss": None if flops is None else asdict(compute.compute_optimal_by_loss(flops)),
+    }
+
+
+def layout_words(plan: StagePlan) -> str:
+    """A layout in the words of its configuration."""
+    parallel, grid, chunks = plan.config.parallel, plan.job.grid, plan.config.parallel.virtual_pipeline_size
+    words = [f"tp {grid.tp}", f"cp {grid.cp}" if grid.cp > 1 else "", f"dp {grid.dp}"]
+    words.append(f"pp {grid.pp} x {chunks} virtual" if chunks > 1 else f"pp {grid.pp}")
+    words += ["sequence parallel" if plan.job.sequence_shards > 1 else "", f"ZeRO {parallel.zero_stage}", f"recompute {parallel.recompute}"]
+    return ", ".join(filter(None, [*words, f"micro-batch {plan.config.batch.micro_batch_size}"]))

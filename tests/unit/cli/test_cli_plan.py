@@ -1,0 +1,125 @@
+"""megagpt plan: what it prints, how fast, and what it says when something does not fit."""
+
+import json
+import sys
+
+import pytest
+
+from megagpt.cli.main import main
+from megagpt.config.schema import ModelConfig, RunConfig
+from tests.helpers.tiny_checkpoint import make_checkpoint
+from tests.helpers.tiny_run import ROOT, command, demonstrations, finished, toy_tokenizer, write_rows
+
+PRETRAIN, SMOKE = ROOT / "configs/pretrain", ROOT / "configs/smoke"
+PLANNED = [*sorted(PRETRAIN.glob("*.yaml")), *(SMOKE / f"quickstart_{stage}.yaml" for stage in ("pretrain", "sft", "reward", "rlhf"))]
+GPT3 = PRETRAIN / "gpt3_6b7_128gpu_tp4.yaml"
+
+
+@pytest.fixture
+def plan(capsys, monkeypatch, tmp_path):
+    """The verb's JSON object; in an empty folder, so that no checkpoint is found."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: object) -> dict:
+        assert main(["plan", "--json", *map(str, words)]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    return run
+
+
+def error_of(capsys, *words: object) -> str:
+    assert main(["plan", *map(str, words)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    return error
+
+
+@pytest.mark.parametrize("config", PLANNED, ids=lambda path: path.stem)
+def test_cli_plan_of_every_shipped_training_stage(config, plan, capsys):
+    facts = plan("--config", config)
+    assert facts["num_parameters"] > 1e6 and facts["seconds_per_step"] > 0
+    assert facts["fits"] and 0 < facts["memory_bytes_per_rank"] == max(sum(parts.values()) for parts in facts["memory"].values())
+    known_length = config.parent == PRETRAIN or config.stem.endswith(("pretrain", "rlhf"))
+    assert (facts["petaflop_s_days"] is not None) == known_length
+    if known_length:
+        assert facts["petaflop_s_days_with_attention"] > facts["petaflop_s_days"] > 0
+    assert main(["plan", "--config", str(config), "--price", "2"]) == 0
+    text = capsys.readouterr().out
+    assert "fits into 80 GB" in text and ("cost" in text) == known_length
+
+
+def test_cli_plan_takes_under_a_second_and_no_torch():
+    report = "print(time.process_time(), 'torch' in sys.modules, 'numpy' in sys.modules)"
+    code = f"import sys, time; from megagpt.cli.main import main; main(sys.argv[1:]); {report}"
+    for config in (PRETRAIN / "gpt3_175b_1024gpu_tp8_pp16.yaml", SMOKE / "quickstart_rlhf.yaml", "no_such_file.yaml"):
+        result = finished(command(sys.executable, "-c", code, "plan", "--json", "--config", config))
+        seconds, *heavy = result.stdout.splitlines()[-1].split()
+        assert float(seconds) < 1 and heavy == ["False", "False"]
+
+
+def test_cli_plan_counts_the_records_that_are_there(plan, tmp_path):
+    rows = write_rows(tmp_path / "rows.jsonl", demonstrations())
+    facts = plan("--config", SMOKE / "quickstart_sft.yaml", "--set", f"data={{train: [{rows}], max_length: 256}}")
+    assert facts["steps"] == 2 * 3 and facts["tokens"] == 6 * 16 * 256  # two passes over 48 rows
+
+
+def test_cli_plan_takes_the_parent_from_its_checkpoint(plan, tmp_path):
+    tokenizer = toy_tokenizer(tmp_path / "tokenizer")
+    model = ModelConfig(num_layers=2, hidden_size=32, num_attention_heads=4, max_sequence_length=256, vocab_size=tokenizer.vocab_size)
+    make_checkpoint(RunConfig(name="quickstart", root=str(tmp_path / "runs")), "sft", model, tokenizer, seed=1)
+    words = ("--config", SMOKE / "quickstart_reward.yaml")
+    # Of the configuration beside it that will make one: that of pre-training and of the tokenizer; a scalar head.
+    assert plan(*words, "--set", "run.root=elsewhere")["num_parameters"] == parameters(4, 128, 2048) + 128 + 1
+    assert plan(*words)["num_parameters"] == parameters(2, 32, tokenizer.vocab_size) + 32 + 1
+
+
+def parameters(layers: int, hidden: int, vocabulary: int) -> int:
+    """Of the gpt family with tied embeddings and 256 positions."""
+    return hidden * (vocabulary + 256) + layers * (12 * hidden**2 + 13 * hidden) + 2 * hidden
+
+
+def test_cli_plan_ppo_adds_what_shares_a_rank(plan):
+    """Reward and value on one rank hold more than the policy's halves; moved apart, less is needed, and the round is no slower."""
+    shared = plan("--config", SMOKE / "quickstart_rlhf.yaml", "--hardware", "cpu")
+    roles = [f"placement.{role}={{ranks: [{rank}], tp: 1}}" for rank, role in enumerate(("policy", "reference", "reward", "value"))]
+    apart = plan("--config", SMOKE / "quickstart_rlhf.yaml", "--hardware", "cpu", *(word for role in roles for word in ("--set", role)))
+    assert set(shared["memory"]) == {"rollout", "score", "update policy", "update value"}
+    weights = 4 * shared["num_parameters_of_roles"]["value"]
+    assert shared["memory"]["update value"]["weights"] == pytest.approx(2 * weights, rel=0.001)
+    assert apart["memory"]["update value"]["weights"] == pytest.approx(weights, rel=0.001)
+    # Keys and values of all rows of a rollout and all their tokens, in float32.
+    assert apart["memory"]["rollout"]["kv_cache"] == 2 * 4 * 64 * (128 + 48) * 128 * 4
+    assert apart["seconds_of_a_step"]["update"] <= shared["seconds_of_a_step"]["update"] * 2
+
+
+def hosts(folder, *slots: int):
+    path = folder / "hosts"
+    path.write_text("".join(f"node{number} slots={count}\n" for number, count in enumerate(slots)))
+    return path
+
+
+def test_cli_plan_proposes_layouts_for_hosts_best_first(plan, tmp_path):
+    facts = plan("--config", GPT3, "--hostfile", hosts(tmp_path, *[8] * 16))
+    times = [float(words.split(" GB a rank, ")[1].split()[0]) for words in facts["layouts"]]
+    assert len(times) == 5 and times == sorted(times) and times[0] <= facts["seconds_per_step"]
+    rlhf = plan("--config", SMOKE / "quickstart_rlhf.yaml", "--hostfile", hosts(tmp_path, 4))
+    assert rlhf["layouts"] and all("policy and reference tp" in words for words in rlhf["layouts"])
+
+
+def test_cli_plan_of_hosts_that_do_not_fit_says_what_would(capsys, tmp_path):
+    few, tight = hosts(tmp_path, 8, 8), ("--hardware", "v100-32gb", "--set", "batch.micro_batch_size=16")
+    error = error_of(capsys, "--config", GPT3, "--hostfile", few)
+    assert "16 ranks: parallel: tensor_parallel_size 4 x" in error and "does not fit 16 ranks" in error and error.endswith("s a step would do\n")
+    error = error_of(capsys, "--config", GPT3, "--hostfile", few, "--set", "parallel.data_parallel_size=4", *tight)
+    assert "GB a rank, and a device of V100 SXM2 32 GB has 32; tp" in error and error.endswith("would do\n")
+    error = error_of(capsys, "--config", PRETRAIN / "gpt3_175b_1024gpu_tp8_pp16.yaml", "--hostfile", few)
+    assert "no layout fits here; " in error and error.endswith("ranks would do\n")
+
+
+def test_cli_plan_names_what_is_wrong(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "--hardware a100: must be a .yaml file or one of a100-40gb, a100-80gb" in error_of(capsys, "--config", GPT3, "--hardware", "a100")
+    assert "stage = data: nothing to plan" in error_of(capsys, "--config", SMOKE / "quickstart_data.yaml", "--set", "stage=data")
+    error = error_of(capsys, "--config", SMOKE / "quickstart_sft.yaml", "--set", "parent=nothing")
+    assert "parent nothing: no checkpoint in runs/quickstart/nothing" in error
+    assert "pipeline_parallel_size = 5" in error_of(capsys, "--config", GPT3, "--set", "parallel={pipeline_parallel_size: 5, zero_stage: 3}")

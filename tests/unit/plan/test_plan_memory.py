@@ -1,0 +1,83 @@
+"""Rules of the memory plan that need no measurement: pipelines, ZeRO, offload, hardware profiles."""
+
+from dataclasses import replace
+
+import pytest
+
+from megagpt.config.load import ConfigError
+from megagpt.config.schema import ModelConfig, ParallelConfig
+from megagpt.model.shape import ModelShape
+from megagpt.parallel.grid import Grid
+from megagpt.plan.activations import chunks_in_flight, layer_bytes, stage_bytes
+from megagpt.plan.hardware import FOLDER, load_hardware
+from megagpt.plan.job import Job, total
+from megagpt.plan.memory import REDUCE_BUCKET, offloaded_bytes, partition, resident, training_phases
+
+MODEL = ModelConfig(num_layers=24, hidden_size=256, num_attention_heads=8, max_sequence_length=512, vocab_size=1000)
+
+
+def job_of(grid: Grid, num_microbatches: int = 64, **parallel) -> Job:
+    sizes = {"tensor_parallel_size": grid.tp, "pipeline_parallel_size": grid.pp, "context_parallel_size": grid.cp}
+    return Job(
+        ModelShape(MODEL), grid, ParallelConfig(**sizes, **parallel), load_hardware("a100-80gb"),
+        rows=2, length=512, num_microbatches=num_microbatches, dtype="bf16", fused_loss=False,
+    )  # fmt: skip
+
+
+def test_plan_memory_microbatches_in_flight():
+    """1F1B keeps p - stage of them; interleaved the first stage keeps 1 + (p - 1) / (p v) of its layers' worth of all p."""
+    assert [chunks_in_flight(job_of(Grid(pp=4)), stage) for stage in range(4)] == [4, 3, 2, 1]
+    assert [chunks_in_flight(job_of(Grid(pp=4), num_microbatches=2), stage) for stage in range(4)] == [2, 2, 2, 1]
+    p, v = 4, 3
+    in_flight = chunks_in_flight(job_of(Grid(pp=p), virtual_pipeline_size=v), 0)
+    assert in_flight * 24 / (p * v) == 24 * (1 + (p - 1) / (p * v)), "Korthikanti et al. 2022, section 4.2.3"
+
+
+def test_plan_memory_of_uneven_stages():
+    even, uneven = job_of(Grid(pp=2)), job_of(Grid(pp=2), stage_layers=[16, 8])
+    assert stage_bytes(uneven, 0) - stage_bytes(even, 0) == 2 * 4 * layer_bytes(even), "two microbatches of four layers more"
+    assert total(uneven.parameters(0)) - total(even.parameters(0)) == 4 * (12 * 256**2 + 13 * 256)
+
+
+def test_plan_memory_sharding_divides():
+    """Sequence and context parallelism and full recomputation lower a layer's activations; what they divide, exactly."""
+    whole = layer_bytes(job_of(Grid()))
+    assert layer_bytes(job_of(Grid(tp=4), sequence_parallel=True)) == whole / 4
+    assert whole / 4 < layer_bytes(job_of(Grid(tp=4))) < whole
+    assert layer_bytes(job_of(Grid(cp=2))) == whole / 2
+    assert layer_bytes(job_of(Grid(), recompute="full")) == 2 * 2 * 512 * 256 < layer_bytes(job_of(Grid(), recompute="selective")) < whole
+
+
+def test_plan_memory_zero_shards_over_data_and_context_parallel_ranks():
+    parameters = job_of(Grid()).parameters(0)
+    for zero in (1, 2, 3):
+        assert partition(parameters, zero, 8) == pytest.approx(total(parameters) / 8, rel=1e-4)
+        assert resident(job_of(Grid(dp=4, cp=2), zero_stage=zero), 0).optimizer == 12 * partition(parameters, zero, 8)
+    assert partition(parameters, 0, 8) == total(parameters)
+
+
+def test_plan_memory_of_the_reduction():
+    """DeepSpeed's bucket is a buffer of its full size on a GPU; on a CPU only what is written counts."""
+    on_gpu = job_of(Grid(dp=2), zero_stage=1)
+    on_cpu = replace(on_gpu, hardware=load_hardware("cpu"))
+    gpu, cpu = (training_phases(job, 0)["reduce and step"].buffers for job in (on_gpu, on_cpu))
+    assert gpu - cpu == 4 * (REDUCE_BUCKET - total(on_gpu.parameters(0)))
+
+
+def test_plan_memory_offload_moves_the_optimizer():
+    kept, moved = job_of(Grid(dp=2), zero_stage=2), job_of(Grid(dp=2), zero_stage=2, offload_optimizer="cpu")
+    assert resident(moved, 0).optimizer == 0 and offloaded_bytes(moved) == resident(kept, 0).optimizer and offloaded_bytes(kept) == 0
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
+def test_plan_hardware_profiles(path):
+    hardware = load_hardware(path.stem)
+    assert hardware == load_hardware(str(path)) and path.read_text().startswith("#"), "the source comes first"
+    assert hardware.price_per_device_hour is None
+    assert hardware.bandwidth(hardware.devices_per_node) == hardware.intra_node_bandwidth > hardware.bandwidth(hardware.devices_per_node + 1)
+    assert hardware.runtime_bytes < hardware.memory_bytes / 10 and hardware.peak_flops.bf16 <= hardware.peak_flops.fp16
+
+
+def test_plan_hardware_that_is_not_there():
+    with pytest.raises(ConfigError, match="--hardware h100: must be a .yaml file or one of a100-40gb, .* h100-sxm"):
+        load_hardware("h100")
