@@ -133,6 +133,27 @@ def test_kill_of_a_rank_changes_nothing(folder, undisturbed):
     assert result_of(folder / "runs/killed/pretrain") == undisturbed("dp2-zero1")
 
 
+def test_stop_on_request_saves_and_the_same_command_goes_on(folder, undisturbed):
+    stage = folder / "runs/stopped/pretrain"
+    with open(folder / "stopped.log", "ab") as log:
+        launcher = start(*words_of("dp2-zero1", "stopped"), cwd=folder, stdout=log, stderr=log)
+    try:
+        while last_step(stage) < 10:
+            assert launcher.poll() is None, (folder / "stopped.log").read_text()[-3000:]
+            time.sleep(0.01)
+        launcher.send_signal(signal.SIGUSR1)
+        assert launcher.wait(TIME_LIMIT) == 75, (folder / "stopped.log").read_text()[-3000:]
+    finally:
+        if launcher.poll() is None:
+            kill_group(launcher)
+    (last,) = complete_checkpoints(stage)[-1:]
+    stopped_at = read_state(last)["step"]
+    assert 10 <= stopped_at < STEPS
+    assert f"pretrain: stopped on request after step {stopped_at}; the same command goes on from there" in (folder / "stopped.log").read_text()
+    finished(command(*words_of("dp2-zero1", "stopped"), cwd=folder))
+    assert result_of(stage) == undisturbed("dp2-zero1")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_kill_of_a_rank_changes_nothing_twenty_times(layout, folder, undisturbed):

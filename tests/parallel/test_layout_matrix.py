@@ -132,3 +132,26 @@ def test_parity_of_a_context_of_2048_over_two_ranks(family):
         assert rank.losses == pytest.approx(expected.losses, rel=PARITY_RELATIVE)
         assert rank.gradient_norms == pytest.approx(expected.gradient_norms, rel=PARITY_RELATIVE)
     assert_tensors_close(merge_ranks([rank.parameters for rank in ranks]), expected.parameters)
+
+
+EIGHT_RANKS = {
+    "tp2-pp2-dp2": (Grid(tp=2, pp=2, dp=2), 2, Layout(sequence_parallel=True, num_chunks=2)),
+    "tp2-cp2-dp2": (Grid(tp=2, cp=2, dp=2), 3, Layout(sequence_parallel=True, recompute="full")),
+    "cp2-pp2-dp2": (Grid(cp=2, pp=2, dp=2), 1, Layout(recompute="selective")),
+    "tp2-cp2-pp2": (Grid(tp=2, cp=2, pp=2), 1, Layout(stage_layers=(3, 1))),
+    "pp4-dp2": (Grid(pp=4, dp=2), 0, Layout()),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EIGHT_RANKS)
+def test_parity_of_eight_ranks_with_plain_training(name):
+    grid, zero, layout = EIGHT_RANKS[name]
+    config = tiny_model("gpt", True)
+    ranks = run_ranks(8, sharded_train, config, plain_init(config, seed=1), BATCHES, OPTIMIZERS["sgd"], grid, zero, layout, timeout=240)
+    expected = plain_reference(config, "sgd", torch.float32)
+    for rank in ranks:
+        assert rank.losses == pytest.approx(expected.losses, rel=PARITY_RELATIVE)
+        assert rank.gradient_norms == pytest.approx(expected.gradient_norms, rel=PARITY_RELATIVE)
+    assert_tensors_close(merge_ranks([rank.gradients for rank in ranks]), expected.gradients)
+    assert_tensors_close(merge_ranks([rank.parameters for rank in ranks]), expected.parameters)
