@@ -7,6 +7,7 @@ import math
 import torch
 
 from megagpt.config.schema import LossScaleConfig
+from megagpt.engine.buckets import REDUCE_BUCKET
 
 
 def deepspeed_config(
@@ -26,6 +27,8 @@ def deepspeed_config(
         "stage": zero_stage,
         # Small models: parameters below this size stay whole on every rank. 0 shards everything, as the name says.
         "stage3_param_persistence_threshold": 0,
+        "reduce_bucket_size": REDUCE_BUCKET,
+        "allgather_bucket_size": REDUCE_BUCKET,
     }
     if offload_optimizer != "none":
         zero["offload_optimizer"] = {"device": offload_optimizer, "pin_memory": torch.cuda.is_available()}

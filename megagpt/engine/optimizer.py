@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from megagpt.config.schema import OptimizerConfig
+from megagpt.kernels import apex
 
 
 def build_optimizer(model: torch.nn.Module, config: OptimizerConfig, offloaded: bool = False) -> torch.optim.Optimizer:
@@ -27,4 +28,6 @@ def build_optimizer(model: torch.nn.Module, config: OptimizerConfig, offloaded: 
         from deepspeed.ops.adam import DeepSpeedCPUAdam  # compiles its op at first use
 
         return DeepSpeedCPUAdam(groups, lr=config.lr, betas=config.betas, eps=config.eps, adamw_mode=True)
+    if parameters[0].is_cuda:
+        return apex.adamw(groups, config.lr, config.betas, config.eps)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)

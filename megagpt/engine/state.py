@@ -95,8 +95,11 @@ def _make_moments(engine: Engine) -> None:
         state = base.state[tensor]
         if not state:
             state.update({key: torch.zeros_like(tensor.data) for key in MOMENTS})
-        # torch's AdamW counts in a tensor, DeepSpeed's for the CPU in an integer.
-        state["step"] = torch.tensor(float(engine.num_updates)) if isinstance(base, torch.optim.AdamW) else engine.num_updates
+        # torch's AdamW counts in a tensor (a fused one on the device), DeepSpeed's for the CPU in an integer.
+        device = tensor.device if base.defaults.get("fused") else "cpu"
+        state["step"] = torch.tensor(float(engine.num_updates), device=device) if isinstance(base, torch.optim.AdamW) else engine.num_updates
+    for group in base.param_groups if not isinstance(base, torch.optim.AdamW) else ():
+        group["step"] = engine.num_updates  # where apex's counts
     _link(engine)
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from megagpt.kernels.apex import norm_class
+
 
 class Norm:
-    """Builds torch's LayerNorm or RMSNorm as the configuration says.
+    """Builds a LayerNorm or RMSNorm as the configuration says, apex's where it is installed.
 
     Megatron-core's own wrapper refuses sequence parallelism. All that it takes is a mark: with sequence parallelism each
     tensor-parallel rank normalises other tokens, so that the gradients of these weights are sums over the ranks
@@ -15,8 +17,7 @@ class Norm:
     """
 
     def __new__(cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_) -> torch.nn.Module:
-        kind = torch.nn.RMSNorm if config.normalization == "RMSNorm" else torch.nn.LayerNorm
-        norm = kind(hidden_size, eps=eps, dtype=config.params_dtype)
+        norm = norm_class(config.normalization)(hidden_size, eps=eps).to(config.params_dtype)
         for parameter in norm.parameters():
             parameter.sequence_parallel = config.sequence_parallel
         return norm

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from megagpt.engine.buckets import REDUCE_BUCKET
 from megagpt.plan import activations
 from megagpt.plan.job import Job, Parameter, total
 
-REDUCE_BUCKET = 500_000_000
-"""Numbers in DeepSpeed's `reduce_bucket_size`, which the engine leaves at its default."""
 LIVE_PARAMETERS = 1_000_000_000
 """Numbers that ZeRO 3 keeps gathered at most (`stage3_max_live_parameters`, at its default)."""
 

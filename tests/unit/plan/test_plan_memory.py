@@ -6,12 +6,13 @@ import pytest
 
 from megagpt.config.load import ConfigError
 from megagpt.config.schema import ModelConfig, ParallelConfig
+from megagpt.engine.buckets import REDUCE_BUCKET
 from megagpt.model.shape import ModelShape
 from megagpt.parallel.grid import Grid
 from megagpt.plan.activations import chunks_in_flight, layer_bytes, stage_bytes
 from megagpt.plan.hardware import FOLDER, load_hardware
 from megagpt.plan.job import Job, total
-from megagpt.plan.memory import REDUCE_BUCKET, offloaded_bytes, partition, resident, training_phases
+from megagpt.plan.memory import offloaded_bytes, partition, resident, training_phases
 
 MODEL = ModelConfig(num_layers=24, hidden_size=256, num_attention_heads=8, max_sequence_length=512, vocab_size=1000)
 
