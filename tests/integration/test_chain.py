@@ -71,7 +71,6 @@ def write_stage(folder: Path, stage: str, config: dict) -> None:
 
 def start_until(folder: Path, step: int) -> subprocess.Popen:
     """The chain, come to this step of pre-training."""
-    (folder / "runs/chain/pretrain/metrics.jsonl").unlink(missing_ok=True)  # of an earlier start
     with open(folder / "chain.log", "w") as log:
         process = start(sys.executable, "-m", "megagpt", "run", "--config", "chain.yaml", cwd=folder, stdout=log, stderr=subprocess.STDOUT)
     deadline = time.monotonic() + 300

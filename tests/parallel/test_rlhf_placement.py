@@ -74,7 +74,7 @@ def folder(tmp_path_factory):
 
 def ppo_config(folder, where: PlacementConfig, **ppo) -> RlhfConfig:
     return RlhfConfig(
-        run=RunConfig(name="toy", root=str(folder)),
+        run=RunConfig(name="toy", root=str(folder), seed=1),
         placement=where,
         policy_optimizer=OPTIMIZER,
         value_optimizer=OPTIMIZER,
