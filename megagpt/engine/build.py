@@ -24,6 +24,7 @@ from megagpt.engine.deepspeed_config import deepspeed_config
 from megagpt.engine.deepspeed_scope import deepspeed_scope, join_world
 from megagpt.engine.optimizer import build_optimizer
 from megagpt.engine.schedule_run import run_schedule
+from megagpt.engine.sharding import useful_zero_stage
 from megagpt.model import param_map
 from megagpt.model.gpt import GPT
 from megagpt.parallel.mpu import DeepSpeedMpu
@@ -102,8 +103,9 @@ class Engine:
     def of_stage(cls, models: Sequence[GPT], config: StageConfig) -> Engine:
         """The engine of a pre-training, SFT or reward job, with all that its configuration says."""
         parallel = config.parallel
+        zero_stage = useful_zero_stage(parallel.zero_stage, models[0].groups.grid, config.precision.dtype, parallel.offload_optimizer)
         return cls(
-            models, config.optimizer, parallel.zero_stage, loss_scale=config.precision.loss_scale,
+            models, config.optimizer, zero_stage, loss_scale=config.precision.loss_scale,
             offload_optimizer=parallel.offload_optimizer, offload_path=parallel.offload_path,
         )
 

@@ -7,7 +7,7 @@ import math
 import torch
 
 from megagpt.config.schema import LossScaleConfig
-from megagpt.engine.buckets import REDUCE_BUCKET
+from megagpt.engine.sharding import REDUCE_BUCKET
 
 
 def deepspeed_config(

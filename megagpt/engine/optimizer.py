@@ -30,4 +30,4 @@ def build_optimizer(model: torch.nn.Module, config: OptimizerConfig, offloaded: 
         return DeepSpeedCPUAdam(groups, lr=config.lr, betas=config.betas, eps=config.eps, adamw_mode=True)
     if parameters[0].is_cuda:
         return apex.adamw(groups, config.lr, config.betas, config.eps)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)

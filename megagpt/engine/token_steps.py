@@ -77,7 +77,8 @@ def train_step(
     scale = engine.loss_scale
     with phase("optimizer"):
         norm = engine.step(lr)
-    return {"loss": total / num_targets, "grad_norm": norm, "lr": lr} | ({} if scale == 1.0 else {"loss_scale": scale})
+    scaled = {"loss_scale": scale} if engine.model.layout.dtype == torch.float16 else {}
+    return {"loss": total / num_targets, "grad_norm": norm, "lr": lr} | scaled
 
 
 def evaluate(engine: Engine, rows: Sequence[EncodedRow], micro_batch_size: int, pad_id: int, device: torch.device) -> float:

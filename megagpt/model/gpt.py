@@ -139,7 +139,7 @@ class GPT(GPTModel):
         angles = positions.t()[:, :, None].float() * base**-exponents
         return torch.cat((angles, angles), dim=-1)[:, :, None]
 
-    def _postprocess(self, hidden_states: Tensor, **kwargs) -> Tensor:
+    def _postprocess(self, hidden_states: Tensor, **_) -> Tensor:
         if self.post_process and self._only is not None:
             hidden_states = hidden_states[self._only, torch.arange(hidden_states.size(1), device=hidden_states.device)][None]
         if self.has_scalar_head and self.post_process:
@@ -149,7 +149,11 @@ class GPT(GPTModel):
                     hidden_states, tensor_parallel_output_grad=False, group=self.groups.collection.tp
                 )
             return self.scalar_head(hidden_states).squeeze(-1).t().float().contiguous()
-        return super()._postprocess(hidden_states, **kwargs)
+        if not self.post_process:
+            return hidden_states
+        weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
+        logits, _ = self.output_layer(hidden_states, weight=weight)
+        return logits.transpose(0, 1)  # a view: the largest tensor of all is not copied, nor is its gradient
 
     # ------------------------------------------------------------ canonical names
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from megagpt.engine.buckets import REDUCE_BUCKET
+from megagpt.engine.sharding import REDUCE_BUCKET
 from megagpt.plan import activations
 from megagpt.plan.job import Job, Parameter, total
 

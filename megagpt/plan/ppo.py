@@ -8,6 +8,7 @@ from typing import Any
 
 from megagpt.config.check import check_model, check_rlhf
 from megagpt.config.schema import ModelConfig, ParallelConfig, RlhfConfig
+from megagpt.engine.sharding import useful_zero_stage
 from megagpt.model.param_map import num_parameters
 from megagpt.model.shape import ModelShape
 from megagpt.parallel.placement import ROLES, build_grids
@@ -81,7 +82,7 @@ def plan_placement(config: RlhfConfig, models: dict[str, ModelConfig], hardware:
     for role, grid in grids.items():
         trained = role in TRAINED
         check_model(models[role], grid.tp, grid.pp, f"placement.{role}")
-        zero = getattr(config.placement, role).zero if trained else 0
+        zero = useful_zero_stage(getattr(config.placement, role).zero, grid) if trained else 0
         jobs[role] = Job(
             ModelShape(models[role]), grid, ParallelConfig(tensor_parallel_size=grid.tp, pipeline_parallel_size=grid.pp, zero_stage=zero), hardware,
             rows=ppo.micro_batch_size, length=config.prompts.max_prompt_length + config.prompts.max_response_length,

@@ -10,6 +10,7 @@ from typing import Any
 from megagpt.config.check import check_parent, check_pretrain, num_microbatches
 from megagpt.config.schema import ModelConfig, PretrainConfig, RewardConfig, StageConfig
 from megagpt.engine.schedule import run_steps
+from megagpt.engine.sharding import useful_zero_stage
 from megagpt.model.param_map import num_parameters
 from megagpt.model.shape import ModelShape
 from megagpt.parallel.placement import stage_grid
@@ -85,12 +86,13 @@ def plan_layout(config: StageConfig, model: ModelConfig, hardware: Hardware, ran
         check_pretrain(config.model_copy(update={"model": model}), grid.dp)
     else:
         check_parent(config, model, grid.dp)
-    is_reward = isinstance(config, RewardConfig)
+    is_reward, dtype = isinstance(config, RewardConfig), config.precision.dtype
+    zero_stage = useful_zero_stage(config.parallel.zero_stage, grid, dtype, config.parallel.offload_optimizer)
     job = Job(
-        ModelShape(model), grid, config.parallel, hardware,
+        ModelShape(model), grid, config.parallel.model_copy(update={"zero_stage": zero_stage}), hardware,
         rows=config.batch.micro_batch_size * (RANKED_ANSWERS if is_reward else 1),
         length=config.sequence_length if isinstance(config, PretrainConfig) else config.data.max_length,
-        num_microbatches=num_microbatches(config.batch, grid.dp), dtype=config.precision.dtype, scalar_head=is_reward,
+        num_microbatches=num_microbatches(config.batch, grid.dp), dtype=dtype, scalar_head=is_reward,
         dropout=dropout_of(config, model), optimizer=config.optimizer.name, fused_loss=uses_fused_loss(config.kernels, hardware),
     )  # fmt: skip
     stages = [{phase: memory.resident(job, stage) + extra for phase, extra in memory.training_phases(job, stage).items()} for stage in _stages(job)]

@@ -79,7 +79,7 @@ def fit(config: PretrainConfig, original: str = "") -> Path:
     groups, layout = build_groups(grid, config.run.timeout_seconds), Layout.of(config.parallel, config.precision)
     engine = Engine.of_stage(new_chunks(model_config, groups, world.device, layout, config.run.seed), config)
     trainer, shape = Trainer(config, engine, data, output, tokenizer, world.device), ModelShape(model_config)
-    say(f"[pretrain] {num_parameters(shape):,} parameters, {grid}, ZeRO {config.parallel.zero_stage}, {trainer.total_steps} steps")
+    say(f"[pretrain] {num_parameters(shape):,} parameters, {grid}, ZeRO {engine.zero_stage}, {trainer.total_steps} steps")
     say(f"[pretrain] {data.describe(trainer.total_rows)}")
     flops = shape.flops_per_token(config.sequence_length, num_parameters(shape))
     with StageRun(config, folder, trainer.total_steps, trainer.done.step, world.device, flops) as around:

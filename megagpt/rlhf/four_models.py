@@ -12,6 +12,7 @@ from megagpt.checkpoint.load import Checkpoint, load_model
 from megagpt.config.schema import RlhfConfig
 from megagpt.engine.build import Engine
 from megagpt.engine.deepspeed_scope import join_world
+from megagpt.engine.sharding import useful_zero_stage
 from megagpt.model.gpt import GPT
 from megagpt.parallel.grid import Grid
 from megagpt.parallel.groups import Groups, build_groups
@@ -65,7 +66,8 @@ def build_four_models(config: RlhfConfig, grids: dict[str, Grid], policy: Checkp
 
     def train(role: str, optimizer) -> Engine | None:
         model = load(role)
-        return None if model is None else Engine(model, optimizer, getattr(config.placement, role).zero)
+        zero_stage = useful_zero_stage(getattr(config.placement, role).zero, grids[role])
+        return None if model is None else Engine(model, optimizer, zero_stage)
 
     models = FourModels(
         grids, groups, policy=train("policy", config.policy_optimizer), value=train("value", config.value_optimizer),

@@ -32,7 +32,8 @@ CONTENDERS = {
     "huggingface": (PEERS / "bin/python", 1, 2, []),
     "megagpt": (Path(sys.executable), 1, 2, []),
     "dp2": (Path(sys.executable), 2, 1, ["--data-parallel", "2"]),
-    "pp2": (Path(sys.executable), 2, 1, ["--pipeline-parallel", "2", "--micro-batch-size", "1"]),
+    # The head costs as much as 1.8 blocks, so the first stage gets more of these.
+    "pp2": (Path(sys.executable), 2, 1, ["--pipeline-parallel", "2", "--micro-batch-size", "1", "--stage-layers", "4", "2"]),
     "tp2": (Path(sys.executable), 2, 1, ["--tensor-parallel", "2"]),
 }
 
@@ -80,6 +81,7 @@ def train_megagpt(steps: int, options: argparse.Namespace) -> list[float]:
     from megagpt.config.schema import ModelConfig, OptimizerConfig
     from megagpt.data.batch import encoded_row
     from megagpt.engine.build import Engine
+    from megagpt.engine.sharding import useful_zero_stage
     from megagpt.engine.token_steps import count_targets, replica_batches, train_step
     from megagpt.model.layout import Layout
     from megagpt.model.param_map import num_parameters
@@ -93,8 +95,9 @@ def train_megagpt(steps: int, options: argparse.Namespace) -> list[float]:
     world = start("cpu")
     torch.set_num_threads(options.threads)
     grid = Grid(tp=options.tensor_parallel, dp=options.data_parallel, pp=options.pipeline_parallel)
-    chunks = new_chunks(config, build_groups(grid), world.device, Layout(), seed=0)
-    engine = Engine(chunks, OptimizerConfig(lr=1e-4), zero_stage=options.zero_stage)
+    layout = Layout(stage_layers=tuple(options.stage_layers) if options.stage_layers else None)
+    chunks = new_chunks(config, build_groups(grid), world.device, layout, seed=0)
+    engine = Engine(chunks, OptimizerConfig(lr=1e-4), useful_zero_stage(1, grid))
     micro, seconds = options.micro_batch_size or ROWS // grid.dp, []
     for ids in batches(steps):
         began = time.perf_counter()
@@ -154,7 +157,7 @@ def main() -> None:
     for name in ("tensor", "data", "pipeline"):
         parser.add_argument(f"--{name}-parallel", type=int, default=1, help=argparse.SUPPRESS)
     parser.add_argument("--micro-batch-size", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--zero-stage", type=int, default=1, help=argparse.SUPPRESS)
+    parser.add_argument("--stage-layers", type=int, nargs="+", help=argparse.SUPPRESS)
     parser.add_argument("--worker", choices=CONTENDERS, help=argparse.SUPPRESS)
     parser.add_argument("--threads", type=int, default=2, help=argparse.SUPPRESS)
     options = parser.parse_args()

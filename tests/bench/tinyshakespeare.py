@@ -72,6 +72,7 @@ def megagpt_stepper():
     from megagpt.config.schema import ModelConfig, OptimizerConfig
     from megagpt.data.batch import encoded_row
     from megagpt.engine.build import Engine
+    from megagpt.engine.sharding import useful_zero_stage
     from megagpt.engine.token_steps import count_targets, replica_batches, train_step
     from megagpt.model.layout import Layout
     from megagpt.model.param_map import num_parameters
@@ -83,7 +84,7 @@ def megagpt_stepper():
     world = start("cpu")
     config = ModelConfig(num_layers=LAYERS, hidden_size=WIDTH, num_attention_heads=HEADS, max_sequence_length=LENGTH, vocab_size=VOCABULARY)
     chunks = new_chunks(config, build_groups(Grid()), world.device, Layout(), seed=0)
-    engine = Engine(chunks, OptimizerConfig(lr=LR, betas=(0.9, 0.99)), zero_stage=1)
+    engine = Engine(chunks, OptimizerConfig(lr=LR, betas=(0.9, 0.99)), useful_zero_stage(1, Grid()))
 
     def step(ids):
         rows = [encoded_row(row.numpy()) for row in ids]

@@ -6,7 +6,7 @@ import pytest
 
 from megagpt.config.load import ConfigError
 from megagpt.config.schema import ModelConfig, ParallelConfig
-from megagpt.engine.buckets import REDUCE_BUCKET
+from megagpt.engine.sharding import REDUCE_BUCKET
 from megagpt.model.shape import ModelShape
 from megagpt.parallel.grid import Grid
 from megagpt.plan.activations import chunks_in_flight, layer_bytes, stage_bytes
