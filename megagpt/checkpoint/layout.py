@@ -13,7 +13,8 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -69,19 +70,21 @@ def find_checkpoint(where: str, run: RunFolder) -> Path:
     raise CheckpointError(f"{where}: no complete checkpoint there or in {run.path / where}{hint}")
 
 
-def read_state(checkpoint: Path) -> dict[str, Any]:
-    """state.json of a whole checkpoint; file sizes are compared with checksums.json.
+def read_state(checkpoint: Path, *, check_sizes: bool = True) -> dict[str, Any]:
+    """state.json of a whole checkpoint.
+
+    Args:
+        check_sizes: compare the size of every file with checksums.json; thousands of ranks had better share that (`verify`).
 
     Raises:
         CheckpointError: incomplete, damaged, or of another format.
     """
     if not (checkpoint / COMPLETE).exists():
         raise CheckpointError(f"{checkpoint}: the checkpoint is incomplete ({COMPLETE} is missing)")
-    sums, state = read_json(checkpoint, CHECKSUMS), read_json(checkpoint, STATE)
-    for name, facts in sums.items():
-        file = checkpoint / name
-        if not file.is_file() or file.stat().st_size != facts["bytes"]:
-            raise CheckpointError(f"{file}: damaged; {facts['bytes']} bytes were written")
+    state = read_json(checkpoint, STATE)
+    for name, facts in read_json(checkpoint, CHECKSUMS).items() if check_sizes else ():
+        if fault := _size_fault(checkpoint / name, facts):
+            raise CheckpointError(fault)
     if state["format"] != FORMAT:
         raise CheckpointError(f"{checkpoint}: format {state['format']}; this version reads format {FORMAT}")
     return state
@@ -120,9 +123,33 @@ def verify(checkpoint: Path, part: int = 0, parts: int = 1) -> list[str]:
     Args:
         part, parts: check only the part-th of so many shares of the files.
     """
-    read_state(checkpoint)
-    sums = list(read_json(checkpoint, CHECKSUMS).items())[part::parts]
-    return [f"{checkpoint / name}: content changed" for name, facts in sums if atomic.sha256_file(checkpoint / name) != facts["sha256"]]
+    read_state(checkpoint, check_sizes=False)
+    faults = []
+    for name, facts in list(read_json(checkpoint, CHECKSUMS).items())[part::parts]:
+        if fault := _size_fault(checkpoint / name, facts):
+            faults.append(fault)
+        elif atomic.sha256_file(checkpoint / name) != facts["sha256"]:
+            faults.append(f"{checkpoint / name}: content changed")
+    return faults
+
+
+def _size_fault(file: Path, facts: dict[str, Any]) -> str | None:
+    whole = file.is_file() and file.stat().st_size == facts["bytes"]
+    return None if whole else f"{file}: damaged; {facts['bytes']} bytes were written"
+
+
+def common_steps(folders: Sequence[Path]) -> list[int]:
+    """Steps of which every one of these stage folders has a whole checkpoint, oldest first."""
+    return sorted(set.intersection(*({step_of(path) for path in complete_checkpoints(folder)} for folder in folders)))
+
+
+def prune(folders: Sequence[Path], keep: int, keep_every: int) -> None:
+    """Remove checkpoints that are older than the newest `keep` which all folders have, and not of a step that `keep_every` divides (0: none)."""
+    kept = common_steps(folders)[-keep:]
+    for folder in folders:
+        for path in complete_checkpoints(folder) if kept else ():
+            if step_of(path) < kept[0] and not (keep_every and step_of(path) % keep_every == 0):
+                shutil.rmtree(path, ignore_errors=True)  # of several models, two ranks may do so at once
 
 
 def identity(checkpoint: Path) -> str:

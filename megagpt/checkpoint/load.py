@@ -31,9 +31,9 @@ class Checkpoint:
     state: dict[str, Any]
 
     @classmethod
-    def open(cls, path: Path) -> Checkpoint:
+    def open(cls, path: Path, *, check_sizes: bool = True) -> Checkpoint:
         """Raises CheckpointError for an incomplete or damaged folder, or tensors that are not those of its model."""
-        checkpoint = cls(path, read_state(path))
+        checkpoint = cls(path, read_state(path, check_sizes=check_sizes))
         stored = read_json(path, INDEX["model"])
         for name, needed in param_map.canonical_shapes(ModelShape(checkpoint.model_config), checkpoint.scalar_head).items():
             if name not in stored:
@@ -134,11 +134,15 @@ def load_chunks(
     return [model.to(device) for model in models]
 
 
-def new_chunks(config: ModelConfig, groups: Groups, device: torch.device, layout: Layout, seed: int) -> list[GPT]:
-    """This rank's blocks of layers of a language model with initial weights, the same under every layout."""
+def new_chunks(config: ModelConfig, groups: Groups, device: torch.device, layout: Layout, seed: int | None) -> list[GPT]:
+    """This rank's blocks of layers of a language model with initial weights, the same under every layout.
+
+    Args:
+        seed: None leaves the weights undefined, for a checkpoint that is about to fill them.
+    """
     shape = ModelShape(config)
     models = build_chunks(shape, groups, layout=layout)
     sizes = param_map.canonical_shapes(shape)
-    for model in models:
+    for model in models if seed is not None else ():
         model.load_canonical(lambda name: initial_tensor(name, sizes[name], shape, seed))
     return [model.to(device) for model in models]

@@ -11,45 +11,37 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from megagpt.checkpoint.layout import INDEX, CheckpointError, complete_checkpoints, read_json, verify
+from megagpt.checkpoint.layout import INDEX, STATE, CheckpointError, common_steps, identity, read_json, verify
 from megagpt.checkpoint.load import Checkpoint
 from megagpt.config.load import ConfigError
 from megagpt.engine import state
 from megagpt.engine.build import Engine
-from megagpt.runtime.log import say, say_here
+from megagpt.runtime.log import is_main_rank, say_here
 
 
-def candidates(folders: Sequence[Path], fixed: Mapping[str, Any]) -> list[list[Checkpoint]]:
-    """Checkpoints that a stage could resume from, newest step first; needs no process group.
+def require_same(folders: Sequence[Path], fixed: Mapping[str, Any]) -> None:
+    """Does what a stage would resume from fit? Needs no process group.
 
     Args:
-        folders: of the models that the stage trains; only steps that all of them saved count.
+        folders: of the models that the stage trains.
         fixed: what a resumed run must have in common with the one that saved: name of a setting -> value, as JSON.
 
     Raises:
-        ConfigError: the newest was made with another value of something fixed.
+        ConfigError: the newest checkpoint was made with another value of something fixed.
     """
-    found = []
-    saved = [{path.name: path for path in complete_checkpoints(folder)} for folder in folders]
-    for name in reversed(saved[0]):
-        if all(name in paths for paths in saved):
+    for folder in folders:
+        for step in common_steps(folders)[-1:]:
+            path = folder / "checkpoints" / f"step_{step}"
             try:
-                found.append([Checkpoint.open(paths[name]) for paths in saved])
-            except CheckpointError as error:
-                say(f"{error}; trying the checkpoint before")
-    for checkpoint in found[0] if found else ():
-        _require_same(checkpoint, fixed)
-    return found
-
-
-def _require_same(checkpoint: Checkpoint, fixed: Mapping[str, Any]) -> None:
-    stored = _flat(checkpoint.state.get("fixed", {}))
-    for name, value in _flat(fixed).items():
-        if stored.get(name) != value:
-            raise ConfigError(
-                f"{name} = {value}: the checkpoint to resume from has {stored.get(name)} ({checkpoint.path}); "
-                "take the same, another run.name, or start anew with run.resume=never"
-            )
+                stored = _flat(read_json(path, STATE).get("fixed", {}))
+            except CheckpointError:
+                continue  # damaged: `last_good` will say so
+            for name, value in _flat(fixed).items():
+                if stored.get(name) != value:
+                    raise ConfigError(
+                        f"{name} = {value}: the checkpoint to resume from has {stored.get(name)} ({path}); "
+                        "take the same, another run.name, or start anew with run.resume=never"
+                    )
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -59,22 +51,63 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def last_good(found: Sequence[list[Checkpoint]], device: torch.device) -> list[Checkpoint] | None:
-    """The first of the candidates whose files all have their SHA-256; each rank of the job hashes a share. All ranks call this."""
-    for checkpoints in found:
-        faults: list[str] = []
-        for checkpoint in checkpoints:
+def last_good(folders: Sequence[Path], device: torch.device) -> list[Checkpoint] | None:
+    """The newest step that all folders have whole, every file with its SHA-256; None where there is no checkpoint at all.
+
+    All ranks of the job call this. Rank 0 says which steps there are (a shared file system may show others an older state), each
+    rank hashes a share of the files, and all must see the same checkpoint.
+
+    Raises:
+        CheckpointError: there are checkpoints, and all of them are damaged.
+    """
+    steps = _from_rank_0(common_steps(folders) if is_main_rank() else [], device)
+    for step in reversed(steps):
+        paths = [folder / "checkpoints" / f"step_{step}" for folder in folders]
+        found, faults = [], []
+        for path in paths:
             try:
-                faults += verify(checkpoint.path, dist.get_rank(), dist.get_world_size())
-            except (CheckpointError, OSError) as error:
-                faults.append(str(error))
-        whole = torch.tensor(float(not faults), device=device)
-        dist.all_reduce(whole, op=dist.ReduceOp.MIN)
-        if whole:
-            return checkpoints
+                found.append(Checkpoint.open(path, check_sizes=False))
+                faults += verify(path, dist.get_rank(), dist.get_world_size())
+            except (OSError, ValueError, KeyError, TypeError) as error:  # whatever damaged JSON may lead to
+                faults.append(str(error) if isinstance(error, CheckpointError) else f"{path}: damaged ({type(error).__name__}: {error})")
+        # Ranks with a fault take part with a number of their own, so that none waits for another.
+        seen = [int(identity(path)[:12], 16) for path in paths] if not faults else [-1 - dist.get_rank()] * len(paths)
+        if _all_equal(seen, device) and not faults:
+            if is_main_rank():
+                _put_aside(folders, [later for later in steps if later > step])
+            dist.barrier()
+            return found
         for fault in faults:
             say_here(f"{fault}; trying the checkpoint before")
+    if steps:
+        raise CheckpointError(f"{folders[0] / 'checkpoints'}: none of {len(steps)} checkpoints is whole for all ranks; run.resume=never starts anew")
     return None
+
+
+def _from_rank_0(numbers: list[int], device: torch.device) -> list[int]:
+    """Rank 0's list, on all ranks."""
+    size = torch.tensor([len(numbers)], device=device)
+    dist.broadcast(size, src=0)
+    if not size:
+        return []
+    shared = torch.tensor(numbers, dtype=torch.int64, device=device) if is_main_rank() else torch.zeros(int(size), dtype=torch.int64, device=device)
+    dist.broadcast(shared, src=0)
+    return shared.tolist()
+
+
+def _all_equal(numbers: list[int], device: torch.device) -> bool:
+    """Does every rank have the same numbers?"""
+    bounds = torch.tensor([numbers, [-number for number in numbers]], dtype=torch.int64, device=device)
+    dist.all_reduce(bounds, op=dist.ReduceOp.MAX)
+    return bool((bounds[0] == -bounds[1]).all()) and min(numbers) >= 0
+
+
+def _put_aside(folders: Sequence[Path], steps: Sequence[int]) -> None:
+    """Give damaged checkpoints a name under which nobody takes them for newer ones."""
+    for path in [folder / "checkpoints" / f"step_{step}" for folder in folders for step in steps]:
+        aside = path.with_name(path.name + ".damaged")
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(path, aside)
 
 
 def restore_engine(checkpoint: Checkpoint, engine: Engine) -> None:

@@ -13,7 +13,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,12 +22,12 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
 
-from megagpt.checkpoint.layout import CHECKSUMS, COMPLETE, FORMAT, INDEX, STATE, SaveError, complete_checkpoints, file_facts, step_of, write_checksums
+from megagpt.checkpoint.layout import CHECKSUMS, COMPLETE, FORMAT, INDEX, STATE, SaveError, file_facts, write_checksums
 from megagpt.parallel.groups import Groups
 from megagpt.runtime import atomic
 from megagpt.runtime.log import say_here
 
-POLL_SECONDS = 0.05
+POLL_SECONDS, MAX_POLL_SECONDS = 0.02, 1.0
 
 
 class SavesTokenizer(Protocol):
@@ -39,14 +39,15 @@ class Saver:
 
     Args:
         stage_folder: checkpoints go to `checkpoints/step_<n>` in here.
-        keep, keep_every: newest checkpoints that are kept, and, besides them, each whose step is a multiple of the second (0: none).
+        prune: removes what is not to be kept, once a checkpoint is whole; called in the thread of the grid's first rank.
     """
 
-    def __init__(self, stage_folder: Path, groups: Groups, *, config_yaml: str, tokenizer: SavesTokenizer, keep: int, keep_every: int = 0) -> None:
+    def __init__(self, stage_folder: Path, groups: Groups, *, config_yaml: str, tokenizer: SavesTokenizer, prune: Callable[[], None]) -> None:
         self._folder, self._groups = stage_folder / "checkpoints", groups
-        self._config_yaml, self._tokenizer, self._keep, self._keep_every = config_yaml, tokenizer, keep, keep_every
-        self._threads: list[_Task] = []
-        self._cancelled = threading.Event()
+        self._config_yaml, self._tokenizer, self._prune = config_yaml, tokenizer, prune
+        self._writing: _Task | None = None
+        self._completing: _Task | None = None
+        self._begun, self._cancelled = True, threading.Event()
 
     def save(self, step: int, tensors: Mapping[str, Iterator[tuple[str, Tensor]]], state: Mapping[str, Any]) -> Path:
         """Begin to write `step_<step>`; returns its path once this rank's share is copied.
@@ -58,24 +59,22 @@ class Saver:
         self.wait()
         final = self._folder / f"step_{step}"
         folder = final.with_name(final.name + ".tmp")
-        if self._is_leader:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-        share = self._take_share(tensors)
-        dist.barrier(group=self._groups.whole)  # the folder is there
-        self._threads = [_Task(self._write, folder, share)]
-        if self._is_leader:
-            self._threads.append(_Task(self._complete, folder, final, {"format": FORMAT, "step": step, **state}))
+        self._begun = self._agree(not self._is_leader or _make_anew(folder))
+        if self._begun:
+            share = self._take_share(tensors)
+            self._writing = _Task(self._write, folder, share)
+            if self._is_leader:
+                self._completing = _Task(self._complete, folder, final, {"format": FORMAT, "step": step, **state})
         return final
 
     def wait(self) -> bool:
         """Until what was begun is on disk. Returns whether it is, the same on all ranks; the reason was printed."""
-        ok = all([task.succeeded() for task in self._threads[:1]])
-        ok = self._agree(ok)
+        ok = self._outcome(self._writing)
         if not ok:
             self._cancelled.set()
-        ok = self._agree(all([task.succeeded() for task in self._threads[1:]]) and ok)
-        self._threads = []
+        ok = self._outcome(self._completing) and ok and self._begun
+        self._writing = self._completing = None
+        self._begun = True
         self._cancelled.clear()
         return ok
 
@@ -84,6 +83,14 @@ class Saver:
     @property
     def _is_leader(self) -> bool:
         return dist.get_rank() == self._groups.grid.ranks[0]
+
+    def _outcome(self, task: _Task | None) -> bool:
+        """Did it go well on every rank that has one? A disk may need longer than a collective may wait, so the ranks ask each other again and again."""
+        pause = POLL_SECONDS
+        while not self._agree(task is None or not task.is_alive()):
+            time.sleep(pause)
+            pause = min(2 * pause, MAX_POLL_SECONDS)
+        return self._agree(task is None or not task.failed)
 
     def _agree(self, ok: bool) -> bool:
         device = "cuda" if dist.get_backend(self._groups.whole) == "nccl" else "cpu"
@@ -111,23 +118,27 @@ class Saver:
         """This rank's files, and last a note that says what is in them."""
         rank, number = dist.get_rank() - self._groups.grid.ranks[0] + 1, self._groups.grid.size
         note: dict[str, Any] = {"index": {}, "checksums": {}}
-        for kind, tensors in share.items():
-            if not tensors:
-                continue
-            path = folder / f"{kind}-{rank:05d}-of-{number:05d}.safetensors"
-            save_file(tensors, str(path))
-            atomic.sync(path)
-            note["index"][kind] = {name: {"file": path.name, "shape": list(tensor.shape)} for name, tensor in tensors.items()}
-            note["checksums"][path.name] = file_facts(path)
-        atomic.write_json(folder / f".share-{rank}.json", note)
+        paths = {kind: folder / f"{kind}-{rank:05d}-of-{number:05d}.safetensors" for kind, tensors in share.items() if tensors}
+        try:
+            for kind, path in paths.items():
+                save_file(share[kind], str(path))
+                atomic.sync(path)
+                note["index"][kind] = {name: {"file": path.name, "shape": list(tensor.shape)} for name, tensor in share[kind].items()}
+                note["checksums"][path.name] = file_facts(path)
+            atomic.write_json(folder / f".share-{rank}.json", note)
+        except Exception:
+            for path in paths.values():
+                path.unlink(missing_ok=True)  # a full disk: leave room for the rest
+            raise
 
     def _complete(self, folder: Path, final: Path, state: dict[str, Any]) -> None:
         """All that is written once, when every rank's share is there; then the name."""
-        began, number = time.perf_counter(), self._groups.grid.size
+        began, number, pause = time.perf_counter(), self._groups.grid.size, POLL_SECONDS
         while len(shares := list(folder.glob(".share-*.json"))) < number:
-            if self._cancelled.wait(POLL_SECONDS):
+            if self._cancelled.wait(pause):
                 shutil.rmtree(folder, ignore_errors=True)
-                raise SaveError(f"{final}: not written; a rank could not write its share")
+                raise SaveError(f"{final}: a rank could not write its share")
+            pause = min(2 * pause, MAX_POLL_SECONDS)
         try:
             notes = [json.loads(share.read_text(encoding="utf-8")) for share in shares]
             for kind, file in INDEX.items():
@@ -135,7 +146,7 @@ class Saver:
                 atomic.write_json(folder / file, {name: index[name] for name in sorted(index, key=_natural)})
             for share in shares:
                 share.unlink()
-            atomic.write_json(folder / STATE, state)
+            atomic.write_json(folder / STATE, atomic.without_nan(state))
             atomic.write_text(folder / "config.yaml", self._config_yaml)
             (folder / "tokenizer").mkdir()
             self._tokenizer.save(folder / "tokenizer")
@@ -143,16 +154,11 @@ class Saver:
             atomic.write_text(folder / COMPLETE, CHECKSUMS + "\n")
             atomic.sync(folder)
             _give_name(folder, final)
-        except OSError:
-            shutil.rmtree(folder, ignore_errors=True)  # a full disk: leave room for the rest
+        except Exception:
+            shutil.rmtree(folder, ignore_errors=True)
             raise
-        self._prune()
         say_here(f"saved {final} ({time.perf_counter() - began:.1f} s beside the training)")
-
-    def _prune(self) -> None:
-        for old in complete_checkpoints(self._folder.parent)[: -self._keep]:
-            if not (self._keep_every and step_of(old) % self._keep_every == 0):
-                shutil.rmtree(old)
+        self._prune()
 
 
 class _Task(threading.Thread):
@@ -160,19 +166,26 @@ class _Task(threading.Thread):
 
     def __init__(self, work, *arguments) -> None:
         super().__init__(name="checkpoint", daemon=True)
-        self._work, self._arguments, self._failed = work, arguments, False
+        self._work, self._arguments, self.failed = work, arguments, False
         self.start()
 
     def run(self) -> None:
         try:
             self._work(*self._arguments)
         except Exception as error:  # whatever it is, training goes on and the caller learns of it
-            self._failed = True
+            self.failed = True
             say_here(f"rank {dist.get_rank()}: checkpoint not written: {error}")
 
-    def succeeded(self) -> bool:
-        self.join()
-        return not self._failed
+
+def _make_anew(folder: Path) -> bool:
+    """An empty folder; False, with the reason printed, where it cannot be made."""
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    except OSError as error:
+        say_here(f"checkpoint not written: {error}")
+        return False
+    return True
 
 
 def _natural(name: str) -> list[int | str]:

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from megagpt.checkpoint.layout import SaveError, identity
+from megagpt.checkpoint.layout import SaveError, identity, prune
 from megagpt.checkpoint.load import Checkpoint
-from megagpt.checkpoint.resume import candidates, clear_leftovers, last_good, restore_engine
+from megagpt.checkpoint.resume import clear_leftovers, last_good, require_same, restore_engine
 from megagpt.checkpoint.save import Saver
 from megagpt.config.schema import ModelConfig, RlhfConfig, StageConfig
 from megagpt.config.show import content_hash, store, to_yaml
@@ -50,9 +50,16 @@ class StageOutput:
     _savers: dict[str, Saver] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        # Now, not at each save: a parent may be gone by then.
+        self._parents = {role: {"path": str(parent.path), "checkpoint": identity(parent.path)} for role, parent in self.parents.items()}
+        self._fixed = {
+            "run": {"seed": self.config.run.seed}, "tokenizer": self.tokenizer.content_hash,
+            "parents": {role: parent["checkpoint"] for role, parent in self._parents.items()}, **self.fixed,
+        }
         self._folders = [self.folder / subfolder for subfolder in self.subfolders]
-        self._resumable = candidates(self._folders, self._all_fixed()) if self.config.run.resume == "auto" else []
         self._resumed: dict[str, Checkpoint] = {}
+        if self.config.run.resume == "auto":
+            require_same(self._folders, self._fixed)
 
     @property
     def run(self) -> RunFolder:
@@ -71,9 +78,14 @@ class StageOutput:
             for subfolder in self.subfolders:
                 clear_leftovers(self.folder / subfolder / "checkpoints", everything=self.config.run.resume == "never")
             store(self.config, self.original, self.folder)
-        dist.barrier()
         self._device = device
+        self._resumable = last_good(self._folders, device)  # rank 0 has cleared up by then: it names the checkpoints
         return self.folder
+
+    @property
+    def resumes(self) -> bool:
+        """Is there a checkpoint to go on from? Known once the output is open."""
+        return self._resumable is not None
 
     def resume(self, *engines: Engine | None) -> dict[str, Any] | None:
         """Put engines into the state of the last good checkpoint; all ranks of the job call this.
@@ -84,15 +96,16 @@ class StageOutput:
         Returns:
             The first one's state.json, or None to start from the beginning.
         """
-        state = self._restore(last_good(self._resumable, self._device), engines)
+        state = self._restore(self._resumable, engines)
         if state is not None:
             say(f"[{self.config.stage}] goes on after step {state['step']}")
         return state
 
     def reload(self, *engines: Engine | None) -> dict[str, Any] | None:
         """The same in the middle of a run, from what it has saved so far."""
-        self.wait()
-        return self._restore(last_good(candidates(self._folders, self._all_fixed()), self._device), engines)
+        for saver in self._savers.values():
+            saver.wait()
+        return self._restore(last_good(self._folders, self._device), engines)
 
     def _restore(self, checkpoints: list[Checkpoint] | None, engines: Sequence[Engine | None]) -> dict[str, Any] | None:
         if checkpoints is None:
@@ -117,7 +130,7 @@ class StageOutput:
         if subfolder not in self._savers:
             self._savers[subfolder] = Saver(
                 self.folder / subfolder, engine.groups, config_yaml=to_yaml(self.config), tokenizer=self.tokenizer,
-                keep=self.config.every.keep, keep_every=self.config.every.keep_every,
+                prune=lambda: prune(self._folders, self.config.every.keep, self.config.every.keep_every),
             )
         dtype = engine.model.layout.dtype
         weights = ((name, tensor.to(dtype)) for name, tensor in engine.canonical_parameters())
@@ -125,8 +138,8 @@ class StageOutput:
             step, {"model": weights, "optimizer": optimizer_tensors(engine)},
             {
                 "stage": self.config.stage, "head": head, "model": model.model_dump(mode="json"), "seed": self.config.run.seed,
-                "tokenizer_hash": self.tokenizer.content_hash, "parents": self._parents(), "code": code_version(),
-                "optimizer": counters(engine), "fixed": self._all_fixed(), **state,
+                "tokenizer_hash": self.tokenizer.content_hash, "parents": self._parents, "code": code_version(),
+                "optimizer": counters(engine), "fixed": self._fixed, **state,
             },
         )
 
@@ -145,7 +158,7 @@ class StageOutput:
         """Enter the stage into the manifest; rank 0 writes."""
         if is_main_rank():
             self.run.record(
-                self.config.stage, output=str(checkpoint), checkpoint=identity(checkpoint), parents=self._parents(),
+                self.config.stage, output=str(checkpoint), checkpoint=identity(checkpoint), parents=self._parents,
                 tokenizer=self.tokenizer.content_hash, config=content_hash(to_yaml(self.config)), code=code_version(), **facts,
             )
 
@@ -154,10 +167,3 @@ class StageOutput:
         say(f"[{self.config.stage}] gate {'passed' if passed else 'FAILED'}: {name} = {value:.4g} (bound: {bound})")
         if is_main_rank():
             self.run.gate(self.config.stage, name, value, bound, passed)
-
-    def _parents(self) -> dict[str, dict[str, str]]:
-        return {role: {"path": str(parent.path), "checkpoint": identity(parent.path)} for role, parent in self.parents.items()}
-
-    def _all_fixed(self) -> dict[str, Any]:
-        parents = {role: identity(parent.path) for role, parent in self.parents.items()}
-        return {"run": {"seed": self.config.run.seed}, "tokenizer": self.tokenizer.content_hash, "parents": parents, **self.fixed}

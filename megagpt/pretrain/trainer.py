@@ -77,7 +77,7 @@ def fit(config: PretrainConfig, original: str = "") -> Path:
     world = start(config.run.device, config.run.timeout_seconds)
     folder = output.open(world.device)
     groups, layout = build_groups(grid, config.run.timeout_seconds), Layout.of(config.parallel, config.precision)
-    engine = Engine.of_stage(new_chunks(model_config, groups, world.device, layout, config.run.seed), config)
+    engine = Engine.of_stage(new_chunks(model_config, groups, world.device, layout, None if output.resumes else config.run.seed), config)
     trainer, shape = Trainer(config, engine, data, output, tokenizer, world.device), ModelShape(model_config)
     say(f"[pretrain] {num_parameters(shape):,} parameters, {grid}, ZeRO {engine.zero_stage}, {trainer.total_steps} steps")
     say(f"[pretrain] {data.describe(trainer.total_rows)}")

@@ -64,6 +64,7 @@ def fit(config: RewardConfig, original: str = "") -> Path:
     groups_per_step, micro, seed = config.batch.global_batch_size, config.batch.micro_batch_size, config.run.seed
     total_steps = -(-config.epochs * len(train) // groups_per_step)
     resumed = output.resume(engine) or {"step": 0}
+    total_steps = max(total_steps, resumed["step"])
     say(f"[reward] {len(train)} rankings, {len(valid)} held out{left_out(dropped)}, {grid}, ZeRO {engine.zero_stage}, {total_steps} steps")
     say(f"[reward] floors on held-out pairs: longer answer {floors['longer_answer_floor']:.3f}, overlap with the prompt {floors['overlap_floor']:.3f}")
 

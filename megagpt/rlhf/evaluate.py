@@ -45,7 +45,7 @@ def evaluate(models: FourModels, config: RlhfConfig, prompts: list[EncodedPrompt
     difference = language_model_logprobs(models, "policy", rollout, config, device) - language_model_logprobs(models, "reference", rollout, config, device)
     kl = (difference * rollout.response_mask).sum(dim=1)
     return Evaluation(
-        reward=float(scores.mean()), reward_std=float(scores.std()), kl=float(kl.mean()),
+        reward=float(scores.mean()), reward_std=float(scores.std(correction=min(1, scores.numel() - 1))), kl=float(kl.mean()),
         length=float((rollout.lengths - rollout.prompt_lengths).float().mean()), stopped=float(rollout.stopped.float().mean()),
         rollout=rollout, scores=scores,
     )

@@ -77,6 +77,7 @@ def fit(config: RlhfConfig, original: str = "") -> Path:
     total = config.ppo.steps
     say(f"[rlhf] {len(prompts.train)} prompts, {len(eval_prompts)} kept apart{left_out(prompts.dropped)}")
     resumed = output.resume(models.policy, models.value) or {"step": 0}
+    total = max(total, resumed["step"])
     trainer.kl.coefficient = resumed.get("kl_coefficient", trainer.kl.coefficient)
 
     def save(step: int) -> Path:

@@ -26,9 +26,13 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
-def without_nan(row: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON has no NaN and no infinity: such numbers become null. A diverged run must still leave a readable record."""
-    return {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()}
+def without_nan(value: Any) -> Any:
+    """JSON has no NaN and no infinity: such numbers become null, at any depth. A diverged run must still leave a readable record."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: without_nan(item) for name, item in value.items()}
+    return [without_nan(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def write_json(path: Path, value: Any) -> None:

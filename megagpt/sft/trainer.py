@@ -53,6 +53,7 @@ def fit(config: SftConfig, original: str = "") -> Path:
     rows_per_step, micro, seed = config.batch.global_batch_size, config.batch.micro_batch_size, config.run.seed
     total_steps = -(-config.epochs * len(train) // rows_per_step)
     resumed = output.resume(engine) or {"step": 0}
+    total_steps = max(total_steps, resumed["step"])
     say(f"[sft] {len(train)} demonstrations, {len(valid)} held out{left_out(dropped)}, {grid}, ZeRO {engine.zero_stage}, {total_steps} steps")
 
     def measure(step: int) -> float:

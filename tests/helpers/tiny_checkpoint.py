@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from megagpt.checkpoint.layout import prune
 from megagpt.checkpoint.save import Saver
 from megagpt.checkpoint.stage_output import StageOutput
 from megagpt.config.schema import BatchConfig, ModelConfig, RecordsConfig, RewardConfig, RunConfig, SftConfig
@@ -24,7 +25,7 @@ class StubTokenizer:
 
 def save_tensors(folder: Path, step: int, parameters, groups, config: ModelConfig, head: str = "lm", keep: int = 2, tokenizer=None, optimizer=(), state: dict | None = None) -> Path:
     """A checkpoint of these canonical tensors."""
-    saver = Saver(folder, groups, config_yaml="", tokenizer=tokenizer or StubTokenizer(), keep=keep)
+    saver = Saver(folder, groups, config_yaml="", tokenizer=tokenizer or StubTokenizer(), prune=lambda: prune([folder], keep, 0))
     path = saver.save(
         step, {"model": parameters, "optimizer": optimizer}, {"model": config.model_dump(mode="json"), "head": head, "tokenizer_hash": "stub", **(state or {})}
     )

@@ -211,7 +211,7 @@ def save_with_little_room(folder: Path, steps: list[int], limited_at: int) -> li
     """Whether each step was written. At one step files cannot grow beyond 10 kB on the last rank, as on a full disk."""
     config = MODELS["gpt"]
     model = sharded_model(config, plain_init(config, seed=1), Grid(dp=2))
-    saver, held, written = Saver(folder, model.groups, config_yaml="", tokenizer=StubTokenizer(), keep=3), held_by(model), []
+    saver, held, written = Saver(folder, model.groups, config_yaml="", tokenizer=StubTokenizer(), prune=lambda: None), held_by(model), []
     state = {"model": config.model_dump(mode="json"), "head": "lm"}
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     for step in steps:

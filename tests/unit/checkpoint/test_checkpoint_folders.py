@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from megagpt.checkpoint.layout import COMPLETE, CheckpointError, complete_checkpoints, find_checkpoint, step_of
+from megagpt.checkpoint.layout import COMPLETE, CheckpointError, common_steps, complete_checkpoints, find_checkpoint, prune, step_of
 from megagpt.config.schema import RunConfig
 from megagpt.runtime.run_folder import RunFolder
 
@@ -64,3 +64,26 @@ def test_checkpoint_that_is_not_there_is_refused_by_name(run, where, message):
     with pytest.raises(CheckpointError) as refused:
         find_checkpoint(where, run)
     assert re.search(message, str(refused.value)) and "\n" not in str(refused.value)
+
+
+def make_steps(folder, *steps: int) -> None:
+    for step in steps:
+        (folder / f"checkpoints/step_{step}").mkdir(parents=True)
+        (folder / f"checkpoints/step_{step}" / COMPLETE).touch()
+
+
+def test_checkpoint_pruning_keeps_the_newest_that_all_models_have(tmp_path):
+    policy, value = tmp_path / "policy", tmp_path / "value"
+    make_steps(policy, 1, 2, 3, 4, 5, 6)
+    make_steps(value, 1, 2, 3, 4, 5)  # the sixth is still on its way
+    assert common_steps([policy, value]) == [1, 2, 3, 4, 5]
+    prune([policy, value], keep=1, keep_every=2)
+    assert [path.name for path in complete_checkpoints(policy)] == ["step_2", "step_4", "step_5", "step_6"]
+    assert [path.name for path in complete_checkpoints(value)] == ["step_2", "step_4", "step_5"]
+    assert common_steps([policy, value])[-1] == 5, "what a resume would take is there"
+
+
+def test_checkpoint_pruning_leaves_models_alone_that_have_no_step_in_common(tmp_path):
+    make_steps(tmp_path / "policy", 1, 2, 3)
+    prune([tmp_path / "policy", tmp_path / "value"], keep=1, keep_every=0)
+    assert len(complete_checkpoints(tmp_path / "policy")) == 3

@@ -1,0 +1,96 @@
+"""SFT, reward training and PPO go on where they were stopped: the same checkpoints and metrics as of a stage that nobody stopped."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from megagpt.checkpoint.layout import complete_checkpoints
+from megagpt.config.schema import ModelConfig, RunConfig
+from tests.helpers.tiny_checkpoint import make_checkpoint
+from tests.helpers.tiny_run import demonstrations, finished, megagpt, prompts, rankings, toy_tokenizer, write_rows
+
+OPTIMIZER = {"lr": 1e-2, "weight_decay": 0.0}
+ON_ONE_RANK = {role: {"ranks": [0]} for role in ("policy", "reference", "reward", "value")}
+STAGES = {
+    "sft": {
+        "parent": "base/sft", "optimizer": OPTIMIZER, "batch": {"micro_batch_size": 4, "global_batch_size": 8},
+        "data": {"train": ["demonstrations.jsonl"], "max_length": 48}, "epochs": 2,
+    },
+    "reward": {
+        "parent": "base/sft", "optimizer": OPTIMIZER, "batch": {"micro_batch_size": 2, "global_batch_size": 8},
+        "data": {"train": ["rankings.jsonl"], "max_length": 48},
+    },
+    "rlhf": {
+        "policy": "base/sft", "reward": "base/reward", "placement": ON_ONE_RANK, "policy_optimizer": OPTIMIZER, "value_optimizer": OPTIMIZER,
+        "prompts": {"files": ["prompts.jsonl"], "max_prompt_length": 40, "max_response_length": 8, "eval_prompts": 4},
+        "ppo": {"steps": 4, "rollout_batch_size": 8, "minibatch_size": 4, "micro_batch_size": 2},
+        "kl": {"coefficient": 0.1, "target": 0.5, "horizon": 40},
+    },
+}  # fmt: skip
+STOPPED_AFTER = 2
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("stages").resolve()
+    tokenizer = toy_tokenizer(folder / "tokenizer")
+    base = RunConfig(name="base", root=str(folder))
+    model = ModelConfig(num_layers=2, hidden_size=32, num_attention_heads=4, max_sequence_length=64, vocab_size=tokenizer.vocab_size, dropout=0.1)
+    make_checkpoint(base, "sft", model, tokenizer, seed=1)
+    make_checkpoint(base, "reward", model, tokenizer, seed=2, reward_mean=0.0, reward_std=1.0)
+    for make in (demonstrations, rankings, prompts):
+        write_rows(folder / f"{make.__name__}.jsonl", make())
+    for stage, config in STAGES.items():
+        every = {"save": 1, "keep": 100, "evaluate": 2}
+        (folder / f"{stage}.yaml").write_text(yaml.safe_dump({"run": {"name": "whole", "device": "cpu"}, "every": every} | config))
+    return folder
+
+
+def steps_of(stage_folder: Path) -> list[int]:
+    return [int(path.name.removeprefix("step_")) for path in complete_checkpoints(stage_folder)]
+
+
+def result_of(stage_folder: Path) -> tuple[dict, list[dict], dict]:
+    """SHA-256 of every tensor file of the last checkpoints, the metrics but the times, and the last state but paths."""
+    sums, states = {}, {}
+    for saved in (stage_folder, stage_folder / "value"):
+        for path in complete_checkpoints(saved)[-1:]:
+            checksums = json.loads((path / "checksums.json").read_text())
+            sums |= {f"{saved.name}/{name}": facts["sha256"] for name, facts in checksums.items() if name.endswith(".safetensors")}
+            states[saved.name] = json.loads((path / "state.json").read_text())
+    rows = map(json.loads, (stage_folder / "metrics.jsonl").read_text().splitlines())
+    machine = ("seconds", "tokens_per_s", "tflops_per_device", "memory_gib", "memory_peak_gib")
+    return sums, [{name: value for name, value in row.items() if name not in machine and not name.endswith("_seconds")} for row in rows], states
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_stage_resume_equals_a_stage_that_was_not_stopped(stage, folder):
+    finished(megagpt(stage, "--config", f"{stage}.yaml", cwd=folder))
+    whole = folder / "runs/whole" / stage
+    copy = Path(shutil.copytree(folder / "runs/whole", folder / "runs" / f"stopped-{stage}")) / stage
+    last = steps_of(copy)[-1]
+    assert last > STOPPED_AFTER + 1
+    for saved in (copy, copy / "value"):  # as a kill after that step would leave it, in the middle of the next save
+        for step in range(STOPPED_AFTER + 1, last + 1):
+            path = saved / "checkpoints" / f"step_{step}"
+            if path.exists():
+                path.rename(path.with_suffix(".tmp")) if step == STOPPED_AFTER + 1 else shutil.rmtree(path)
+    out = finished(megagpt(stage, "--config", f"{stage}.yaml", "--set", f"run.name=stopped-{stage}", cwd=folder)).stdout
+    assert f"[{stage}] goes on after step {STOPPED_AFTER}" in out
+    assert not list(copy.rglob("*.tmp"))
+    assert result_of(copy) == result_of(whole)
+
+
+def test_stage_resume_with_fewer_steps_than_were_made_ends_at_once(folder):
+    if not (folder / "runs/whole/sft").exists():
+        finished(megagpt("sft", "--config", "sft.yaml", cwd=folder))
+    copy = Path(shutil.copytree(folder / "runs/whole", folder / "runs/fewer")) / "sft"
+    last = steps_of(copy)[-1]
+    finished(megagpt("sft", "--config", "sft.yaml", "--set", "run.name=fewer", "--set", "epochs=1", cwd=folder))
+    assert steps_of(copy)[-1] == last
+    assert json.loads((copy.parent / "manifest.json").read_text())["sft"]["output"].endswith(f"step_{last}")
