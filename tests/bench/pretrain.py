@@ -24,8 +24,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PEERS = ROOT / ".venv-bench"
 LAYERS, WIDTH, HEADS, VOCABULARY, LENGTH, ROWS = 6, 384, 6, 8192, 256, 8
 NUM_PARAMETERS = 13_891_584
-CEILING = 1500.0
-"""Tokens/s if every FLOP ran at the speed of a matrix product here (135 GFLOP/s on 2 threads, 88 MFLOP a token)."""
+FLOPS_PER_TOKEN = 6 * (12 * LAYERS * WIDTH**2 + VOCABULARY * WIDTH) + 12 * LAYERS * WIDTH * LENGTH
+"""Matrix products of forward and backward, the head's among them (Chowdhery et al. 2022, appendix B): 90 MFLOP."""
 WARM_UP = 2
 CONTENDERS = {
     # name: (interpreter, ranks, threads of each, options of the worker)
@@ -121,6 +121,20 @@ def work(options: argparse.Namespace) -> None:
 # ---------------------------------------------------------------- the comparison
 
 
+def ceiling(threads: int = 2) -> float:
+    """Tokens/s if all arithmetic ran at the speed of one matrix product of the model's MLP on this machine, now."""
+    import torch
+
+    torch.set_num_threads(threads)
+    a, b, seconds = torch.randn(ROWS * LENGTH, WIDTH), torch.randn(WIDTH, 4 * WIDTH), []
+    out = torch.empty(ROWS * LENGTH, 4 * WIDTH)
+    for _ in range(30):
+        began = time.perf_counter()
+        torch.mm(a, b, out=out)
+        seconds.append(time.perf_counter() - began)
+    return 2 * ROWS * LENGTH * WIDTH * 4 * WIDTH / statistics.median(seconds) / FLOPS_PER_TOKEN
+
+
 def install_peers() -> None:
     """The peers' environment, with the versions that setup.py pins."""
     if (PEERS / "bin/python").exists():
@@ -166,11 +180,13 @@ def main() -> None:
     if "huggingface" in options.only:
         install_peers()
     found: dict[str, list[dict[str, float]]] = {name: [] for name in options.only}
+    limit = ceiling()
+    print(f"ceiling: {limit:.0f} tokens/s (every FLOP at the speed of a matrix product)")
     for number in range(1, options.rounds + 1):
         for name in options.only:
             found[name].append(run(name, options.steps))
             speed, peak = ROWS * LENGTH / found[name][-1]["seconds"], found[name][-1]["peak_bytes"]
-            print(f"round {number}/{options.rounds}  {name:<12} {speed:7.0f} tokens/s  {speed / CEILING:4.0%} of the ceiling  {peak / 2**20:6.0f} MiB", flush=True)
+            print(f"round {number}/{options.rounds}  {name:<12} {speed:7.0f} tokens/s  {speed / limit:4.0%} of the ceiling  {peak / 2**20:6.0f} MiB", flush=True)
 
     def ratio(key: str, above: str, below: str) -> float | None:
         if above not in found or below not in found:
