@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import sys
 import time
@@ -17,12 +16,13 @@ from tqdm import tqdm
 
 from megagpt.runtime import atomic
 from megagpt.runtime.metrics_file import cut_metrics
+from megagpt.runtime.own_rank import rank_from_environment
 from megagpt.runtime.wandb_log import WandbLog
 
 
 def is_main_rank() -> bool:
     """True on the one rank that prints; before the process group exists, by what the launcher set."""
-    return dist.get_rank() == 0 if dist.is_initialized() else os.environ.get("RANK", "0") == "0"
+    return dist.get_rank() == 0 if dist.is_initialized() else rank_from_environment() == 0
 
 
 def say(message: str) -> None:

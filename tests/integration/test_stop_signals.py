@@ -44,12 +44,19 @@ NUM_RANKS = 3
 GRACE_SECONDS = 2
 
 
-def launch(folder, script) -> subprocess.Popen:
+REFUSED = """
+import sys
+from megagpt.cli.main import main
+sys.exit(main(["sft", "--confg", "a.yaml"]))
+"""
+
+
+def launch(folder, script, grace=GRACE_SECONDS, **streams) -> subprocess.Popen:
     (folder / "rank.py").write_text(script)
     world = base64.urlsafe_b64encode(json.dumps({"localhost": list(range(NUM_RANKS))}).encode()).decode()
     words = ["--world_info", world, "--master_addr", "127.0.0.1", "--master_port", free_port(), "--log_level", "error", "--no_local_rank", "rank.py"]
-    run = f"from megagpt.pipeline import ranks; ranks.GRACE_SECONDS = {GRACE_SECONDS}; ranks.main()"
-    return start(sys.executable, "-c", run, *words, cwd=folder)
+    run = f"from megagpt.pipeline import ranks; ranks.GRACE_SECONDS = {grace}; ranks.main()"
+    return start(sys.executable, "-c", run, *words, cwd=folder, **streams)
 
 
 def wait_for(path, seconds=60):
@@ -91,6 +98,15 @@ def test_launcher_kills_ranks_that_wait_for_one_that_failed(tmp_path):
     assert ended(process, 20) == 3
     pids = [int((tmp_path / f"began{rank}").read_text()) for rank in (1, 2)]
     assert not any(alive(pid) for pid in pids)
+
+
+def test_launcher_ends_ranks_that_would_repeat_what_rank_0_said(tmp_path):
+    with open(tmp_path / "errors", "w") as errors:
+        process = launch(tmp_path, REFUSED, grace=60, stderr=errors)
+        assert ended(process, 30) == 2, "long before the ranks other than 0 would speak, or be killed"
+    assert [line for line in (tmp_path / "errors").read_text().splitlines() if line.startswith("megagpt: ")] == [
+        "megagpt: sft: the following arguments are required: --config (try megagpt sft --help)"
+    ]
 
 
 def alive(pid: int) -> bool:
