@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import socket
 import sys
+import time
 import warnings
 from collections.abc import Sequence
 
 from megagpt.runtime.errors import Foreseen
-from megagpt.runtime.stop_request import let_through
+from megagpt.runtime.own_rank import rank_from_environment
+from megagpt.runtime.stop_request import Stopped, let_through
 
 EXIT_OK, EXIT_USAGE = 0, 2
 
@@ -31,6 +34,8 @@ VERBS = {
 }
 WITHOUT_TORCH = {"plan"}
 """Verbs that answer before torch alone would be imported."""
+RANK_0_FIRST_SECONDS = 40.0
+"""Other ranks than 0 wait so long before they say what is wrong: where rank 0 says the same, its end is theirs through the launcher."""
 
 
 class UsageError(Foreseen):
@@ -83,8 +88,14 @@ def _quiet_libraries() -> None:
 
 
 def _report(error: Foreseen) -> int:
-    if os.environ.get("RANK", "0") == "0":  # every rank finds the same; one says it
+    """Say what is wrong, and how this process ends. Most errors are found by every rank, some (a missing mount, a damaged file) by one alone."""
+    rank = rank_from_environment()
+    if rank == 0:
         print(f"megagpt: {error}", file=sys.stderr, flush=True)
+    elif not isinstance(error, Stopped):
+        let_through()  # the launcher's signal ends the wait
+        time.sleep(RANK_0_FIRST_SECONDS)
+        print(f"megagpt: rank {rank} ({socket.gethostname()}): {error}", file=sys.stderr, flush=True)
     return error.exit_code
 
 

@@ -113,6 +113,12 @@ def check_pretrain(config: PretrainConfig, dp: int) -> None:
     first = config.batch.ramp.initial_batch_size if config.batch.ramp else config.batch.global_batch_size
     if config.train_tokens < first * config.sequence_length:
         raise ConfigError(f"train_tokens = {config.train_tokens}: less than one step ({first} x {config.sequence_length} tokens)")
+    anomaly = config.anomaly
+    if anomaly.spike_factor > 0 and config.every.save == 0:
+        raise ConfigError(
+            f"anomaly.spike_factor = {anomaly.spike_factor:g} with every.save = 0: there is no checkpoint to go back to; "
+            f"take every.save {anomaly.window}, as many steps as pass before the first verdict (anomaly.window)"
+        )
     optimizer, end = config.optimizer, config.optimizer.decay_tokens or config.train_tokens
     in_tokens = optimizer.warmup_tokens is not None
     warmup = optimizer.warmup_tokens if in_tokens else round(optimizer.warmup_ratio * config.train_tokens)

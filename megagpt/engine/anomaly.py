@@ -37,10 +37,10 @@ class AnomalyGuard:
 
         Returns:
             "ok"; "skip": not finite, and the engine made no update; "rollback": the loss is above `spike_factor` times the median
-            of the last `window` good losses (never before there are as many).
+            of the last `window` good losses (never before there are as many), and the caller is to go back and say so (`went_back`).
 
         Raises:
-            AnomalyError: `max_skipped` steps in a row, or more than `max_rollbacks` spikes.
+            AnomalyError: `max_skipped` steps in a row, or a spike after `max_rollbacks` returns to a checkpoint.
         """
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             self.skipped += 1
@@ -53,8 +53,7 @@ class AnomalyGuard:
         if self.config.spike_factor and len(self._losses) == self.config.window:
             median = statistics.median(self._losses)
             if loss > self.config.spike_factor * median:
-                self.rollbacks += 1
-                if self.rollbacks > self.config.max_rollbacks:
+                if self.rollbacks >= self.config.max_rollbacks:
                     raise AnomalyError(
                         f"step {step}: loss {loss:.4g} against a median of {median:.4g}; the run went back {self.config.max_rollbacks} times before "
                         "(anomaly.max_rollbacks)"
@@ -62,6 +61,10 @@ class AnomalyGuard:
                 return "rollback"
         self._losses.append(loss)
         return "ok"
+
+    def went_back(self) -> None:
+        """Count a return to a checkpoint, once it is made: without a checkpoint there is none."""
+        self.rollbacks += 1
 
     def counts(self) -> dict[str, int]:
         """For the metrics of a step."""

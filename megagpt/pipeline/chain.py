@@ -19,7 +19,6 @@ from pathlib import Path
 
 from megagpt.config.load import ConfigError, apply_overrides, build_config, load_data
 from megagpt.config.schema import STAGES, Frozen, PipelineConfig, PipelineStep
-from megagpt.config.show import to_yaml
 from megagpt.pipeline.launch import launch_command, read_hosts
 from megagpt.runtime import atomic
 from megagpt.runtime.run_folder import RunFolder
@@ -29,6 +28,8 @@ TEXT_STAGES = ("data", "tokenizer", "tokenize")
 """One process on this machine, whatever the hostfile."""
 VERB_WORDS = {"data": ["data", "run"], "tokenizer": ["tokenizer", "train"]}
 """Verbs that take a second word; the others are called like their stage."""
+OPERATIONAL = {"run": {"device", "timeout_seconds", "resume", "wandb_project"}, "every": True, "profile": True}
+"""Settings on which no result depends but by rounding: where a step runs, how it is watched, when it prints, evaluates and saves."""
 POLL_SECONDS = 0.2
 
 
@@ -40,8 +41,8 @@ def run_chain(config: PipelineConfig, folder: Path, *, stage_overrides: list[str
         stage_overrides: `stage.a.b=c` texts.
         hostfile: handed to the deepspeed launcher.
 
-    A step is finished when `finished.json` in its folder carries the hash of its resolved configuration and of all that
-    came before it. The file is written after the step's own process ended well, so a killed step runs again, and with it
+    A step is finished when `finished.json` in its folder carries the hash of its resolved configuration (without what is only
+    operational) and of all that came before it. The file is written after the step's own process ended well, so a killed step runs again, and with it
     all that comes after it.
 
     Raises:
@@ -56,22 +57,22 @@ def run_chain(config: PipelineConfig, folder: Path, *, stage_overrides: list[str
         for number, (step, stage_config, overrides) in enumerate(resolved, 1):
             before, key = key, _key(key, stage_config)
             marker = run.path / step.stage / "finished.json"
-            command = _command(step, folder, overrides, hostfile)
             head = f"[{number}/{len(resolved)}] {step.stage}"
             if marker.exists() and json.loads(marker.read_text(encoding="utf-8"))["key"] == key:
                 print(f"{head}: finished before, skipped", flush=True)
                 continue
             if dry_run:
-                print(f"{head}: {shlex.join(command)}", flush=True)
+                print(f"{head}: {shlex.join(_command(step, folder, overrides, hostfile))}", flush=True)
                 continue
             if requested():
                 print(f"{head}: not started, since a stop was requested; the same command goes on here", file=sys.stderr, flush=True)
                 return EXIT_STOPPED
             print(f"{head}: {step.num_ranks} rank{'s' * (step.num_ranks > 1)}", flush=True)
-            _begin(run, [later.stage for later, *_ in resolved[number - 1 :]], before)
+            if _begin(run, [later.stage for later, *_ in resolved[number - 1 :]], before):
+                overrides = [*overrides, "run.resume=auto"]  # under run.resume=never the same command would not go on
             run.forget(step.stage)
             began = time.perf_counter()
-            code = _run_step(command)
+            code = _run_step(_command(step, folder, overrides, hostfile))
             if code == EXIT_STOPPED or (code != 0 and requested()):
                 print(f"{head}: stopped on request; the same command goes on here", file=sys.stderr, flush=True)
                 return EXIT_STOPPED
@@ -101,19 +102,19 @@ def _resolve(step: PipelineStep, config: PipelineConfig, folder: Path, stage_ove
 
 def _key(before: str, stage_config: Frozen) -> str:
     """Hash of all that a step's result depends on: the steps before it, its configuration, its source folder's files."""
-    run = stage_config.run.model_copy(update={"resume": "auto"})  # where a result started does not change it
-    parts = [before, to_yaml(stage_config.model_copy(update={"run": run}))]
+    parts = [before, stage_config.model_dump_json(exclude=OPERATIONAL)]
     source = Path(getattr(stage_config, "source", ""))
     if getattr(stage_config, "source", None) and source.is_dir():
         parts += [f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in sorted(source.rglob("*")) if path.is_file()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def _begin(run: RunFolder, stages: list[str], before: str) -> None:
-    """Make way for the first of the stages: nothing that it or a later one left is finished any more.
+def _begin(run: RunFolder, stages: list[str], before: str) -> bool:
+    """Make way for the first of the stages: nothing that it or a later one left is finished any more. True: it goes on.
 
     A stage that was interrupted goes on from its checkpoints, also under a changed configuration of its own (it refuses what
-    does not fit). One that was finished, or whose predecessors (their hash is `before`) have changed, starts from nothing.
+    does not fit). One that was finished, or whose predecessors (their hash is `before`) have changed, starts from nothing, and
+    what it left is kept as `<stage>.old` until that happens again.
     """
     path, stage = run.path / "started.json", stages[0]
     finished = [name for name in stages if (run.path / name / "finished.json").exists()]
@@ -122,9 +123,13 @@ def _begin(run: RunFolder, stages: list[str], before: str) -> None:
     atomic.write_json(path, started)
     for name in finished:
         (run.path / name / "finished.json").unlink()
-    if started.get(stage, before) != before:
-        shutil.rmtree(run.path / stage, ignore_errors=True)
+    if started.get(stage, before) != before and (run.path / stage).exists():
+        aside = run.path / f"{stage}.old"
+        shutil.rmtree(aside, ignore_errors=True)
+        (run.path / stage).rename(aside)
+        print(f"{stage}: starts from nothing, since its inputs are not what they were; what it had left is now {aside}", flush=True)
     atomic.write_json(path, {**started, stage: before})
+    return started.get(stage) == before
 
 
 def _run_step(command: list[str]) -> int:

@@ -4,7 +4,8 @@
 
 By itself `deepspeed.launcher.launch` is ended by SIGUSR1 and leaves its ranks running; on SIGTERM, and when a rank fails, it
 waits 30 seconds for each rank in turn. Here both signals go to every rank, so that all can save, and the launcher ends with
-their exit code (75: stopped on request). Ranks that outlive one that failed wait for it in vain: they are killed together.
+their exit code (75: stopped on request). Ranks that outlive one that failed wait for it in vain: they get a SIGTERM and, if that
+does not end them, are killed together.
 """
 
 from __future__ import annotations
@@ -47,8 +48,11 @@ class Ranks:
                 process.send_signal(self.received[-1])
 
     def end(self, pid: int) -> None:
-        """In place of the launcher's `terminate_process_tree`: what still runs some seconds after the first call is killed."""
-        self.deadline = self.deadline or time.monotonic() + GRACE_SECONDS
+        """In place of the launcher's `terminate_process_tree`: all get SIGTERM, and what still runs some seconds later is killed."""
+        if self.deadline is None:
+            self.deadline = time.monotonic() + GRACE_SECONDS
+            for process in self.processes:
+                process.terminate()
         rank = psutil.Process(pid)
         family = [rank, *rank.children(recursive=True)]
         _, alive = psutil.wait_procs([rank], timeout=max(0.0, self.deadline - time.monotonic()))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,13 @@ from tqdm import tqdm
 
 from megagpt.runtime import atomic
 from megagpt.runtime.metrics_file import cut_metrics
+from megagpt.runtime.own_rank import rank_from_environment
 from megagpt.runtime.wandb_log import WandbLog
 
 
 def is_main_rank() -> bool:
     """True on the one rank that prints; before the process group exists, by what the launcher set."""
-    return dist.get_rank() == 0 if dist.is_initialized() else os.environ.get("RANK", "0") == "0"
+    return dist.get_rank() == 0 if dist.is_initialized() else rank_from_environment() == 0
 
 
 def say(message: str) -> None:
@@ -31,9 +32,10 @@ def say(message: str) -> None:
 
 
 def say_here(message: str) -> None:
-    """Print one line from this rank, whichever it is."""
-    tqdm.write(message, file=sys.stdout)
-    sys.stdout.flush()
+    """Print one line from this rank, whichever it is. Where nobody can read it (a log file on a full disk) it is lost, not the run."""
+    with contextlib.suppress(OSError):
+        tqdm.write(message, file=sys.stdout)
+        sys.stdout.flush()
 
 
 def left_out(dropped: Mapping[str, int]) -> str:
@@ -48,7 +50,7 @@ FIRST = (
 
 
 class StageLog:
-    """Metrics of one stage; only rank 0 writes, the others hold an inactive object.
+    """Metrics of one stage; only rank 0 writes, the others hold an inactive object. What a full disk does not take is lost, with one line.
 
     Args:
         folder: the stage's folder, for metrics.jsonl and tensorboard/.
@@ -63,6 +65,7 @@ class StageLog:
     ) -> None:
         self.folder, self.stage, self.total_steps, self.log_every = folder, stage, total_steps, log_every
         self._active, self._wandb = is_main_rank(), None
+        self._failed: set[str] = set()
         if self._active:
             if resume_step == 0:
                 shutil.rmtree(folder / "tensorboard", ignore_errors=True)
@@ -80,7 +83,7 @@ class StageLog:
 
     def __exit__(self, *_) -> None:
         if self._active:
-            self._bar.close()
+            self._attempt("the progress bar", self._bar.close)
             self._close()
             if self._wandb is not None:
                 self._wandb.close()
@@ -98,36 +101,51 @@ class StageLog:
         if not self._active:
             return
         self._write({"step": step, **metrics})
-        self._bar.update(step - self._bar.n)
+        self._attempt("the progress bar", lambda: self._bar.update(step - self._bar.n))
         if step % self.log_every == 0 or step == self.total_steps:
             self._line(f"step {step}/{self.total_steps}", metrics)
 
     def evaluation(self, step: int, metrics: dict[str, Any]) -> None:
-        """Record a measurement on held-out data."""
+        """Record a measurement on held-out data, unless an earlier run has already recorded it at the step where this one goes on."""
         if self._active:
-            self._write({"step": step, **metrics})
+            row = {"step": step, **metrics}
+            if (step, row.keys()) not in self._recorded:
+                self._write(row)
             self._line(f"evaluation at step {step}", metrics)
 
     def _open(self, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         kept = cut_metrics(self.folder / "metrics.jsonl", step)
+        self._recorded = [(step, row.keys() - {"seconds"}) for row in kept if row["step"] == step]
         self._started = time.perf_counter() - (kept[-1]["seconds"] if kept else 0.0)
         self._metrics = open(self.folder / "metrics.jsonl", "a", encoding="utf-8", buffering=1)
         self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1)
 
     def _close(self) -> None:
-        self._metrics.close()
-        self._board.close()
+        self._attempt("metrics.jsonl", self._metrics.close)
+        self._attempt("tensorboard/", self._board.close)
 
     def _write(self, row: dict[str, Any]) -> None:
         clean = atomic.without_nan(row)
-        self._metrics.write(json.dumps({**clean, "seconds": round(time.perf_counter() - self._started, 3)}) + "\n")
-        for name, value in clean.items():
-            if isinstance(value, (int, float)) and name != "step":
-                self._board.add_scalar(name, value, row["step"])
+        line = json.dumps({**clean, "seconds": round(time.perf_counter() - self._started, 3)}) + "\n"
+        self._attempt("metrics.jsonl", lambda: self._metrics.write(line))
+        self._attempt("tensorboard/", lambda: self._plot(clean))
         if self._wandb is not None:
             self._wandb.write(clean)
+
+    def _plot(self, row: dict[str, Any]) -> None:
+        for name, value in row.items():
+            if isinstance(value, (int, float)) and name != "step":
+                self._board.add_scalar(name, value, row["step"])
+
+    def _attempt(self, what: str, write: Callable[[], object]) -> None:
+        try:
+            write()
+        except OSError as error:
+            if what not in self._failed:
+                self._failed.add(what)
+                say(f"[{self.stage}] {what} could not be written ({error.strerror}); training goes on without")
 
     def _line(self, head: str, metrics: dict[str, Any]) -> None:
         names = [name for name in FIRST if name in metrics] + [name for name in metrics if name not in FIRST]

@@ -92,4 +92,5 @@ class StageRun(contextlib.ExitStack):
             save(step)
         if must_stop:
             wait()
-            raise Stopped(f"{self._config.stage}: stopped on request after step {step}; the same command goes on from there")
+            how = "go on with run.resume=auto" if self._config.run.resume == "never" else "the same command goes on from there"
+            raise Stopped(f"{self._config.stage}: stopped on request after step {step}; {how}")

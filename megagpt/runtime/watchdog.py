@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import ipaddress
 import json
 import linecache
 import os
@@ -94,10 +95,10 @@ class Heartbeat:
         self._socket.bind(("", 0))
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect((os.environ["MASTER_ADDR"], 9))  # sends nothing: it finds the interface that the others can reach
-            mine = (probe.getsockname()[0], self._socket.getsockname()[1])
+            mine, master = (probe.getsockname()[0], self._socket.getsockname()[1]), probe.getpeername()[0]
         everyone: list = [None] * dist.get_world_size()
         dist.all_gather_object(everyone, (mine, secrets.token_bytes(8), self._listen_to_myself()))
-        self._addresses = [address for address, _, _ in everyone]
+        self._addresses = [_as_seen_here(address, master) for address, _, _ in everyone]
         self._word = everyone[0][1]
         self._ears = _Ears([beat for _, _, beat in everyone], self.timeout) if self._rank < LISTENERS else None
 
@@ -175,6 +176,14 @@ class _Ears:
         elif speaks and topic not in self.said:
             self.said.add(topic)
             tqdm.write(f"[watchdog] {text}", file=sys.stderr)
+
+
+def _as_seen_here(address: tuple[str, int], master: str) -> tuple[str, int]:
+    """Where a rank's datagrams go from this host. Ranks on the host of MASTER_ADDR may find that it means a loopback interface there
+    (Debian maps a host's own name to 127.0.1.1); from elsewhere they are reached at what MASTER_ADDR means here."""
+    host, port = address
+    loopback_there, loopback_here = (ipaddress.ip_address(each).is_loopback for each in (host, master))
+    return (master, port) if loopback_there and not loopback_here else address
 
 
 def _in_collective(frame: FrameType) -> bool:

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from megagpt.checkpoint.layout import write_checksums
-from megagpt.cli.main import main
+from megagpt.cli.main import RANK_0_FIRST_SECONDS, main
 from megagpt.config.schema import ModelConfig, RunConfig, TokenizeConfig
 from megagpt.data.token_files import tokenize_documents
 from tests.helpers.tiny_checkpoint import make_checkpoint
@@ -345,12 +345,17 @@ def test_port_in_use(refused):
     assert f"MASTER_PORT {port}: cannot listen there (Address already in use); choose another" in line
 
 
-def test_only_rank_0_speaks(folder, monkeypatch, capsys, no_process_group):
+def test_rank_0_speaks_first(folder, monkeypatch, capsys, no_process_group):
+    """Another rank speaks where rank 0 has not ended it meanwhile."""
     monkeypatch.chdir(folder)
     monkeypatch.setenv("WORLD_SIZE", "3")
     monkeypatch.setenv("RANK", "1")
+    waits = []
+    monkeypatch.setattr("time.sleep", lambda seconds: waits.append((seconds, capsys.readouterr().err)))
     assert main(stage("pretrain", "parallel.tensor_parallel_size=3")) == 2
-    assert capsys.readouterr().err == ""
+    assert waits == [(RANK_0_FIRST_SECONDS, "")]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"megagpt: rank 1 ({socket.gethostname()}): ") and "tensor-parallel size 3" in line
 
 
 def test_no_cuda_here(refused, monkeypatch):

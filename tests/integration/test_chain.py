@@ -19,6 +19,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
+from megagpt.runtime.distributed import free_port
 from tests.helpers.tiny_run import command, finished, kill_group, megagpt, start, write_source
 
 OPTIMIZER = {"lr": 1e-2, "weight_decay": 0.0}
@@ -173,7 +174,7 @@ def test_chain_killed_and_resumed_equals_undisturbed(chain, tmp_path):
     overrides = {"run.name": "quiet", "run.seed": 7, "run.device": "cpu", "tokenizer": run / "tokenizer"}
     overrides |= {"data.train": run / "tokenize/train", "data.valid": run / "tokenize/valid"}
     words = [word for name, value in overrides.items() for word in ("--set", f"{name}={value}")]
-    launcher = ["deepspeed", "--log_level", "error", "--num_accelerators", 2, "--master_port", 29871, "--no_local_rank", "--module"]
+    launcher = ["deepspeed", "--log_level", "error", "--num_accelerators", 2, "--master_port", free_port(), "--no_local_rank", "--module"]
     finished(command(*launcher, "megagpt", "pretrain", "--config", "pretrain.yaml", *words, cwd=chain.folder))
     quiet, disturbed = (newest(chain.folder / "runs" / name / "pretrain") for name in ("quiet", "chain"))
     assert quiet.name == disturbed.name == "step_60"

@@ -52,6 +52,21 @@ def test_watchdog_names_it_again_with_its_stack(tmp_path):
     assert "in hang" in (tmp_path / "rank_3.txt").read_text()
 
 
+@pytest.mark.parametrize(
+    ("announced", "master", "used"),
+    [
+        ("127.0.0.1", "10.1.2.3", "10.1.2.3"),
+        ("127.0.1.1", "10.1.2.3", "10.1.2.3"),
+        ("127.0.0.1", "127.0.0.1", "127.0.0.1"),
+        ("127.0.0.1", "127.0.1.1", "127.0.0.1"),
+        ("10.1.2.4", "10.1.2.3", "10.1.2.4"),
+        ("10.1.2.4", "127.0.1.1", "10.1.2.4"),
+    ],
+)
+def test_watchdog_reaches_a_listener_that_announces_a_loopback_address(announced, master, used):
+    assert watchdog._as_seen_here((announced, 4711), master) == (used, 4711)
+
+
 def stopped(culprit: int, seconds: float) -> str:
     """The culprit's whole process is stopped from outside for a while, its heart included."""
     out = io.StringIO()

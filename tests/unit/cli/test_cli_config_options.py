@@ -1,6 +1,7 @@
 """The command line without any work: help, --print-config, --dry-run, what launchers put in front."""
 
 import re
+import sys
 from typing import get_origin
 
 import pytest
@@ -146,5 +147,7 @@ def test_wrong_usage_is_one_line_from_one_rank(capsys, monkeypatch):
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and error.startswith("megagpt: sft: ") and "--config" in error
     monkeypatch.setenv("RANK", "1")
-    assert main(["sft", "--confg", "a.yaml"]) == 2
+    monkeypatch.setattr("time.sleep", lambda _: sys.exit("ended by the launcher"))
+    with pytest.raises(SystemExit, match="ended by the launcher"):
+        main(["sft", "--confg", "a.yaml"])
     assert capsys.readouterr().err == ""

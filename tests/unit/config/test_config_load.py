@@ -133,6 +133,12 @@ def test_config_warmup_ends_before_the_schedule(tmp_path):
     check_pretrain(load(tmp_path, PRETRAIN, ["optimizer.warmup_ratio=0.5", "optimizer.decay_tokens=33"]), dp=1)
 
 
+def test_config_going_back_needs_checkpoints(tmp_path):
+    with pytest.raises(ConfigError, match=r"anomaly.spike_factor = 3 with every.save = 0: .*; take every.save 7, .* \(anomaly.window\)"):
+        check_pretrain(load(tmp_path, PRETRAIN, ["anomaly.spike_factor=3.0", "anomaly.window=7"]), dp=1)
+    check_pretrain(load(tmp_path, PRETRAIN, ["anomaly.spike_factor=3.0", "every.save=7"]), dp=1)
+
+
 def test_config_top_p_is_refused_in_rlhf():
     text = (ROOT / "configs/smoke/quickstart_rlhf.yaml").read_text()
     assert "top_p" not in text

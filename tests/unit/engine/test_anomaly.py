@@ -33,10 +33,18 @@ def test_anomaly_spikes_roll_back_until_the_limit():
     guard = fed()  # median 3
     assert guard.observe(6, 6.0, 1.0) == "ok", "not above the bound"
     assert guard.observe(7, 6.01, 1.0) == "rollback"
+    guard.went_back()
     assert guard.observe(7, 60.0, 1.0) == "rollback", "a spike is no part of the median"
+    guard.went_back()
     assert guard.counts() == {"skipped": 0, "rollbacks": 2}
     with pytest.raises(AnomalyError, match=r"step 7: loss 9 against a median of 3; the run went back 2 times before \(anomaly.max_rollbacks\)"):
         guard.observe(7, 9.0, 1.0)
+
+
+def test_anomaly_spikes_that_nothing_could_be_done_about_are_not_counted():
+    guard = fed()
+    assert [guard.observe(step, 9.0, 1.0) for step in range(6, 12)] == ["rollback"] * 6
+    assert guard.counts() == {"skipped": 0, "rollbacks": 0}
 
 
 def test_anomaly_spikes_need_a_full_window_and_a_factor():
@@ -52,7 +60,8 @@ def test_anomaly_median_forgets_what_is_older_than_the_window():
 def test_anomaly_state_goes_through_json_and_judges_the_same():
     guard = fed()
     guard.observe(6, math.nan, 1.0)
-    guard.observe(7, 9.0, 1.0)
+    assert guard.observe(7, 9.0, 1.0) == "rollback"
+    guard.went_back()
     guard.observe(8, math.nan, 1.0)
     other = AnomalyGuard(CONFIG)
     other.load(json.loads(json.dumps(guard.state())))

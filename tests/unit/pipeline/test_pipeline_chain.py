@@ -135,6 +135,29 @@ def test_pipeline_runs_again_what_a_change_touches(folder, stages, change, again
     assert run(folder) == 0 and stages.started() == []
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda folder: edit(folder / "chain.yaml", run={"name": "toy", "seed": 9, "timeout_seconds": 60, "wandb_project": "p", "device": "cpu"}),
+        lambda folder: edit(folder / "sft.yaml", every={"log": 1, "evaluate": 2, "save": 3, "keep": 4, "keep_every": 5}),
+        lambda folder: edit(folder / "sft.yaml", profile={"first_step": 3}),
+    ],
+    ids=["run", "every", "profile"],
+)
+def test_pipeline_finished_steps_outlive_a_change_of_what_is_operational(folder, stages, change):
+    run(folder)
+    stages.started()
+    change(folder)
+    assert run(folder) == 0 and stages.started() == []
+
+
+@pytest.mark.parametrize("setting", ["parallel.tensor_parallel_size=2", "run.seed=3", "precision.dtype=bf16", "kernels=reference"])
+def test_pipeline_runs_again_what_a_setting_of_a_result_touches(folder, stages, setting):
+    run(folder)
+    stages.started()
+    assert run(folder, f"sft.{setting}") == 0 and stages.started() == ["sft", "reward"]
+
+
 def edit(file, **settings) -> None:
     file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | settings))
 
@@ -253,6 +276,23 @@ def test_pipeline_interrupted_step_goes_on_from_its_checkpoints(folder, stages):
     assert not saved.exists(), "made from other data"
 
 
+def test_pipeline_step_that_goes_on_is_told_so_under_resume_never(folder, stages):
+    edit(folder / "chain.yaml", run={"name": "toy", "seed": 9, "resume": "never"})
+
+    def resumes() -> list[str]:
+        commands, stages.commands = stages.commands, []
+        return [[word for word in command if word.startswith("run.resume=")][-1].partition("=")[2].strip('"') for command in commands]
+
+    stages.codes["sft"] = 75
+    run(folder)
+    assert resumes() == ["never", "never"]
+    stages.codes.clear()
+    run(folder)
+    assert resumes() == ["auto", "never"], "sft goes on, reward begins"
+    run(folder, "sft.epochs=9")
+    assert resumes() == ["never", "never"], "what was finished begins anew"
+
+
 def test_pipeline_finished_step_starts_anew_where_something_changed(folder, stages):
     run(folder)
     saved = {stage: checkpoint_of(folder, stage) for stage in ("sft", "reward")}
@@ -261,6 +301,20 @@ def test_pipeline_finished_step_starts_anew_where_something_changed(folder, stag
     stages.codes["reward"] = 1
     run(folder, "sft.epochs=9")
     assert not saved["sft"].exists() and not saved["reward"].exists()
+
+
+def test_pipeline_step_that_starts_from_nothing_keeps_aside_what_it_had(folder, stages, capsys):
+    run(folder)
+    checkpoint_of(folder, "sft")
+    capsys.readouterr()
+    run(folder, "sft.epochs=9")
+    aside = "starts from nothing, since its inputs are not what they were; what it had left is now runs/toy"
+    assert [line for line in capsys.readouterr().out.splitlines() if "from nothing" in line] == [f"sft: {aside}/sft.old", f"reward: {aside}/reward.old"]
+    old = folder / "runs/toy/sft.old/checkpoints"
+    assert (old / "step_3").is_dir()
+    checkpoint_of(folder, "sft").rename(folder / "runs/toy/sft/checkpoints/step_4")
+    run(folder)
+    assert [path.name for path in old.iterdir()] == ["step_4"], "the latest takes the place of the one before"
 
 
 def test_pipeline_steps_after_one_that_runs_again_start_anew(folder, stages):

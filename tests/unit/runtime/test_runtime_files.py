@@ -1,10 +1,15 @@
 """What a run leaves on disk: files that are whole or absent, the run folder's manifest and gates, the stage's metrics."""
 
+import contextlib
+import errno
 import hashlib
+import io
 import json
+import resource
 import signal
 import subprocess
 import sys
+import threading
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -185,6 +190,65 @@ def test_stage_log_goes_back_with_the_run(tmp_path):
         log.go_back(1)
         log.step(2, {"loss": 2.0})
     assert [(row["step"], row["loss"]) for row in rows_of(tmp_path)] == [(1, 1.0), (2, 2.0)]
+
+
+def test_stage_log_records_an_evaluation_once_however_often_the_stage_is_resumed(tmp_path, capsys):
+    fill(tmp_path, range(1, 7))
+    for accuracy in (0.5, 0.25, 0.75):
+        with StageLog(tmp_path, "sft", total_steps=6, log_every=10, resume_step=6) as log:
+            log.evaluation(6, {"eval_accuracy": accuracy})
+            log.evaluation(6, {"eval_loss": accuracy})
+            log.evaluation(7, {"eval_accuracy": accuracy})
+    assert [row["eval_accuracy"] for row in rows_of(tmp_path) if "eval_accuracy" in row] == [0.5, 0.75], "those of step 7 came after the resume"
+    assert [row["eval_loss"] for row in rows_of(tmp_path) if "eval_loss" in row] == [0.5]
+    assert "evaluation at step 6 | eval_accuracy 0.75" in capsys.readouterr().out
+
+
+@contextlib.contextmanager
+def files_of_at_most(num_bytes: int):
+    """What this process writes beyond that into any file is refused by the kernel, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_stage_log_outlives_a_full_disk_with_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)  # TensorBoard's thread ends with a traceback
+    before = set(threading.enumerate())
+    with files_of_at_most(1000), StageLog(tmp_path, "sft", total_steps=200, log_every=100) as log:
+        for step in range(1, 201):
+            log.step(step, {"loss": 1.0})
+    for thread in set(threading.enumerate()) - before:
+        thread.join(10)
+    lines = capsys.readouterr().out.splitlines()
+    assert sorted(line for line in lines if "could not" in line) == [
+        f"[sft] {what} could not be written (File too large); training goes on without" for what in ("metrics.jsonl", "tensorboard/")
+    ]
+    assert [line for line in lines if " step " in line] == ["[sft] step 100/200 | loss 1", "[sft] step 200/200 | loss 1"]
+    assert [row["step"] for row in rows_of_readable(tmp_path)] == list(range(1, len(rows_of_readable(tmp_path)) + 1)) != []
+
+
+class Full(io.StringIO):
+    """A log file on a disk that is full from some moment on."""
+
+    full = False
+
+    def write(self, text):
+        if self.full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(text)
+
+
+def test_stage_log_outlives_output_that_goes_to_a_full_disk(tmp_path, monkeypatch):
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, Full())
+    with StageLog(tmp_path, "sft", total_steps=6, log_every=1) as log:
+        sys.stdout.full = sys.stderr.full = True
+        log._bar.mininterval = 0  # or it would draw every 15 seconds
+        for step in range(1, 7):
+            log.step(step, {"loss": 1.0})
+    assert [row["step"] for row in rows_of(tmp_path)] == [1, 2, 3, 4, 5, 6]
 
 
 def test_stage_log_line_begins_with_what_matters(tmp_path, capsys):

@@ -8,9 +8,12 @@ import pytest
 import torch
 
 from megagpt.runtime.distributed import RuntimeSetupError, free_port, start, world_size_from_environment
+from megagpt.runtime.log import is_main_rank
+from megagpt.runtime.own_rank import rank_from_environment
 
 VARIABLES = (
     "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE",
+    "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID",
     "TORCHELASTIC_RUN_ID",
 )
 
@@ -38,6 +41,21 @@ def environment(monkeypatch, no_process_group):
 def test_world_size_from_the_launchers_environment(environment, values, size):
     environment(**values)
     assert world_size_from_environment() == size
+
+
+@pytest.mark.parametrize(
+    ("values", "rank"),
+    [
+        ({}, 0),
+        ({"RANK": 3, "SLURM_PROCID": 0}, 3),  # deepspeed, torchrun, ours within a Slurm job
+        ({"OMPI_COMM_WORLD_RANK": 2}, 2),
+        ({"PMI_RANK": 1}, 1),
+        ({"SLURM_PROCID": 5}, 5),
+    ],
+)
+def test_world_own_rank_from_the_launchers_environment(environment, values, rank):
+    environment(**values)
+    assert rank_from_environment() == rank and is_main_rank() == (rank == 0)
 
 
 def test_world_free_port_is_free():

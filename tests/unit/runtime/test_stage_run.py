@@ -16,8 +16,8 @@ CONFIG = SftConfig(
 )
 
 
-def stage_run(folder) -> StageRun:
-    return StageRun(CONFIG, folder, total_steps=9, resume_step=0, device=torch.device("cpu"))
+def stage_run(folder, config=CONFIG) -> StageRun:
+    return StageRun(config, folder, total_steps=9, resume_step=0, device=torch.device("cpu"))
 
 
 def test_stage_run_due_every_so_many_steps_but_never_at_the_last_nor_with_0(tmp_path):
@@ -47,3 +47,17 @@ def test_stage_run_stops_on_all_ranks_after_the_step_in_which_one_was_asked(tmp_
     for found in run_ranks(2, steps_until_stopped, tmp_path, asked_at, 1):
         message = "" if asked_at == 9 else f"sft: stopped on request after step {asked_at}; the same command goes on from there"
         assert found == (saved, int(asked_at < 9), message)
+
+
+def test_stage_run_does_not_promise_that_a_command_which_starts_anew_goes_on(tmp_path):
+    never = CONFIG.model_copy(update={"run": RunConfig(name="r", resume="never")})
+    (message,) = run_ranks(1, message_of_a_stop, tmp_path, never)
+    assert message == "sft: stopped on request after step 2; go on with run.resume=auto"
+
+
+def message_of_a_stop(folder, config) -> str:
+    with listening(), stage_run(folder, config) as around:
+        signal.raise_signal(signal.SIGUSR1)
+        with pytest.raises(Stopped) as stopped:
+            around.end_step(2, lambda _: None, lambda: None)
+    return str(stopped.value)
