@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from megagpt.engine.sharding import REDUCE_BUCKET
 from megagpt.plan import activations
-from megagpt.plan.job import Job, Parameter, total
+from megagpt.plan.job import BYTES, Job, Parameter, total
 
 LIVE_PARAMETERS = 1_000_000_000
 """Numbers that ZeRO 3 keeps gathered at most (`stage3_max_live_parameters`, at its default)."""
@@ -124,6 +124,8 @@ def paper_bytes(num_parameters: float, num_replicas: int, zero_stage: int) -> fl
     return num_parameters * (weights + gradients + optimizer)
 
 
-def checkpoint_bytes(num_parameters: int, optimizer: str) -> int:
-    """On disk: float32 weights, and with AdamW both moments; each number once, whatever the layout."""
-    return num_parameters * 4 * (3 if optimizer == "adamw" else 1)
+def checkpoint_bytes(num_parameters: int, dtype: str, optimizer: str) -> int:
+    """Tensors on disk (`checkpoint/layout.py`): weights in their type, with a float32 master where that has 16 bits, and with
+    AdamW both moments; each number once, whatever the layout."""
+    weight = BYTES[dtype]
+    return num_parameters * (weight + 4 * (weight == 2) + 8 * (optimizer == "adamw"))

@@ -170,7 +170,7 @@ def as_json(plan: StagePlan) -> dict[str, Any]:
         "memory": {phase: asdict(parts) for phase, parts in plan.memory.items()},
         "offloaded_bytes_per_rank": memory.offloaded_bytes(job),
         "zero_paper_bytes_per_rank": memory.paper_bytes(plan.num_parameters / (job.grid.tp * job.grid.pp), job.num_replicas, job.parallel.zero_stage),
-        "checkpoint_bytes": memory.checkpoint_bytes(plan.num_parameters, job.optimizer),
+        "checkpoint_bytes": memory.checkpoint_bytes(plan.num_parameters, job.dtype, job.optimizer),
         "seconds_per_step": step.total,
         "seconds_of_a_step": asdict(step),
         "pipeline_bubble": speed.bubble_fraction(job.grid.pp, job.num_microbatches, job.parallel.virtual_pipeline_size),

@@ -1,15 +1,23 @@
 """The planner against ourselves: bytes of weights, gradients and optimizer exactly, saved activations, and the peak of a process."""
 
+import itertools
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from torch import Tensor
+from torch.profiler import profile
 
 from megagpt.checkpoint.load import new_chunks
 from megagpt.config.schema import ModelConfig, OptimizerConfig, ParallelConfig
 from megagpt.engine.build import Engine
+from megagpt.engine.state import optimizer_tensors
+from megagpt.kernels.token_logprob import token_logprob
 from megagpt.model.layout import Layout
+from megagpt.model.param_map import num_parameters
 from megagpt.model.shape import ModelShape
 from megagpt.model.token_loss import token_nll
 from megagpt.parallel.grid import Grid
@@ -17,12 +25,13 @@ from megagpt.parallel.groups import build_groups
 from megagpt.plan.activations import head_bytes, layer_bytes
 from megagpt.plan.hardware import load_hardware
 from megagpt.plan.job import Job
-from megagpt.plan.memory import resident, training_phases
+from megagpt.plan.memory import checkpoint_bytes, resident, training_phases
 from megagpt.runtime.cpu_backend import schedule_scope
 from tests.helpers.plain import plain_init
 from tests.helpers.sharded import accumulate, sharded_chunks
 from tests.helpers.spawn import run_ranks, run_ranks_fresh
 from tests.helpers.tiny import tiny_batches, tiny_model
+from tests.helpers.tiny_checkpoint import save_tensors
 
 CPU = load_hardware("cpu")
 OPTIMIZER = OptimizerConfig(lr=1e-3)
@@ -100,6 +109,27 @@ def test_plan_tensor_bytes_are_exactly_those_of_the_engine(name):
         assert {part: getattr(planned, part) for part in measured} == measured
 
 
+def saved_checkpoint_bytes(folder: Path, dtype: str) -> int:
+    """Of all tensors in the files of a checkpoint after one step."""
+    engine = engine_of(SMALL, Grid(), {"zero_stage": 1}, dtype)
+    accumulate(engine, tiny_batches(1)[0])
+    engine.step(OPTIMIZER.lr)
+    weights = ((name, tensor.to(DTYPES[dtype])) for name, tensor in engine.canonical_parameters())
+    path = save_tensors(folder, 1, weights, engine.groups, SMALL, optimizer=optimizer_tensors(engine))
+    engine.close()
+    return sum(_tensor_bytes(file) for file in path.glob("*.safetensors"))
+
+
+def _tensor_bytes(path: Path) -> int:
+    with safe_open(path, "pt") as file:
+        return sum(file.get_tensor(name).nbytes for name in file.keys())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_plan_checkpoint_bytes_are_those_of_a_saved_checkpoint(dtype, tmp_path):
+    assert run_ranks(1, saved_checkpoint_bytes, tmp_path, dtype) == [checkpoint_bytes(num_parameters(ModelShape(SMALL)), dtype, "adamw")]
+
+
 # ---------------------------------------------------------------- activations
 
 
@@ -139,6 +169,23 @@ def test_plan_activations_are_those_that_autograd_keeps(name):
     logits = 2 * 128 * job.shape.padded_vocab_size(grid.tp) // grid.tp * job.num_bytes  # their gradient comes later
     embedding = 2 * 128 * 64 * job.num_bytes if dropout else 0  # its mask
     assert head_bytes(job) - logits + embedding == pytest.approx(one - (three - one) / 2, rel=0.05)
+
+
+def loss_peak_bytes(dtype: str, implementation: str, rows: int, columns: int) -> int:
+    """Most memory that logits [rows, columns] and everything made of them take until their gradient is there."""
+    source = torch.randn(rows, columns, dtype=DTYPES[dtype], requires_grad=True)
+    with profile(profile_memory=True) as record:
+        token_logprob(source * 1, torch.zeros(rows, dtype=torch.int64), implementation=implementation).sum().backward()
+    events = sorted((event.start_ns(), event.nbytes()) for event in record.profiler.kineto_results.events() if event.name() == "[memory]")
+    return max(itertools.accumulate(size for _, size in events))
+
+
+@pytest.mark.parametrize("implementation", ["fused", "reference"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_plan_logits_peak_is_that_of_the_loss(dtype, implementation):
+    config = tiny_model("gpt", True, hidden_size=4, num_attention_heads=1, max_sequence_length=64, vocab_size=16384)
+    job = replace(job_of(config, Grid(), {}, dtype, rows=1), fused_loss=implementation == "fused")
+    assert head_bytes(job) == pytest.approx(loss_peak_bytes(dtype, implementation, 64, 16384), rel=0.01)
 
 
 # ---------------------------------------------------------------- the whole process
