@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def run(options: argparse.Namespace, verb: str) -> int | None:
         plan, proposals = _Planner(config, options.config.parent, hardware).plan(options.ranks), []
     else:
         slots = read_hosts(options.hostfile)
-        hardware = hardware.model_copy(update={"devices_per_node": max(slots.values())})
+        hardware = hardware.model_copy(update={"devices_per_node": math.gcd(*slots.values())})
         planner = _Planner(config, options.config.parent, hardware)
         plan, proposals = _on_hosts(planner, sum(slots.values()), options.hostfile)
     facts = ppo.as_json(plan) if isinstance(plan, ppo.PpoPlan) else stage.as_json(plan)

@@ -95,17 +95,9 @@ def plan_layout(config: StageConfig, model: ModelConfig, hardware: Hardware, ran
         num_microbatches=num_microbatches(config.batch, grid.dp), dtype=dtype, scalar_head=is_reward,
         dropout=dropout_of(config, model), optimizer=config.optimizer.name, fused_loss=uses_fused_loss(config.kernels, hardware),
     )  # fmt: skip
-    stages = [{phase: memory.resident(job, stage) + extra for phase, extra in memory.training_phases(job, stage).items()} for stage in _stages(job)]
+    stages = [{phase: memory.resident(job, stage) + extra for phase, extra in memory.training_phases(job, stage).items()} for stage in job.distinct_stages]
     worst = {phase: max((phases[phase] for phases in stages), key=lambda found: found.total) for phase in stages[0]}
     return StagePlan(config, job, steps, worst, speed.step_time(job))
-
-
-def _stages(job: Job) -> list[int]:
-    """Pipeline stages that may need the most: all where they differ, else the ends (the first keeps the most microbatches, the
-    last has the head) and the one after the first."""
-    if job.parallel.stage_layers is not None:
-        return list(range(job.grid.pp))
-    return sorted({0, min(1, job.grid.pp - 1), job.grid.pp - 1})
 
 
 def model_of(config: StageConfig, folder: Path) -> ModelConfig:

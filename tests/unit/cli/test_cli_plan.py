@@ -7,6 +7,7 @@ import pytest
 
 from megagpt.cli.main import main
 from megagpt.config.schema import ModelConfig, RunConfig
+from megagpt.plan.speed import LINK_EFFICIENCY
 from tests.helpers.tiny_checkpoint import make_checkpoint
 from tests.helpers.tiny_run import ROOT, command, demonstrations, finished, toy_tokenizer, write_rows
 
@@ -79,17 +80,38 @@ def parameters(layers: int, hidden: int, vocabulary: int) -> int:
 
 
 def test_cli_plan_ppo_adds_what_shares_a_rank(plan):
-    """Reward and value on one rank hold more than the policy's halves; moved apart, less is needed, and the round is no slower."""
+    """Reward and value on one rank hold more than the policy's halves; moved apart, less is needed, and the round is shorter."""
     shared = plan("--config", SMOKE / "quickstart_rlhf.yaml", "--hardware", "cpu")
-    roles = [f"placement.{role}={{ranks: [{rank}], tp: 1}}" for rank, role in enumerate(("policy", "reference", "reward", "value"))]
-    apart = plan("--config", SMOKE / "quickstart_rlhf.yaml", "--hardware", "cpu", *(word for role in roles for word in ("--set", role)))
+    apart = plan("--config", SMOKE / "quickstart_rlhf.yaml", "--hardware", "cpu", "--set", "placement.value.ranks=[4]")
     assert set(shared["memory"]) == {"rollout", "score", "update policy", "update value"}
     weights = 4 * shared["num_parameters_of_roles"]["value"]
     assert shared["memory"]["update value"]["weights"] == pytest.approx(2 * weights, rel=0.001)
     assert apart["memory"]["update value"]["weights"] == pytest.approx(weights, rel=0.001)
-    # Keys and values of all rows of a rollout and all their tokens, in float32.
-    assert apart["memory"]["rollout"]["kv_cache"] == 2 * 4 * 64 * (128 + 48) * 128 * 4
-    assert apart["seconds_of_a_step"]["update"] <= shared["seconds_of_a_step"]["update"] * 2
+    # Keys and values of all rows of a rollout and all their tokens, in float32, on two tensor-parallel ranks.
+    assert apart["memory"]["rollout"]["kv_cache"] == 2 * 4 * 64 * (128 + 48) * 128 * 4 / 2
+    assert all(apart["seconds_of_a_step"][phase] <= seconds for phase, seconds in shared["seconds_of_a_step"].items())
+    assert apart["seconds_of_a_step"]["score"] < shared["seconds_of_a_step"]["score"]
+
+
+def test_cli_plan_ppo_answers_the_evaluations_prompts_at_once_too(plan):
+    words = ("--config", SMOKE / "quickstart_rlhf.yaml", "--set")
+    usual, longer = plan(*words, "prompts.eval_prompts=64"), plan(*words, "prompts.eval_prompts=256")
+    assert longer["memory"]["rollout"]["kv_cache"] == 4 * usual["memory"]["rollout"]["kv_cache"]
+    assert longer["seconds_of_a_step"] == usual["seconds_of_a_step"], "a round has as many responses as before"
+
+
+def test_cli_plan_ppo_gathers_weights_for_every_token_at_zero_3(plan):
+    roles = [f"placement.{role}={{ranks: [0, 1], tp: 1, zero: %d}}" for role in ("policy", "value")]
+    roles += [f"placement.{role}={{ranks: [0, 1]}}" for role in ("reference", "reward")]
+    words = ("--config", SMOKE / "quickstart_rlhf.yaml", "--hardware", "cpu")
+    one, three = (plan(*words, *(word for role in roles for word in ("--set", role.replace("%d", str(zero))))) for zero in (1, 3))
+    weights = 4 * three["num_parameters_of_roles"]["policy"]
+    assert three["memory"]["rollout"]["buffers"] - one["memory"]["rollout"]["buffers"] > weights
+    assert three["memory"]["score"]["buffers"] - one["memory"]["score"]["buffers"] > weights
+    seconds = weights / 2 / (1e9 * LINK_EFFICIENCY)  # half of them come from the other rank
+    slower = three["seconds_of_a_step"]["rollout"] - one["seconds_of_a_step"]["rollout"]
+    assert slower == pytest.approx((1 + 48) * seconds, rel=0.001), "for the prompts and for each token"
+    assert three["seconds_of_a_step"]["score"] > one["seconds_of_a_step"]["score"]
 
 
 def hosts(folder, *slots: int):
