@@ -60,8 +60,11 @@ def test_cli_plan_takes_under_a_second_and_no_torch():
 
 def test_cli_plan_counts_the_records_that_are_there(plan, tmp_path):
     rows = write_rows(tmp_path / "rows.jsonl", demonstrations())
-    facts = plan("--config", SMOKE / "quickstart_sft.yaml", "--set", f"data={{train: [{rows}], max_length: 256}}")
-    assert facts["steps"] == 2 * 3 and facts["tokens"] == 6 * 16 * 256  # two passes over 48 rows
+    words = ("--config", SMOKE / "quickstart_sft.yaml", "--set", f"data={{train: [{rows}], max_length: 256}}", "--set", "batch.global_batch_size=32")
+    facts = plan(*words)  # two passes over 48 rows: three steps, one of which has rows of both
+    assert facts["steps"] == 3 and facts["tokens"] == 3 * 32 * 256
+    # Without files to hold out, a part of the records is: 36 are left.
+    assert plan(*words, "--set", "data.valid=null", "--set", "data.valid_fraction=0.25", "--set", "batch.global_batch_size=16")["steps"] == 5
 
 
 def test_cli_plan_takes_the_parent_from_its_checkpoint(plan, tmp_path):
@@ -132,6 +135,7 @@ def test_cli_plan_of_hosts_that_do_not_fit_says_what_would(capsys, tmp_path):
     few, tight = hosts(tmp_path, 8, 8), ("--hardware", "v100-32gb", "--set", "batch.micro_batch_size=16")
     error = error_of(capsys, "--config", GPT3, "--hostfile", few)
     assert "16 ranks: parallel: tensor_parallel_size 4 x" in error and "does not fit 16 ranks" in error and error.endswith("s a step would do\n")
+    assert error.count("would do") == 1, "the grid's own advice would say something else"
     error = error_of(capsys, "--config", GPT3, "--hostfile", few, "--set", "parallel.data_parallel_size=4", *tight)
     assert "GB a rank, and a device of V100 SXM2 32 GB has 32; tp" in error and error.endswith("would do\n")
     error = error_of(capsys, "--config", PRETRAIN / "gpt3_175b_1024gpu_tp8_pp16.yaml", "--hostfile", few)
@@ -145,3 +149,37 @@ def test_cli_plan_names_what_is_wrong(capsys, tmp_path, monkeypatch):
     error = error_of(capsys, "--config", SMOKE / "quickstart_sft.yaml", "--set", "parent=nothing")
     assert "parent nothing: no checkpoint in runs/quickstart/nothing" in error
     assert "pipeline_parallel_size = 5" in error_of(capsys, "--config", GPT3, "--set", "parallel={pipeline_parallel_size: 5, zero_stage: 3}")
+    (tmp_path / "none.jsonl").write_text("\n")
+    for stage in ("sft", "reward"):
+        error = error_of(capsys, "--config", SMOKE / f"quickstart_{stage}.yaml", "--set", "data={train: [none.jsonl], max_length: 256}")
+        assert "data.train = ['none.jsonl']: no record in them" in error
+
+
+@pytest.mark.parametrize(("words", "rule"), [
+    (("--price", "-1"), "--price -1: must be a finite number from 0"), (("--price", "nan"), "--price nan: must be"),
+    (("--price", "inf"), "--price inf: must be"), (("--ranks", "0"), "--ranks 0: must be at least 1"), (("--ranks", "-8"), "--ranks -8: must be"),
+    (("--ranks", "8", "--hostfile", "hosts"), "--ranks 8 with --hostfile: the hosts' slots are the ranks"),
+])  # fmt: skip
+def test_cli_plan_refuses_numbers_that_mean_nothing(capsys, words, rule):
+    assert rule in error_of(capsys, "--config", GPT3, *words)
+
+
+def test_cli_plan_refuses_a_host_named_twice(capsys, tmp_path):
+    (tmp_path / "hosts").write_text("node0 slots=8\nnode1 slots=8\nnode0 slots=8\n")
+    assert "hosts:3: node0 is named twice; give all its slots in one line" in error_of(capsys, "--config", GPT3, "--hostfile", tmp_path / "hosts")
+
+
+def test_cli_plan_of_uneven_hosts_keeps_tensor_parallelism_within_what_divides_them(plan, tmp_path):
+    even, uneven = (plan("--config", GPT3, "--hostfile", hosts(tmp_path, *slots)) for slots in ([8] * 16, [8] * 14 + [4] * 4))
+    facts = [facts["seconds_of_a_step"]["data_parallel"] for facts in (even, uneven)]
+    assert facts[0] == facts[1] and all(words.startswith(("tp 1", "tp 2", "tp 4")) for words in uneven["layouts"])
+    two = plan("--config", GPT3, "--hostfile", hosts(tmp_path, *[8] * 15, 6, 2))
+    assert two["seconds_of_a_step"]["tensor_parallel"] > 5 * even["seconds_of_a_step"]["tensor_parallel"], "tp 4 crosses nodes of 2"
+
+
+def test_cli_plan_takes_a_chain_through_the_policy_and_refuses_a_circle(plan, capsys, tmp_path):
+    facts = plan("--config", SMOKE / "quickstart_reward.yaml", "--set", "parent=rlhf")
+    assert facts["num_parameters"] == parameters(4, 128, 2048) + 128 + 1
+    path = tmp_path / "own_sft.yaml"
+    path.write_text((SMOKE / "quickstart_sft.yaml").read_text().replace("parent: pretrain", "parent: sft"))
+    assert f"parent sft: {path} starts from itself" in error_of(capsys, "--config", path)
