@@ -151,10 +151,11 @@ def _seconds(config: RlhfConfig, jobs: dict[str, Job]) -> dict[str, float]:
     """Of one round. Roles on the same ranks work one after the other, roles on different ranks at the same time."""
     ppo = config.ppo
     updates = ppo.epochs * (ppo.rollout_batch_size // ppo.minibatch_size)
+    passes = ppo.rollout_batch_size / ppo.minibatch_size
     steps = {role: speed.step_time(job) for role, job in jobs.items()}
     return {
         "rollout": _rollout_seconds(config, jobs["policy"]),
-        "score": _slowest(jobs, {role: speed.forward_seconds(jobs[role], steps[role]) * ppo.rollout_batch_size / ppo.minibatch_size for role in ROLES}),
+        "score": _slowest(jobs, {role: speed.forward_seconds(jobs[role], steps[role]) * passes for role in ROLES}),
         "update": _slowest(jobs, {role: steps[role].total * updates for role in TRAINED}),
     }
 

@@ -101,7 +101,9 @@ def plan_layout(config: StageConfig, model: ModelConfig, hardware: Hardware, ran
         num_microbatches=num_microbatches(config.batch, grid.dp), dtype=dtype, scalar_head=is_reward,
         dropout=dropout_of(config, model), optimizer=config.optimizer.name, fused_loss=uses_fused_loss(config.kernels, hardware),
     )  # fmt: skip
-    stages = [{phase: memory.resident(job, stage) + extra for phase, extra in memory.training_phases(job, stage).items()} for stage in job.distinct_stages]
+    stages = [
+        {phase: memory.resident(job, stage) + extra for phase, extra in memory.training_phases(job, stage).items()} for stage in job.distinct_stages
+    ]
     worst = {phase: max((phases[phase] for phases in stages), key=lambda found: found.total) for phase in stages[0]}
     return StagePlan(config, job, steps, worst, speed.step_time(job))
 

@@ -181,7 +181,8 @@ PASSES = {
     "llama-bf16": ("llama", 0.0, Grid(), {}, "bf16"), "gpt-selective": ("gpt", 0.0, Grid(), {"recompute": "selective"}, "bf16"),
     "gpt-dropout": ("gpt", 0.1, Grid(), {}, "fp32"), "llama-dropout": ("llama", 0.1, Grid(), {}, "fp32"),
     "gpt-dropout-selective": ("gpt", 0.1, Grid(), {"recompute": "selective"}, "fp32"),
-    "gpt-full": ("gpt", 0.0, Grid(), FULL, "bf16"), "gpt-full-dropout": ("gpt", 0.1, Grid(), FULL, "fp32"), "llama-full": ("llama", 0.0, Grid(), FULL, "fp32"),
+    "gpt-full": ("gpt", 0.0, Grid(), FULL, "bf16"), "llama-full": ("llama", 0.0, Grid(), FULL, "fp32"),
+    "gpt-full-dropout": ("gpt", 0.1, Grid(), FULL, "fp32"),
     "gpt-tp2": ("gpt", 0.0, Grid(tp=2), {}, "bf16"), "gpt-tp2-sequence": ("gpt", 0.0, Grid(tp=2), SEQUENCE, "bf16"),
     "llama-tp2-sequence": ("llama", 0.0, Grid(tp=2), SEQUENCE, "bf16"), "gpt-tp2-sequence-dropout": ("gpt", 0.1, Grid(tp=2), SEQUENCE, "fp32"),
 }  # fmt: skip

@@ -113,7 +113,8 @@ def test_plan_speed_bubble():
 def small(grid: Grid, layers: int = 8, dtype: str = "bf16", **parallel) -> Job:
     model = ModelConfig(num_layers=layers, hidden_size=1024, num_attention_heads=8, max_sequence_length=2048, vocab_size=51200)
     sizes = {"tensor_parallel_size": grid.tp, "pipeline_parallel_size": grid.pp, "context_parallel_size": grid.cp}
-    return Job(ModelShape(model), grid, ParallelConfig(**sizes, **parallel), A100, rows=1, length=2048, num_microbatches=4, dtype=dtype, fused_loss=True)
+    parallel = ParallelConfig(**sizes, **parallel)
+    return Job(ModelShape(model), grid, parallel, A100, rows=1, length=2048, num_microbatches=4, dtype=dtype, fused_loss=True)
 
 
 def test_plan_speed_of_the_largest_stage_bounds_update_and_reduction():
