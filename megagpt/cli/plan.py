@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser, verb: str) -> None:
 
 
 def run(options: argparse.Namespace, verb: str) -> int | None:
+    _check(options)
     config, hardware = read_stage(options.config, options.set), load_hardware(options.hardware)
     if options.price is not None:
         hardware = hardware.model_copy(update={"price_per_device_hour": options.price})
@@ -36,13 +38,23 @@ def run(options: argparse.Namespace, verb: str) -> int | None:
         plan, proposals = _Planner(config, options.config.parent, hardware).plan(options.ranks), []
     else:
         slots = read_hosts(options.hostfile)
-        hardware = hardware.model_copy(update={"devices_per_node": max(slots.values())})
+        hardware = hardware.model_copy(update={"devices_per_node": math.gcd(*slots.values())})
         planner = _Planner(config, options.config.parent, hardware)
         plan, proposals = _on_hosts(planner, sum(slots.values()), options.hostfile)
     facts = ppo.as_json(plan) if isinstance(plan, ppo.PpoPlan) else stage.as_json(plan)
     words = [words_of(proposal) for proposal in proposals]
     print(json.dumps(facts | {"layouts": words}) if options.json else table(facts, words))
     return None
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Refuse numbers that mean nothing."""
+    if options.price is not None and not 0 <= options.price < math.inf:
+        raise ConfigError(f"--price {options.price:g}: must be a finite number from 0")
+    if options.ranks is not None and options.ranks < 1:
+        raise ConfigError(f"--ranks {options.ranks}: must be at least 1")
+    if options.ranks is not None and options.hostfile is not None:
+        raise ConfigError(f"--ranks {options.ranks} with --hostfile: the hosts' slots are the ranks; leave one of them out")
 
 
 @dataclass(frozen=True)
@@ -73,7 +85,7 @@ def _on_hosts(planner: _Planner, ranks: int, hostfile: Path) -> tuple[stage.Stag
         device = planner.hardware
         obstacle = f"needs {plan.bytes_per_rank / 1e9:.1f} GB a rank, and a device of {device.name} has {device.memory_bytes / 1e9:.0f}"
     except ConfigError as error:
-        obstacle = str(error)
+        obstacle = str(error).partition("; ")[0]  # without its own advice, which knows nothing of memory
     if proposals:
         raise ConfigError(f"{hostfile}: {ranks} ranks: {obstacle}; {words_of(proposals[0])} would do")
     more = next((factor * ranks for factor in (2, 4, 8, 16, 32) if planner.propose(factor * ranks)), None)

@@ -112,7 +112,7 @@ def _open(prefix: Path) -> IndexedDataset:
     try:
         files = IndexedDataset(str(prefix))
         _check_index(files, idx_path)
-    except AssertionError as error:  # the reader's own, of the last document bound
+    except (AssertionError, IndexError) as error:  # the reader's own, of the last document bound: not that of all sequences, or not there
         raise DataError(idx_path, _BAD_DOCUMENTS) from error
     _require_size(bin_path, int(files.index.sequence_lengths.sum(dtype=np.int64)) * files.index.dtype_size)
     return files

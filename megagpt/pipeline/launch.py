@@ -43,7 +43,7 @@ def read_hosts(hostfile: Path) -> dict[str, int]:
     """Names in a hostfile and their numbers of ranks: one `HOST slots=N` a line, `#` starts a comment.
 
     Raises:
-        ConfigError: not a readable file of such lines.
+        ConfigError: not a readable file of such lines, or a host in two of them.
     """
     try:
         lines = hostfile.read_text(encoding="utf-8").splitlines()
@@ -55,6 +55,8 @@ def read_hosts(hostfile: Path) -> dict[str, int]:
             match = re.fullmatch(r"(\S+)\s+slots=([1-9]\d*)", text)
             if match is None:
                 raise ConfigError(f"{hostfile}:{number}: {text!r}: expected `HOST slots=N`")
+            if match[1] in hosts:
+                raise ConfigError(f"{hostfile}:{number}: {match[1]} is named twice; give all its slots in one line")
             hosts[match[1]] = int(match[2])
     if not hosts:
         raise ConfigError(f"{hostfile}: the hostfile names no host")

@@ -44,7 +44,8 @@ def layer_bytes(job: Job) -> int:
 def head_bytes(job: Job) -> int:
     """Of the last stage beyond its layers: the final norm, and the logits with their gradient.
 
-    Without the fused kernel the loss is plain PyTorch in float32: the scaled logits, their exponentials, and gradients of both.
+    The fused kernel adds their gradient only. Plain PyTorch holds three float32 arrays beside them at its peak, early in the
+    backward pass: the exponentials, and two gradients on their way back to the logits.
     """
     w, tokens = job.num_bytes, job.tokens
     ids = 24 * tokens  # tokens and labels, and what the loss keeps of each
@@ -52,7 +53,7 @@ def head_bytes(job: Job) -> int:
     if job.scalar_head:
         return norm
     logits = tokens * job.shape.padded_vocab_size(job.grid.tp) // job.grid.tp
-    return norm + logits * 2 * w + (0 if job.fused_loss else logits * 4 * 4)
+    return norm + logits * (w + (w if job.fused_loss else 3 * 4))
 
 
 def passing_bytes(job: Job) -> int:

@@ -38,7 +38,7 @@ class Hardware(Frozen):
     memory_bandwidth: float = Field(gt=0)
     """Bytes a second between a device and its memory."""
     devices_per_node: int = Field(gt=0)
-    """Devices that the fast links connect; a hostfile's largest number of slots overrides it."""
+    """Devices that the fast links connect; the largest number that divides all slots of a hostfile overrides it."""
     intra_node_bandwidth: float = Field(gt=0)
     """Bytes a second that one device can send within its node."""
     inter_node_bandwidth: float = Field(gt=0)
@@ -48,9 +48,13 @@ class Hardware(Frozen):
     price_per_device_hour: float | None = Field(None, ge=0)
     """In whatever currency you pay; null: no cost is planned."""
 
-    def bandwidth(self, num_neighbours: int) -> float:
-        """Between ranks that lie within `num_neighbours` consecutive ones."""
-        return self.intra_node_bandwidth if num_neighbours <= self.devices_per_node else self.inter_node_bandwidth
+    def bandwidth(self, num_neighbours: int, first: int = 0) -> float:
+        """Within groups of `num_neighbours` consecutive ranks, the first of which begins at rank `first`: that of the slowest one.
+
+        Groups stay within nodes where their size divides a node and they begin at a multiple of it.
+        """
+        inside = self.devices_per_node % num_neighbours == 0 and first % num_neighbours == 0
+        return self.intra_node_bandwidth if inside else self.inter_node_bandwidth
 
 
 def load_hardware(name: str) -> Hardware:

@@ -50,6 +50,10 @@ class Job:
         """Of one weight or activation."""
         return BYTES[self.dtype]
 
+    def bandwidth(self, num_neighbours: int) -> float:
+        """Bytes a second between ranks of groups that each lie within so many consecutive ranks."""
+        return self.hardware.bandwidth(num_neighbours, self.grid.offset)
+
     @property
     def sequence_shards(self) -> int:
         """Tensor-parallel ranks that share norms and residuals (Korthikanti et al. 2022, section 4.2.2)."""
@@ -59,6 +63,14 @@ class Job:
     def num_replicas(self) -> int:
         """Ranks over which ZeRO shards: those that hold the same weights."""
         return self.grid.dp * self.grid.cp
+
+    @property
+    def distinct_stages(self) -> list[int]:
+        """Pipeline stages of which one needs the most of whatever is asked: all where they differ, else the ends (the first keeps
+        the most microbatches, the last has the head) and the one after the first."""
+        if self.parallel.stage_layers is not None:
+            return list(range(self.grid.pp))
+        return sorted({0, min(1, self.grid.pp - 1), self.grid.pp - 1})
 
     def layers(self, stage: int) -> list[int]:
         """Numbers of layers in the blocks of one pipeline stage."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from megagpt.engine.sharding import REDUCE_BUCKET
 from megagpt.plan import activations
-from megagpt.plan.job import Job, Parameter, total
+from megagpt.plan.job import BYTES, Job, Parameter, total
 
 LIVE_PARAMETERS = 1_000_000_000
 """Numbers that ZeRO 3 keeps gathered at most (`stage3_max_live_parameters`, at its default)."""
@@ -57,7 +57,7 @@ def offloaded_bytes(job: Job) -> int:
     """Optimizer states in host memory or on a drive, of the largest part that a rank offloads."""
     if job.parallel.offload_optimizer == "none":
         return 0
-    stages = (partition(job.parameters(stage), job.parallel.zero_stage, job.num_replicas) for stage in range(job.grid.pp))
+    stages = (partition(job.parameters(stage), job.parallel.zero_stage, job.num_replicas) for stage in job.distinct_stages)
     return max(stages) * _state_bytes(job)
 
 
@@ -74,14 +74,18 @@ def training_phases(job: Job, stage: int) -> dict[str, Memory]:
     """
     parameters = job.parameters(stage)
     gradients = Memory(gradients=4 * total(parameters))
-    gathered = min(total(parameters), LIVE_PARAMETERS) * job.num_bytes if job.parallel.zero_stage == 3 else 0
     reduced = 0
     if job.parallel.zero_stage in (1, 2):
         reduced = _bucket(job, parameters) + 4 * partition(parameters, job.parallel.zero_stage, job.num_replicas)
     return {
-        "forward and backward": gradients + Memory(activations=activations.stage_bytes(job, stage), buffers=gathered),
+        "forward and backward": gradients + Memory(activations=activations.stage_bytes(job, stage), buffers=gathered_bytes(job, stage)),
         "reduce and step": gradients + Memory(buffers=reduced),
     }
+
+
+def gathered_bytes(job: Job, stage: int) -> int:
+    """Whole weights that ZeRO 3 puts together for a pass, forward or backward."""
+    return min(total(job.parameters(stage)), LIVE_PARAMETERS) * job.num_bytes if job.parallel.zero_stage == 3 else 0
 
 
 def partition(parameters: list[Parameter], zero_stage: int, num_replicas: int) -> int:
@@ -124,6 +128,8 @@ def paper_bytes(num_parameters: float, num_replicas: int, zero_stage: int) -> fl
     return num_parameters * (weights + gradients + optimizer)
 
 
-def checkpoint_bytes(num_parameters: int, optimizer: str) -> int:
-    """On disk: float32 weights, and with AdamW both moments; each number once, whatever the layout."""
-    return num_parameters * 4 * (3 if optimizer == "adamw" else 1)
+def checkpoint_bytes(num_parameters: int, dtype: str, optimizer: str) -> int:
+    """Tensors on disk (`checkpoint/layout.py`): weights in their type, with a float32 master where that has 16 bits, and with
+    AdamW both moments; each number once, whatever the layout."""
+    weight = BYTES[dtype]
+    return num_parameters * (weight + 4 * (weight == 2) + 8 * (optimizer == "adamw"))

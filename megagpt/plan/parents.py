@@ -30,12 +30,15 @@ def _by_keys(data: dict[str, Any]) -> str | None:
     return "pretrain" if "train_tokens" in data else "rlhf" if "placement" in data else None
 
 
-def starting_model(start: str, run: RunConfig, folder: Path) -> ModelConfig:
+def starting_model(start: str, run: RunConfig, folder: Path, children: tuple[Path, ...] = ()) -> ModelConfig:
     """Sizes of the model in the checkpoint `start` of a run; where it is still to come, of the configuration of that stage in
     `folder`, the file whose name ends in the stage and that has the same run.name.
 
+    Args:
+        children: configurations whose models come from this one.
+
     Raises:
-        ConfigError: neither is there.
+        ConfigError: neither is there, or a configuration comes from itself.
     """
     try:
         return ModelConfig.model_validate(read_state(find_checkpoint(start, RunFolder(run)))["model"])
@@ -47,8 +50,12 @@ def starting_model(start: str, run: RunConfig, folder: Path) -> ModelConfig:
             f"parent {start}: no checkpoint in {RunFolder(run).path / start}, and {folder} has no *{start}.yaml with run.name {run.name}; "
             "train it first, or put its configuration there"
         )
+    if path in children:
+        raise ConfigError(f"parent {start}: {path} starts from itself; name a stage before it, or a checkpoint")
     config = read_stage(path, [])
-    return pretrain_model(config, folder) if isinstance(config, PretrainConfig) else starting_model(config.parent, run, folder)
+    if isinstance(config, PretrainConfig):
+        return pretrain_model(config, folder)
+    return starting_model(config.policy if isinstance(config, RlhfConfig) else config.parent, run, folder, (*children, path))
 
 
 def pretrain_model(config: PretrainConfig, folder: Path) -> ModelConfig:

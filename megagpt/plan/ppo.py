@@ -112,7 +112,7 @@ def _all_ranks(jobs: dict[str, Job]) -> set[int]:
 
 def _phases(config: RlhfConfig, jobs: dict[str, Job], roles: dict[str, int]) -> dict[str, Memory]:
     """What each phase adds on a rank that holds these roles: role -> pipeline stage."""
-    scoring = [Memory(activations=_scoring_bytes(jobs[role], stage)) for role, stage in roles.items()]
+    scoring = [_scoring_memory(jobs[role], stage) for role, stage in roles.items()]
     phases = {"rollout": Memory(), "score": max(scoring, key=lambda found: found.total)}
     if "policy" in roles:
         phases["rollout"] = _rollout_memory(config, jobs["policy"], roles["policy"])
@@ -124,19 +124,24 @@ def _phases(config: RlhfConfig, jobs: dict[str, Job], roles: dict[str, int]) -> 
 
 
 def _rollout_memory(config: RlhfConfig, job: Job, stage: int) -> Memory:
-    """All rows of a replica are answered at once: keys and values of every layer and token, and the prompts' first pass."""
-    rows, shape = config.ppo.rollout_batch_size // job.grid.dp, job.shape
-    width = shape.head_size * shape.num_query_groups // job.grid.tp
-    cache = 2 * sum(job.layers(stage)) * rows * job.length * width * job.num_bytes
+    """All rows of a replica are answered at once, in an evaluation as in a round: keys and values of every layer and token, and
+    the prompts' first pass."""
+    rows, shape = max(config.ppo.rollout_batch_size, config.prompts.eval_prompts) // job.grid.dp, job.shape
     prompts = rows * config.prompts.max_prompt_length
     passing = prompts * (2 * shape.ffn_hidden_size // job.grid.tp + 2 * shape.config.hidden_size) * job.num_bytes
-    return Memory(kv_cache=cache, activations=passing + 2 * rows * shape.vocab_size * 4)
+    cache = rows * _cache_bytes(job, sum(job.layers(stage)))
+    return Memory(kv_cache=cache, activations=passing + 2 * rows * shape.vocab_size * 4, buffers=memory.gathered_bytes(job, stage))
 
 
-def _scoring_bytes(job: Job, stage: int) -> int:
+def _cache_bytes(job: Job, num_layers: int) -> int:
+    """Keys and values of one row, prompt and response."""
+    return 2 * num_layers * job.length * job.shape.head_size * job.shape.num_query_groups // job.grid.tp * job.num_bytes
+
+
+def _scoring_memory(job: Job, stage: int) -> Memory:
     """A forward pass keeps nothing but what is in work."""
     head = activations.head_bytes(job) if stage == job.grid.pp - 1 else 0
-    return max(activations.passing_bytes(job), head)
+    return Memory(activations=max(activations.passing_bytes(job), head), buffers=memory.gathered_bytes(job, stage))
 
 
 # ---------------------------------------------------------------- time
@@ -146,12 +151,12 @@ def _seconds(config: RlhfConfig, jobs: dict[str, Job]) -> dict[str, float]:
     """Of one round. Roles on the same ranks work one after the other, roles on different ranks at the same time."""
     ppo = config.ppo
     updates = ppo.epochs * (ppo.rollout_batch_size // ppo.minibatch_size)
-    steps = {role: speed.step_time(job).total for role, job in jobs.items()}
+    passes = ppo.rollout_batch_size / ppo.minibatch_size
+    steps = {role: speed.step_time(job) for role, job in jobs.items()}
     return {
         "rollout": _rollout_seconds(config, jobs["policy"]),
-        # Forward only: a third of a step, once over the rollout.
-        "score": _slowest(jobs, {role: steps[role] / 3 * ppo.rollout_batch_size / ppo.minibatch_size for role in ROLES}),
-        "update": _slowest(jobs, {role: steps[role] * updates for role in TRAINED}),
+        "score": _slowest(jobs, {role: speed.forward_seconds(jobs[role], steps[role]) * passes for role in ROLES}),
+        "update": _slowest(jobs, {role: steps[role].total * updates for role in TRAINED}),
     }
 
 
@@ -161,14 +166,15 @@ def _slowest(jobs: dict[str, Job], seconds: dict[str, float]) -> float:
 
 def _rollout_seconds(config: RlhfConfig, job: Job) -> float:
     """The prompts' first pass, then token by token: each reads all weights and the cache, or is bound by arithmetic or launches
-    (Pope et al. 2022, section 2). Pipeline stages take turns, so all of them count."""
+    (Pope et al. 2022, section 2). Pipeline stages take turns, so all of them count. ZeRO 3 gathers all weights for each token."""
     hardware, rows, layers = job.hardware, config.ppo.rollout_batch_size // job.grid.dp, job.shape.config.num_layers
     rate = getattr(hardware.peak_flops, job.dtype) * speed.MATMUL_EFFICIENCY
     weights = sum(total(job.parameters(stage)) for stage in range(job.grid.pp))
-    cache = sum(_rollout_memory(config, job, stage).kv_cache for stage in range(job.grid.pp)) / 2  # half full on average
+    cache = rows * _cache_bytes(job, layers) / 2  # half full on average
     token = max(weights * job.num_bytes / hardware.memory_bandwidth, 2.0 * weights * rows / rate) + cache / hardware.memory_bandwidth
-    prefill = 2.0 * weights * rows * config.prompts.max_prompt_length / rate
-    return prefill + config.prompts.max_response_length * (token + layers * speed.LAUNCH_SECONDS_PER_LAYER)
+    gather = speed.gather_seconds(job)
+    prefill = 2.0 * weights * rows * config.prompts.max_prompt_length / rate + gather
+    return prefill + config.prompts.max_response_length * (token + gather + layers * speed.LAUNCH_SECONDS_PER_LAYER)
 
 
 def _petaflop_s_days(plan: PpoPlan, attention: bool) -> float:
@@ -201,7 +207,7 @@ def as_json(plan: PpoPlan) -> dict[str, Any]:
         "device_memory_bytes": int(plan.hardware.memory_bytes),
         "fits": plan.fits,
         "memory": {phase: asdict(parts) for phase, parts in plan.memory.items()},
-        "checkpoint_bytes": sum(memory.checkpoint_bytes(sizes[role], plan.jobs[role].optimizer) for role in TRAINED),
+        "checkpoint_bytes": sum(memory.checkpoint_bytes(sizes[role], plan.jobs[role].dtype, plan.jobs[role].optimizer) for role in TRAINED),
         "seconds_per_step": plan.seconds_per_step,
         "seconds_of_a_step": plan.seconds,
         "hours": hours,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 
 from megagpt.config.load import ConfigError
@@ -36,7 +37,7 @@ def propose_stage(config: StageConfig, model: ModelConfig, hardware: Hardware, r
 def _stage_candidates(config: StageConfig, model: ModelConfig, hardware: Hardware, ranks: int) -> Iterator[StageConfig]:
     cp, plain = config.parallel.context_parallel_size, isinstance(config, RewardConfig)  # the reward stage takes the plain schedules only
     for tp, pp in itertools.product(_divisors(ranks), repeat=2):
-        if tp > hardware.devices_per_node or ranks % (tp * pp * cp) or model.num_layers % pp:
+        if hardware.devices_per_node % tp or ranks % (tp * pp * cp) or model.num_layers % pp:
             continue
         zeros = (1, 3) if pp == 1 and ranks > tp else (1,)
         virtual = VIRTUAL_STAGES if pp > 1 and not plain else (1,)
@@ -56,7 +57,7 @@ def propose_ppo(config: RlhfConfig, models: dict[str, ModelConfig], hardware: Ha
     value on the second, cut in every way that the node and the batch allow."""
     halves = [(range(ranks), range(ranks))] + [(range(ranks // 2), range(ranks // 2, ranks))] * (ranks > 1)
     found = []
-    tensor_sizes = _divisors(min(ranks, hardware.devices_per_node))
+    tensor_sizes = _divisors(math.gcd(ranks, hardware.devices_per_node))
     for (first, second), tp, pp, micro in itertools.product(halves, tensor_sizes, _divisors(ranks), MICRO_BATCHES):
         for zero in (1, 3) if pp == 1 else (1,):
             roles = {role: RoleConfig(ranks=list(first if role in ("policy", "reference") else second), tp=tp, pp=pp, zero=zero) for role in ROLES}

@@ -88,17 +88,36 @@ def step_time(job: Job, rates: Rates = Rates(), kept_layer_bytes: float | None =
     compute = max(*(count * layer for count in layers), layers[-1] * layer + head)
 
     hidden = job.tokens * job.shape.config.hidden_size * job.num_bytes
-    passes, sums = (4, 6) if job.parallel.recompute == "full" else (3, 4)  # Shoeybi et al. 2019, figure 4: two sums a pass over a layer
-    inside = sums * ring_seconds(hidden, grid.tp, hardware.bandwidth(grid.tp)) + passes * _exchange_seconds(job)
+    passes = 3 if job.parallel.recompute == "full" else 2  # forward, again where it is recomputed, backward
+    # Shoeybi et al. 2019, figure 4: two sums a pass over a layer.
+    inside = passes * (2 * ring_seconds(hidden, grid.tp, job.bandwidth(grid.tp)) + _exchange_seconds(job))
     tensor_parallel = max(layers) * inside
     pipeline = 0.0
     if grid.pp > 1:  # activations forward, gradients back; a message carries each tensor-parallel rank's part
-        pipeline = 2 * chunks * hidden / grid.tp / hardware.bandwidth(2 * grid.tp * grid.cp * grid.dp)
-    busy, parameters = m * (compute + tensor_parallel + pipeline), total(job.parameters(0))
+        pipeline = 2 * chunks * hidden / grid.tp / job.bandwidth(2 * grid.tp * grid.cp * grid.dp)
+    busy, parameters = m * (compute + tensor_parallel + pipeline), _most_parameters(job)
+    updated = parameters / (job.num_replicas if job.parallel.zero_stage > 0 else 1)
     return StepTime(
         m * compute, m * tensor_parallel, m * pipeline, busy * bubble_fraction(grid.pp, m, chunks),
-        _data_parallel_seconds(job, parameters), 32.0 * parameters / job.num_replicas / hardware.memory_bandwidth,
+        _data_parallel_seconds(job, parameters), 32.0 * updated / hardware.memory_bandwidth,
     )
+
+
+def forward_seconds(job: Job, step: StepTime) -> float:
+    """The forward passes of a step alone: a third of its work, and what ZeRO 3 gathers for them."""
+    return (step.compute + step.tensor_parallel + step.pipeline + step.bubble) / 3 + job.num_microbatches * gather_seconds(job)
+
+
+def gather_seconds(job: Job) -> float:
+    """Putting the weights together for one pass, which only ZeRO 3 has to."""
+    if job.parallel.zero_stage < 3:
+        return 0.0
+    return ring_seconds(_most_parameters(job) * job.num_bytes / 2, job.num_replicas, job.bandwidth(job.grid.tp * job.num_replicas))
+
+
+def _most_parameters(job: Job) -> int:
+    """Of a rank of the largest stage, which the others wait for."""
+    return max(total(job.parameters(stage)) for stage in job.distinct_stages)
 
 
 def _layer_seconds(job: Job, rates: Rates, kept_layer_bytes: float | None) -> float:
@@ -123,7 +142,7 @@ def _exchange_seconds(job: Job) -> float:
         return 0.0
     width = 2 * shape.config.hidden_size + 2 * shape.head_size * shape.num_query_groups
     num_bytes = job.tokens * width * job.num_bytes / job.grid.tp * (cp - 1) / cp
-    return num_bytes / (job.hardware.bandwidth(job.grid.tp * cp) * LINK_EFFICIENCY)
+    return num_bytes / (job.bandwidth(job.grid.tp * cp) * LINK_EFFICIENCY)
 
 
 def _data_parallel_seconds(job: Job, parameters: int) -> float:
@@ -131,10 +150,8 @@ def _data_parallel_seconds(job: Job, parameters: int) -> float:
     n, zero = job.num_replicas, job.parallel.zero_stage
     if n == 1:
         return 0.0
-    bandwidth = job.hardware.bandwidth(job.grid.tp * n)
-    gathers = 2 * job.num_microbatches if zero == 3 else 1
-    num_bytes = 4.0 * parameters * 2 if zero == 0 else parameters * (4.0 + job.num_bytes * gathers)
-    return ring_seconds(num_bytes / 2, n, bandwidth)
+    back = {0: 4, 3: 0}.get(zero, job.num_bytes)
+    return ring_seconds(parameters * (4 + back) / 2, n, job.bandwidth(job.grid.tp * n)) + 2 * job.num_microbatches * gather_seconds(job)
 
 
 def model_flops(job: Job) -> float:

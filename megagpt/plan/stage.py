@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from megagpt.config.check import check_parent, check_pretrain, num_microbatches
-from megagpt.config.schema import ModelConfig, PretrainConfig, RewardConfig, StageConfig
+from megagpt.config.load import ConfigError
+from megagpt.config.schema import ModelConfig, PretrainConfig, RecordsConfig, RewardConfig, StageConfig
 from megagpt.engine.schedule import run_steps
 from megagpt.engine.sharding import useful_zero_stage
 from megagpt.model.param_map import num_parameters
@@ -59,8 +61,12 @@ class StagePlan:
         """Of the whole run, with the smaller steps of a batch ramp; without evaluation and saving."""
         if self.steps is None:
             return None
-        rows = self.job.rows * self.job.grid.dp
-        return sum(count * speed.step_time(replace(self.job, num_microbatches=max(1, -(-size // rows)))).total for size, count in self.steps.items())
+        return sum(count * speed.step_time(self._job_of(size)).total for size, count in self.steps.items())
+
+    def _job_of(self, num_rows: int) -> Job:
+        """With that many rows a step, filled up as `engine/token_steps.py` does: interleaving wants a multiple of the stages."""
+        unit = self.job.grid.pp if self.job.parallel.virtual_pipeline_size > 1 else 1
+        return replace(self.job, num_microbatches=-(-num_rows // (self.job.rows * self.job.grid.dp * unit)) * unit)
 
 
 def plan_stage(config: StageConfig, folder: Path, hardware: Hardware, ranks: int | None = None) -> StagePlan:
@@ -95,17 +101,11 @@ def plan_layout(config: StageConfig, model: ModelConfig, hardware: Hardware, ran
         num_microbatches=num_microbatches(config.batch, grid.dp), dtype=dtype, scalar_head=is_reward,
         dropout=dropout_of(config, model), optimizer=config.optimizer.name, fused_loss=uses_fused_loss(config.kernels, hardware),
     )  # fmt: skip
-    stages = [{phase: memory.resident(job, stage) + extra for phase, extra in memory.training_phases(job, stage).items()} for stage in _stages(job)]
+    stages = [
+        {phase: memory.resident(job, stage) + extra for phase, extra in memory.training_phases(job, stage).items()} for stage in job.distinct_stages
+    ]
     worst = {phase: max((phases[phase] for phases in stages), key=lambda found: found.total) for phase in stages[0]}
     return StagePlan(config, job, steps, worst, speed.step_time(job))
-
-
-def _stages(job: Job) -> list[int]:
-    """Pipeline stages that may need the most: all where they differ, else the ends (the first keeps the most microbatches, the
-    last has the head) and the one after the first."""
-    if job.parallel.stage_layers is not None:
-        return list(range(job.grid.pp))
-    return sorted({0, min(1, job.grid.pp - 1), job.grid.pp - 1})
 
 
 def model_of(config: StageConfig, folder: Path) -> ModelConfig:
@@ -126,23 +126,28 @@ def uses_fused_loss(kernels: str, hardware: Hardware) -> bool:
 
 def _steps(config: StageConfig) -> Counter[int] | None:
     if isinstance(config, PretrainConfig):
-        return _pretrain_steps(config)
-    records = count_records(RunFolder(config.run).resolve_records(config.data).train)
+        run = run_steps(config.batch, config.train_tokens, config.sequence_length)
+        return Counter({size: stop - start for size, (start, stop) in zip(run.batch_sizes, pairwise(run.first_steps), strict=True)})
+    records = _train_records(RunFolder(config.run).resolve_records(config.data))
     if records is None:
         return None
     rows = config.batch.global_batch_size * (RANKED_ANSWERS if isinstance(config, RewardConfig) else 1)
-    return Counter({rows: config.epochs * -(-records // config.batch.global_batch_size)})
+    return Counter({rows: -(-config.epochs * records // config.batch.global_batch_size)})
 
 
-def _pretrain_steps(config: PretrainConfig) -> Counter[int]:
-    """As `run_steps` counts them, but all the steps after a ramp at once."""
-    batch, length = config.batch, config.sequence_length
-    full = batch.global_batch_size * length
-    ramp = [] if batch.ramp is None else run_steps(batch, min(config.train_tokens, batch.ramp.tokens + full), length)
-    steps = Counter(len(rows) for rows in ramp)
-    seen = ramp[-1].stop * length if ramp else 0
-    steps[batch.global_batch_size] += (config.train_tokens - seen) // full
-    return steps
+def _train_records(data: RecordsConfig) -> int | None:
+    """Records to train on, or None where that is not known: all if no record is too long; where a share of the prompts is held
+    out, the same share of the records is taken off.
+
+    Raises:
+        ConfigError: the files hold none.
+    """
+    records = count_records(data.train)
+    if records == 0:
+        raise ConfigError(f"data.train = {data.train}: no record in them; at least one is needed")
+    if records is None or data.valid is not None:
+        return records
+    return max(1, records - max(1, round(data.valid_fraction * records)))
 
 
 def as_json(plan: StagePlan) -> dict[str, Any]:
@@ -170,7 +175,7 @@ def as_json(plan: StagePlan) -> dict[str, Any]:
         "memory": {phase: asdict(parts) for phase, parts in plan.memory.items()},
         "offloaded_bytes_per_rank": memory.offloaded_bytes(job),
         "zero_paper_bytes_per_rank": memory.paper_bytes(plan.num_parameters / (job.grid.tp * job.grid.pp), job.num_replicas, job.parallel.zero_stage),
-        "checkpoint_bytes": memory.checkpoint_bytes(plan.num_parameters, job.optimizer),
+        "checkpoint_bytes": memory.checkpoint_bytes(plan.num_parameters, job.dtype, job.optimizer),
         "seconds_per_step": step.total,
         "seconds_of_a_step": asdict(step),
         "pipeline_bubble": speed.bubble_fraction(job.grid.pp, job.num_microbatches, job.parallel.virtual_pipeline_size),

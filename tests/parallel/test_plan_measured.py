@@ -1,15 +1,24 @@
 """The planner against ourselves: bytes of weights, gradients and optimizer exactly, saved activations, and the peak of a process."""
 
+import itertools
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from torch import Tensor
+from torch.profiler import profile
 
 from megagpt.checkpoint.load import new_chunks
 from megagpt.config.schema import ModelConfig, OptimizerConfig, ParallelConfig
 from megagpt.engine.build import Engine
+from megagpt.engine.state import optimizer_tensors
+from megagpt.kernels.token_logprob import token_logprob
+from megagpt.model.gpt import GPT
 from megagpt.model.layout import Layout
+from megagpt.model.param_map import num_parameters
 from megagpt.model.shape import ModelShape
 from megagpt.model.token_loss import token_nll
 from megagpt.parallel.grid import Grid
@@ -17,12 +26,13 @@ from megagpt.parallel.groups import build_groups
 from megagpt.plan.activations import head_bytes, layer_bytes
 from megagpt.plan.hardware import load_hardware
 from megagpt.plan.job import Job
-from megagpt.plan.memory import resident, training_phases
+from megagpt.plan.memory import checkpoint_bytes, resident, training_phases
 from megagpt.runtime.cpu_backend import schedule_scope
 from tests.helpers.plain import plain_init
 from tests.helpers.sharded import accumulate, sharded_chunks
 from tests.helpers.spawn import run_ranks, run_ranks_fresh
 from tests.helpers.tiny import tiny_batches, tiny_model
+from tests.helpers.tiny_checkpoint import save_tensors
 
 CPU = load_hardware("cpu")
 OPTIMIZER = OptimizerConfig(lr=1e-3)
@@ -100,45 +110,111 @@ def test_plan_tensor_bytes_are_exactly_those_of_the_engine(name):
         assert {part: getattr(planned, part) for part in measured} == measured
 
 
+def saved_checkpoint_bytes(folder: Path, dtype: str) -> int:
+    """Of all tensors in the files of a checkpoint after one step."""
+    engine = engine_of(SMALL, Grid(), {"zero_stage": 1}, dtype)
+    accumulate(engine, tiny_batches(1)[0])
+    engine.step(OPTIMIZER.lr)
+    weights = ((name, tensor.to(DTYPES[dtype])) for name, tensor in engine.canonical_parameters())
+    path = save_tensors(folder, 1, weights, engine.groups, SMALL, optimizer=optimizer_tensors(engine))
+    engine.close()
+    return sum(_tensor_bytes(file) for file in path.glob("*.safetensors"))
+
+
+def _tensor_bytes(path: Path) -> int:
+    with safe_open(path, "pt") as file:
+        return sum(file.get_tensor(name).nbytes for name in file.keys())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_plan_checkpoint_bytes_are_those_of_a_saved_checkpoint(dtype, tmp_path):
+    assert run_ranks(1, saved_checkpoint_bytes, tmp_path, dtype) == [checkpoint_bytes(num_parameters(ModelShape(SMALL)), dtype, "adamw")]
+
+
 # ---------------------------------------------------------------- activations
 
 
 def saved_bytes(config: ModelConfig, grid: Grid, options: dict, dtype: str) -> int:
     """What autograd keeps of one forward pass, weights apart."""
-    (model,) = sharded_chunks(config, plain_init(config, seed=1), grid, layout_of(options, dtype))
-    model.train(config.dropout > 0)
-    weights, saved = {p.untyped_storage().data_ptr() for p in model.parameters()}, []
+    model, saved = model_of(config, grid, options, dtype), []
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
 
     def keep(tensor: Tensor) -> Tensor:
         saved.append(tensor)
         return tensor
 
-    tokens = torch.randint(config.vocab_size, (2, config.max_sequence_length))
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), schedule_scope():
-        logits = model(tokens, dropout_key=(1, 1) if config.dropout else None, row_ids=range(2) if config.dropout else ())
-        token_nll(model, logits, tokens, torch.ones(tokens.shape))
+        loss_of(model, config)
     return storage_bytes(t for t in saved if t.untyped_storage().data_ptr() not in weights)
 
 
-SEQUENCE = {"sequence_parallel": True}
+def kept_bytes(config: ModelConfig, grid: Grid, options: dict, dtype: str) -> int:
+    """What is left in memory of one forward pass while its loss is there; sees a recomputed layer's input, which autograd does not keep
+    itself, but not what gloo's threads release, so only for one rank."""
+    model = model_of(config, grid, options, dtype)
+    with profile(profile_memory=True) as record, schedule_scope():
+        loss = loss_of(model, config)
+    assert loss.requires_grad, "else there would be nothing to keep"
+    return sum(allocations(record))
+
+
+def allocations(record: profile) -> Iterator[int]:
+    """Bytes of each allocation, and minus those of each release, in order."""
+    events = (event for event in record.profiler.kineto_results.events() if event.name() == "[memory]")
+    yield from (event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
+
+
+def model_of(config: ModelConfig, grid: Grid, options: dict, dtype: str) -> GPT:
+    (model,) = sharded_chunks(config, plain_init(config, seed=1), grid, layout_of(options, dtype))
+    return model.train(config.dropout > 0)
+
+
+def loss_of(model: GPT, config: ModelConfig) -> Tensor:
+    tokens = torch.randint(config.vocab_size, (2, config.max_sequence_length))
+    logits = model(tokens, dropout_key=(1, 1) if config.dropout else None, row_ids=range(2) if config.dropout else ())
+    return token_nll(model, logits, tokens, torch.ones(tokens.shape))
+
+
+SEQUENCE, FULL = {"sequence_parallel": True}, {"recompute": "full"}
 PASSES = {
     "gpt": ("gpt", 0.0, Grid(), {}, "fp32"), "gpt-bf16": ("gpt", 0.0, Grid(), {}, "bf16"), "llama": ("llama", 0.0, Grid(), {}, "fp32"),
     "llama-bf16": ("llama", 0.0, Grid(), {}, "bf16"), "gpt-selective": ("gpt", 0.0, Grid(), {"recompute": "selective"}, "bf16"),
     "gpt-dropout": ("gpt", 0.1, Grid(), {}, "fp32"), "llama-dropout": ("llama", 0.1, Grid(), {}, "fp32"),
     "gpt-dropout-selective": ("gpt", 0.1, Grid(), {"recompute": "selective"}, "fp32"),
+    "gpt-full": ("gpt", 0.0, Grid(), FULL, "bf16"), "llama-full": ("llama", 0.0, Grid(), FULL, "fp32"),
+    "gpt-full-dropout": ("gpt", 0.1, Grid(), FULL, "fp32"),
     "gpt-tp2": ("gpt", 0.0, Grid(tp=2), {}, "bf16"), "gpt-tp2-sequence": ("gpt", 0.0, Grid(tp=2), SEQUENCE, "bf16"),
     "llama-tp2-sequence": ("llama", 0.0, Grid(tp=2), SEQUENCE, "bf16"), "gpt-tp2-sequence-dropout": ("gpt", 0.1, Grid(tp=2), SEQUENCE, "fp32"),
 }  # fmt: skip
+
+
 @pytest.mark.parametrize("name", PASSES)
 def test_plan_activations_are_those_that_autograd_keeps(name):
     family, dropout, grid, options, dtype = PASSES[name]
     sizes = [tiny_model(family, True, hidden_size=64, num_layers=layers, max_sequence_length=128, dropout=dropout) for layers in (1, 3)]
-    one, three = (run_ranks(grid.size, saved_bytes, config, grid, options, dtype)[0] for config in sizes)
+    measure = kept_bytes if options == FULL else saved_bytes
+    one, three = (run_ranks(grid.size, measure, config, grid, options, dtype)[0] for config in sizes)
     job = job_of(sizes[0], grid, options, dtype, rows=2)
     assert layer_bytes(job) == pytest.approx((three - one) / 2, rel=0.002)
     logits = 2 * 128 * job.shape.padded_vocab_size(grid.tp) // grid.tp * job.num_bytes  # their gradient comes later
     embedding = 2 * 128 * 64 * job.num_bytes if dropout else 0  # its mask
     assert head_bytes(job) - logits + embedding == pytest.approx(one - (three - one) / 2, rel=0.05)
+
+
+def loss_peak_bytes(dtype: str, implementation: str, rows: int, columns: int) -> int:
+    """Most memory that logits [rows, columns] and everything made of them take until their gradient is there."""
+    source = torch.randn(rows, columns, dtype=DTYPES[dtype], requires_grad=True)
+    with profile(profile_memory=True) as record:
+        token_logprob(source * 1, torch.zeros(rows, dtype=torch.int64), implementation=implementation).sum().backward()
+    return max(itertools.accumulate(allocations(record)))
+
+
+@pytest.mark.parametrize("implementation", ["fused", "reference"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_plan_logits_peak_is_that_of_the_loss(dtype, implementation):
+    config = tiny_model("gpt", True, hidden_size=4, num_attention_heads=1, max_sequence_length=64, vocab_size=16384)
+    job = replace(job_of(config, Grid(), {}, dtype, rows=1), fused_loss=implementation == "fused")
+    assert head_bytes(job) == pytest.approx(loss_peak_bytes(dtype, implementation, 64, 16384), rel=0.01)
 
 
 # ---------------------------------------------------------------- the whole process

@@ -7,6 +7,7 @@ import pytest
 
 from megagpt.cli.main import main
 from megagpt.config.schema import ModelConfig, RunConfig
+from megagpt.plan.speed import LINK_EFFICIENCY
 from tests.helpers.tiny_checkpoint import make_checkpoint
 from tests.helpers.tiny_run import ROOT, command, demonstrations, finished, toy_tokenizer, write_rows
 
@@ -59,8 +60,11 @@ def test_cli_plan_takes_under_a_second_and_no_torch():
 
 def test_cli_plan_counts_the_records_that_are_there(plan, tmp_path):
     rows = write_rows(tmp_path / "rows.jsonl", demonstrations())
-    facts = plan("--config", SMOKE / "quickstart_sft.yaml", "--set", f"data={{train: [{rows}], max_length: 256}}")
-    assert facts["steps"] == 2 * 3 and facts["tokens"] == 6 * 16 * 256  # two passes over 48 rows
+    words = ("--config", SMOKE / "quickstart_sft.yaml", "--set", f"data={{train: [{rows}], max_length: 256}}", "--set", "batch.global_batch_size=32")
+    facts = plan(*words)  # two passes over 48 rows: three steps, one of which has rows of both
+    assert facts["steps"] == 3 and facts["tokens"] == 3 * 32 * 256
+    # Without files to hold out, a part of the records is: 36 are left.
+    assert plan(*words, "--set", "data.valid=null", "--set", "data.valid_fraction=0.25", "--set", "batch.global_batch_size=16")["steps"] == 5
 
 
 def test_cli_plan_takes_the_parent_from_its_checkpoint(plan, tmp_path):
@@ -79,17 +83,38 @@ def parameters(layers: int, hidden: int, vocabulary: int) -> int:
 
 
 def test_cli_plan_ppo_adds_what_shares_a_rank(plan):
-    """Reward and value on one rank hold more than the policy's halves; moved apart, less is needed, and the round is no slower."""
+    """Reward and value on one rank hold more than the policy's halves; moved apart, less is needed, and the round is shorter."""
     shared = plan("--config", SMOKE / "quickstart_rlhf.yaml", "--hardware", "cpu")
-    roles = [f"placement.{role}={{ranks: [{rank}], tp: 1}}" for rank, role in enumerate(("policy", "reference", "reward", "value"))]
-    apart = plan("--config", SMOKE / "quickstart_rlhf.yaml", "--hardware", "cpu", *(word for role in roles for word in ("--set", role)))
+    apart = plan("--config", SMOKE / "quickstart_rlhf.yaml", "--hardware", "cpu", "--set", "placement.value.ranks=[4]")
     assert set(shared["memory"]) == {"rollout", "score", "update policy", "update value"}
     weights = 4 * shared["num_parameters_of_roles"]["value"]
     assert shared["memory"]["update value"]["weights"] == pytest.approx(2 * weights, rel=0.001)
     assert apart["memory"]["update value"]["weights"] == pytest.approx(weights, rel=0.001)
-    # Keys and values of all rows of a rollout and all their tokens, in float32.
-    assert apart["memory"]["rollout"]["kv_cache"] == 2 * 4 * 64 * (128 + 48) * 128 * 4
-    assert apart["seconds_of_a_step"]["update"] <= shared["seconds_of_a_step"]["update"] * 2
+    # Keys and values of all rows of a rollout and all their tokens, in float32, on two tensor-parallel ranks.
+    assert apart["memory"]["rollout"]["kv_cache"] == 2 * 4 * 64 * (128 + 48) * 128 * 4 / 2
+    assert all(apart["seconds_of_a_step"][phase] <= seconds for phase, seconds in shared["seconds_of_a_step"].items())
+    assert apart["seconds_of_a_step"]["score"] < shared["seconds_of_a_step"]["score"]
+
+
+def test_cli_plan_ppo_answers_the_evaluations_prompts_at_once_too(plan):
+    words = ("--config", SMOKE / "quickstart_rlhf.yaml", "--set")
+    usual, longer = plan(*words, "prompts.eval_prompts=64"), plan(*words, "prompts.eval_prompts=256")
+    assert longer["memory"]["rollout"]["kv_cache"] == 4 * usual["memory"]["rollout"]["kv_cache"]
+    assert longer["seconds_of_a_step"] == usual["seconds_of_a_step"], "a round has as many responses as before"
+
+
+def test_cli_plan_ppo_gathers_weights_for_every_token_at_zero_3(plan):
+    roles = [f"placement.{role}={{ranks: [0, 1], tp: 1, zero: %d}}" for role in ("policy", "value")]
+    roles += [f"placement.{role}={{ranks: [0, 1]}}" for role in ("reference", "reward")]
+    words = ("--config", SMOKE / "quickstart_rlhf.yaml", "--hardware", "cpu")
+    one, three = (plan(*words, *(word for role in roles for word in ("--set", role.replace("%d", str(zero))))) for zero in (1, 3))
+    weights = 4 * three["num_parameters_of_roles"]["policy"]
+    assert three["memory"]["rollout"]["buffers"] - one["memory"]["rollout"]["buffers"] > weights
+    assert three["memory"]["score"]["buffers"] - one["memory"]["score"]["buffers"] > weights
+    seconds = weights / 2 / (1e9 * LINK_EFFICIENCY)  # half of them come from the other rank
+    slower = three["seconds_of_a_step"]["rollout"] - one["seconds_of_a_step"]["rollout"]
+    assert slower == pytest.approx((1 + 48) * seconds, rel=0.001), "for the prompts and for each token"
+    assert three["seconds_of_a_step"]["score"] > one["seconds_of_a_step"]["score"]
 
 
 def hosts(folder, *slots: int):
@@ -110,6 +135,7 @@ def test_cli_plan_of_hosts_that_do_not_fit_says_what_would(capsys, tmp_path):
     few, tight = hosts(tmp_path, 8, 8), ("--hardware", "v100-32gb", "--set", "batch.micro_batch_size=16")
     error = error_of(capsys, "--config", GPT3, "--hostfile", few)
     assert "16 ranks: parallel: tensor_parallel_size 4 x" in error and "does not fit 16 ranks" in error and error.endswith("s a step would do\n")
+    assert error.count("would do") == 1, "the grid's own advice would say something else"
     error = error_of(capsys, "--config", GPT3, "--hostfile", few, "--set", "parallel.data_parallel_size=4", *tight)
     assert "GB a rank, and a device of V100 SXM2 32 GB has 32; tp" in error and error.endswith("would do\n")
     error = error_of(capsys, "--config", PRETRAIN / "gpt3_175b_1024gpu_tp8_pp16.yaml", "--hostfile", few)
@@ -123,3 +149,37 @@ def test_cli_plan_names_what_is_wrong(capsys, tmp_path, monkeypatch):
     error = error_of(capsys, "--config", SMOKE / "quickstart_sft.yaml", "--set", "parent=nothing")
     assert "parent nothing: no checkpoint in runs/quickstart/nothing" in error
     assert "pipeline_parallel_size = 5" in error_of(capsys, "--config", GPT3, "--set", "parallel={pipeline_parallel_size: 5, zero_stage: 3}")
+    (tmp_path / "none.jsonl").write_text("\n")
+    for stage in ("sft", "reward"):
+        error = error_of(capsys, "--config", SMOKE / f"quickstart_{stage}.yaml", "--set", "data={train: [none.jsonl], max_length: 256}")
+        assert "data.train = ['none.jsonl']: no record in them" in error
+
+
+@pytest.mark.parametrize(("words", "rule"), [
+    (("--price", "-1"), "--price -1: must be a finite number from 0"), (("--price", "nan"), "--price nan: must be"),
+    (("--price", "inf"), "--price inf: must be"), (("--ranks", "0"), "--ranks 0: must be at least 1"), (("--ranks", "-8"), "--ranks -8: must be"),
+    (("--ranks", "8", "--hostfile", "hosts"), "--ranks 8 with --hostfile: the hosts' slots are the ranks"),
+])  # fmt: skip
+def test_cli_plan_refuses_numbers_that_mean_nothing(capsys, words, rule):
+    assert rule in error_of(capsys, "--config", GPT3, *words)
+
+
+def test_cli_plan_refuses_a_host_named_twice(capsys, tmp_path):
+    (tmp_path / "hosts").write_text("node0 slots=8\nnode1 slots=8\nnode0 slots=8\n")
+    assert "hosts:3: node0 is named twice; give all its slots in one line" in error_of(capsys, "--config", GPT3, "--hostfile", tmp_path / "hosts")
+
+
+def test_cli_plan_of_uneven_hosts_keeps_tensor_parallelism_within_what_divides_them(plan, tmp_path):
+    even, uneven = (plan("--config", GPT3, "--hostfile", hosts(tmp_path, *slots)) for slots in ([8] * 16, [8] * 14 + [4] * 4))
+    facts = [facts["seconds_of_a_step"]["data_parallel"] for facts in (even, uneven)]
+    assert facts[0] == facts[1] and all(words.startswith(("tp 1", "tp 2", "tp 4")) for words in uneven["layouts"])
+    two = plan("--config", GPT3, "--hostfile", hosts(tmp_path, *[8] * 15, 6, 2))
+    assert two["seconds_of_a_step"]["tensor_parallel"] > 5 * even["seconds_of_a_step"]["tensor_parallel"], "tp 4 crosses nodes of 2"
+
+
+def test_cli_plan_takes_a_chain_through_the_policy_and_refuses_a_circle(plan, capsys, tmp_path):
+    facts = plan("--config", SMOKE / "quickstart_reward.yaml", "--set", "parent=rlhf")
+    assert facts["num_parameters"] == parameters(4, 128, 2048) + 128 + 1
+    path = tmp_path / "own_sft.yaml"
+    path.write_text((SMOKE / "quickstart_sft.yaml").read_text().replace("parent: pretrain", "parent: sft"))
+    assert f"parent sft: {path} starts from itself" in error_of(capsys, "--config", path)

@@ -75,8 +75,33 @@ def test_plan_hardware_profiles(path):
     hardware = load_hardware(path.stem)
     assert hardware == load_hardware(str(path)) and path.read_text().startswith("#"), "the source comes first"
     assert hardware.price_per_device_hour is None
-    assert hardware.bandwidth(hardware.devices_per_node) == hardware.intra_node_bandwidth > hardware.bandwidth(hardware.devices_per_node + 1)
-    assert hardware.runtime_bytes < hardware.memory_bytes / 10 and hardware.peak_flops.bf16 <= hardware.peak_flops.fp16
+    assert hardware.runtime_bytes < hardware.memory_bytes / 10
+
+
+DATA_SHEETS = {  # dense FLOP/s in fp32, bf16, fp16; memory, its bandwidth, links within and between nodes in one direction (bytes, bytes/s)
+    "v100-32gb": (15.7e12, 15.7e12, 125e12, 32e9, 900e9, 150e9, 12.5e9),
+    "a100-40gb": (19.5e12, 312e12, 312e12, 40e9, 1555e9, 300e9, 25e9),
+    "a100-80gb": (19.5e12, 312e12, 312e12, 80e9, 2039e9, 300e9, 25e9),
+    "h100-sxm": (67e12, 989e12, 989e12, 80e9, 3350e9, 450e9, 50e9),
+    "h200": (67e12, 989e12, 989e12, 141e9, 4800e9, 450e9, 50e9),
+    "b200": (75e12, 2250e12, 2250e12, 180e9, 8000e9, 900e9, 50e9),
+}
+
+
+def test_plan_hardware_figures_are_those_of_the_data_sheets():
+    for name, figures in DATA_SHEETS.items():
+        found = load_hardware(name)
+        links = found.intra_node_bandwidth, found.inter_node_bandwidth
+        assert (*found.peak_flops.model_dump().values(), found.memory_bytes, found.memory_bandwidth, *links) == pytest.approx(figures), name
+        assert found.devices_per_node == 8
+    assert DATA_SHEETS.keys() == {path.stem for path in FOLDER.glob("*.yaml")} - {"cpu"}
+
+
+def test_plan_hardware_groups_across_nodes_take_the_slow_links():
+    hardware = load_hardware("a100-80gb")  # 8 a node
+    fast, slow = hardware.intra_node_bandwidth, hardware.inter_node_bandwidth
+    assert [hardware.bandwidth(size) for size in (1, 2, 3, 4, 6, 8, 12, 16)] == [fast, fast, slow, fast, slow, fast, slow, slow]
+    assert hardware.bandwidth(8, first=4) == slow and hardware.bandwidth(4, first=4) == fast
 
 
 def test_plan_hardware_that_is_not_there():

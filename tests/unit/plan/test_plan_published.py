@@ -1,5 +1,8 @@
 """Parameters, arithmetic, memory and optimum against what papers print."""
 
+from collections import Counter
+from dataclasses import replace
+
 import pytest
 
 from megagpt.config.load import load_config
@@ -42,11 +45,19 @@ def test_plan_gpt3_parameters_and_petaflop_s_days(name):
 
 
 def test_plan_tokens_and_steps_are_those_of_the_run():
-    """The shortcut after a batch ramp counts what the trainer's own list of steps counts."""
+    """Counted by size they are as many as in the trainer's own list of steps."""
     for name in ("gpt3_125m_8gpu_dp8", "gpt3_175b_1024gpu_tp8_pp16"):
         config = load_config(PretrainConfig, FOLDER / f"{name}.yaml", ["train_tokens=5_000_000_000"])
         steps, plan = run_steps(config.batch, config.train_tokens, 2048), plan_stage(config, FOLDER, load_hardware("a100-80gb"))
-        assert (plan.steps.total(), plan.tokens) == (len(steps), steps[-1].stop * 2048)
+        assert plan.steps == Counter(map(len, steps)) and (plan.steps.total(), plan.tokens) == (len(steps), steps[-1].stop * 2048)
+
+
+def test_plan_small_steps_of_a_ramp_are_filled_up_for_virtual_stages():
+    """16 rows on 8 replicas are two microbatches; 16 stages with several blocks each work on 16."""
+    config = load_config(PretrainConfig, FOLDER / "gpt3_175b_1024gpu_tp8_pp16.yaml")
+    plan = plan_stage(config, FOLDER, load_hardware("a100-80gb"))
+    plain, filled = (replace(plan, steps=Counter({rows: 1})).seconds for rows in (16, 8 * 16))
+    assert plain == filled < replace(plan, steps=Counter({8 * 16 + 1: 1})).seconds
 
 
 # ---------------------------------------------------------------- memory
@@ -124,5 +135,5 @@ def test_plan_chinchilla_of_gophers_budget():
     assert petaflop_s_days(best.parameters, best.tokens) * 8.64e19 == pytest.approx(5.76e23)
     by_loss = compute_optimal_by_loss(5.76e23)
     assert by_loss.parameters == pytest.approx(40e9, rel=0.25)
-    for factor in (0.5, 2.0):  # a minimum of the loss for this budget
+    for factor in (0.98, 1.02):  # a minimum of the loss for this budget
         assert predicted_loss(by_loss.parameters * factor, by_loss.tokens / factor) > by_loss.loss

@@ -11,8 +11,18 @@ from megagpt.model.shape import ModelShape
 from megagpt.parallel.grid import Grid
 from megagpt.plan.activations import published_layer_bytes
 from megagpt.plan.hardware import load_hardware
-from megagpt.plan.job import Job
-from megagpt.plan.speed import MATMUL_EFFICIENCY, TRAFFIC_PASSES, Rates, bubble_fraction, model_flops, step_time
+from megagpt.plan.job import Job, total
+from megagpt.plan.speed import (
+    LINK_EFFICIENCY,
+    MATMUL_EFFICIENCY,
+    TRAFFIC_PASSES,
+    Rates,
+    bubble_fraction,
+    forward_seconds,
+    gather_seconds,
+    model_flops,
+    step_time,
+)
 
 A100 = load_hardware("a100-80gb")
 
@@ -98,3 +108,39 @@ def test_plan_speed_bubble():
     assert bubble_fraction(8, 64) == 7 / 64 and bubble_fraction(8, 64, 3) == 7 / 192 and bubble_fraction(1, 5) == 0
     step = step_time(job_of(ROWS["175B, selective"]))
     assert step.bubble / (step.compute + step.tensor_parallel + step.pipeline) == pytest.approx(7 / 192)
+
+
+def small(grid: Grid, layers: int = 8, dtype: str = "bf16", **parallel) -> Job:
+    model = ModelConfig(num_layers=layers, hidden_size=1024, num_attention_heads=8, max_sequence_length=2048, vocab_size=51200)
+    sizes = {"tensor_parallel_size": grid.tp, "pipeline_parallel_size": grid.pp, "context_parallel_size": grid.cp}
+    parallel = ParallelConfig(**sizes, **parallel)
+    return Job(ModelShape(model), grid, parallel, A100, rows=1, length=2048, num_microbatches=4, dtype=dtype, fused_loss=True)
+
+
+def test_plan_speed_of_the_largest_stage_bounds_update_and_reduction():
+    even, uneven = (step_time(small(Grid(dp=2, pp=2), zero_stage=1, stage_layers=layers)) for layers in ([4, 4], [1, 7]))
+    ends = [total(small(Grid(dp=2, pp=2), zero_stage=1, stage_layers=[1, 7]).parameters(stage)) for stage in (0, 1)]
+    assert uneven.optimizer / even.optimizer == pytest.approx(uneven.data_parallel / even.data_parallel) and uneven.optimizer > even.optimizer
+    assert uneven.optimizer == pytest.approx(32 * max(ends) / 2 / A100.memory_bandwidth)
+
+
+def test_plan_speed_zero_shards_the_update():
+    plain, sharded = (step_time(small(Grid(dp=4), dtype="fp32", zero_stage=zero)).optimizer for zero in (0, 1))
+    assert plain == pytest.approx(4 * sharded)
+
+
+def test_plan_speed_of_zero_3_gathers_weights_at_each_pass():
+    two, three = small(Grid(dp=4), zero_stage=2), small(Grid(dp=4), zero_stage=3)
+    gather = 3 / 4 * 2 * total(three.parameters(0)) / (A100.intra_node_bandwidth * LINK_EFFICIENCY)
+    assert gather_seconds(two) == 0 and gather_seconds(three) == pytest.approx(gather)
+    assert forward_seconds(three, step_time(three)) == pytest.approx(forward_seconds(two, step_time(two)) + 4 * gather)
+    # ZeRO 2 gathers once after the update, ZeRO 3 in both passes over each of four microbatches.
+    assert step_time(three).data_parallel == pytest.approx(step_time(two).data_parallel + 7 * gather)
+
+
+def test_plan_speed_of_ulysses_exchanges_forward_and_backward():
+    """Jacobs et al. 2023, section 3.2: four tensors of all tokens, of which each of two ranks sends half of its part."""
+    tensors = 4 * 1024 * 1024 * 2 / 2
+    for recompute, passes in (("none", 2), ("full", 3)):
+        step = step_time(small(Grid(cp=2), zero_stage=1, recompute=recompute))
+        assert step.tensor_parallel == pytest.approx(4 * 8 * passes * tensors / (A100.intra_node_bandwidth * LINK_EFFICIENCY))
