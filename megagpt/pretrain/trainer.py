@@ -162,6 +162,7 @@ class Trainer:
             return False
         before = Progress(**state["progress"])
         self.done = replace(before, skipped_rows=next_row - before.rows)
+        self.guard.went_back()
         around.log.go_back(before.step)
         say(f"[pretrain] loss {metrics['loss']:.3f} at step {step} is a spike: back to step {before.step}, past {next_row - before.next_row} rows")
         return True
