@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -90,20 +91,37 @@ def last_step(stage: Path) -> int:
 
 
 def kill_one_rank(launcher: subprocess.Popen, stage: Path, after_step: int, during_save: bool, rank: int, delay: float) -> bool:
-    """Wait until the run is past a step (and is saving), then kill -9 a rank. False: the run ended before."""
-    deadline = time.monotonic() + TIME_LIMIT
-    while launcher.poll() is None:
-        assert time.monotonic() < deadline, "the run does not get on"
-        if last_step(stage) >= after_step and (not during_save or any(stage.glob("checkpoints/step_*.tmp"))):
-            break
-        time.sleep(0.001)
+    """Wait until the run is past a step, find the rank, wait for a save if asked to, then kill -9. False: the run ended before."""
+    if not wait_while_it_runs(launcher, lambda: last_step(stage) >= after_step):
+        return False
+    ranks = psutil.Process(launcher.pid).children() if launcher.poll() is None else []
+    victims = [process for process in ranks if process.is_running() and process.environ().get("RANK") == str(rank)]
+    # A save takes some milliseconds, so by now all is ready for the kill.
+    if during_save and not wait_while_it_runs(launcher, lambda: saving(stage)):
+        return False
     time.sleep(delay)
-    for process in psutil.Process(launcher.pid).children() if launcher.poll() is None else ():
-        if process.is_running() and process.environ().get("RANK") == str(rank):
-            process.send_signal(signal.SIGKILL)
+    for victim in victims:
+        if victim.is_running():
+            victim.send_signal(signal.SIGKILL)
             launcher.wait(TIME_LIMIT)
             return True
     return False
+
+
+def wait_while_it_runs(launcher: subprocess.Popen, happened: Callable[[], bool]) -> bool:
+    """Until something happens (True), or the launcher ends (False)."""
+    deadline = time.monotonic() + TIME_LIMIT
+    while not happened():
+        if launcher.poll() is not None:
+            return False
+        assert time.monotonic() < deadline, "the run does not get on"
+        time.sleep(0.0005)
+    return True
+
+
+def saving(stage: Path) -> bool:
+    """Is there a checkpoint that is not complete yet?"""
+    return any(stage.glob("checkpoints/step_*.tmp"))
 
 
 def run_with_kills(folder: Path, layout: str, run: str, num_kills: int, draw: random.Random) -> tuple[int, int]:
@@ -116,9 +134,10 @@ def run_with_kills(folder: Path, layout: str, run: str, num_kills: int, draw: ra
             if kills < num_kills:
                 # Kills move towards the end, so that each falls into a part of the run that was not yet done.
                 target = max(last_step(stage), STEPS * kills // num_kills) + draw.randrange(1, max(2, STEPS // num_kills - 3))
-                saving = kills % 2 == 1
-                if kill_one_rank(launcher, stage, min(target, STEPS - 1), saving, draw.randrange(RANKS), 0.0 if saving else draw.uniform(0, 0.2)):
-                    kills, in_save = kills + 1, in_save + any(stage.glob("checkpoints/step_*.tmp"))
+                during_save = kills % 2 == 1
+                delay = 0.0 if during_save else draw.uniform(0, 0.2)
+                if kill_one_rank(launcher, stage, min(target, STEPS - 1), during_save, draw.randrange(RANKS), delay):
+                    kills, in_save = kills + 1, in_save + saving(stage)
                     continue
             assert launcher.wait(TIME_LIMIT) == 0, (folder / f"{run}.log").read_text()[-3000:]
             return kills, in_save
@@ -160,4 +179,4 @@ def test_kill_of_a_rank_changes_nothing_twenty_times(layout, folder, undisturbed
     kills, in_save = run_with_kills(folder, layout, f"{layout}-killed", 5, random.Random(layout))
     assert result_of(folder / f"runs/{layout}-killed/pretrain") == undisturbed(layout)
     print(f"{layout}: {kills} kills, {in_save} of them left a half-written checkpoint")
-    assert kills == 5
+    assert kills == 5 and in_save > 0
