@@ -14,6 +14,7 @@ import argparse
 import base64
 import json
 import os
+import socket
 import statistics
 import subprocess
 import sys
@@ -146,6 +147,12 @@ def install_peers() -> None:
     subprocess.run([PEERS / "bin/pip", "install", "--quiet", "--disable-pip-version-check", *wanted], check=True)
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 def run(name: str, steps: int) -> dict[str, float]:
     """One contender, once."""
     python, ranks, threads, options = CONTENDERS[name]
@@ -153,7 +160,7 @@ def run(name: str, steps: int) -> dict[str, float]:
     command = [str(python), *words]
     if ranks > 1:
         world = base64.urlsafe_b64encode(json.dumps({"localhost": list(range(ranks))}).encode()).decode()
-        launcher = ["deepspeed.launcher.launch", "--world_info", world, "--master_addr", "127.0.0.1", "--master_port", "29871", "--no_local_rank"]
+        launcher = ["deepspeed.launcher.launch", "--world_info", world, "--master_addr", "127.0.0.1", "--master_port", str(free_port()), "--no_local_rank"]
         command = [str(python), "-m", *launcher, "--log_level", "error", *words]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": str(threads)}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)

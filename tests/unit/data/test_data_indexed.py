@@ -97,6 +97,12 @@ def changed(path, place, form, value):
     path.write_bytes(content)
 
 
+def without_bounds(bin, idx):
+    """A header that says so, and a file that ends where they would begin."""
+    changed(idx, 26, "<Q", 0)
+    idx.write_bytes(idx.read_bytes()[:BOUNDS_AT])
+
+
 LENGTHS_AT, STARTS_AT, BOUNDS_AT = 34, 34 + 4 * 4, 34 + 12 * 4
 
 
@@ -116,6 +122,7 @@ LENGTHS_AT, STARTS_AT, BOUNDS_AT = 34, 34 + 4 * 4, 34 + 12 * 4
         (lambda bin, idx: changed(idx, LENGTHS_AT, "<i", -5), r"train.idx: damaged: its sequences do not follow each other"),
         (lambda bin, idx: changed(idx, LENGTHS_AT, "<i", 6), r"train.idx: damaged: its sequences do not follow each other"),
         (lambda bin, idx: changed(idx, STARTS_AT + 8, "<q", 12), r"train.idx: damaged: its sequences do not follow each other"),
+        (without_bounds, r"train.idx: damaged: its documents are not its sequences in order"),
         (lambda bin, idx: changed(idx, BOUNDS_AT, "<q", 1), r"train.idx: damaged: its documents are not its sequences in order"),
         (lambda bin, idx: changed(idx, BOUNDS_AT + 8, "<q", 3), r"train.idx: damaged: its documents are not its sequences in order"),
         (lambda bin, idx: changed(idx, BOUNDS_AT + 4 * 8, "<q", 5), r"train.idx: damaged: its documents are not its sequences in order"),
