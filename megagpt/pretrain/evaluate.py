@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -11,15 +12,29 @@ from megagpt.data.batch import EncodedRow
 from megagpt.tokenizer.tokenizer import Tokenizer
 
 
-def describe_loss(loss: float, rows: Sequence[EncodedRow], tokenizer: Tokenizer) -> dict[str, float]:
-    """Held-out loss in units that do not depend on the tokenizer.
+@dataclass(frozen=True)
+class TextSize:
+    """Of held-out rows, counted once a run."""
 
-    Returns:
-        eval_loss (nats a token), perplexity, and bits_per_byte of the UTF-8 text that the predicted tokens spell.
-    """
-    num_bytes = sum(len(tokenizer.decode(_targets(row)).encode("utf-8", errors="replace")) for row in rows)
-    num_tokens = sum(len(_targets(row)) for row in rows)
-    return {"eval_loss": loss, "perplexity": math.exp(min(loss, 50.0)), "bits_per_byte": loss * num_tokens / num_bytes / math.log(2)}
+    num_tokens: int
+    """That the loss counts."""
+    num_bytes: int
+    """Of the UTF-8 text that these tokens spell."""
+
+    @classmethod
+    def of(cls, rows: Sequence[EncodedRow], tokenizer: Tokenizer) -> TextSize:
+        targets = [_targets(row) for row in rows]
+        num_bytes = sum(len(tokenizer.decode(tokens).encode("utf-8", errors="replace")) for tokens in targets)
+        return cls(sum(map(len, targets)), num_bytes)
+
+    def describe(self, loss: float) -> dict[str, float]:
+        """The loss on these rows in units that do not depend on the tokenizer.
+
+        Returns:
+            eval_loss (nats a token), perplexity, and bits_per_byte.
+        """
+        bits_per_byte = loss * self.num_tokens / self.num_bytes / math.log(2)
+        return {"eval_loss": loss, "perplexity": math.exp(min(loss, 50.0)), "bits_per_byte": bits_per_byte}
 
 
 def unigram_cross_entropy(train: Iterable[EncodedRow], rows: Sequence[EncodedRow], vocab_size: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,9 @@ from megagpt.model.param_map import num_parameters
 from megagpt.model.shape import ModelShape
 from megagpt.parallel.groups import build_groups
 from megagpt.parallel.placement import stage_grid
-from megagpt.pretrain.evaluate import describe_loss, unigram_cross_entropy
+from megagpt.pretrain.evaluate import TextSize, unigram_cross_entropy
 from megagpt.runtime.distributed import start, world_size_from_environment
-from megagpt.runtime.log import say
+from megagpt.runtime.log import is_main_rank, say
 from megagpt.runtime.run_folder import RunFolder
 from megagpt.runtime.stage_run import StageRun
 from megagpt.tokenizer.tokenizer import Tokenizer, load_tokenizer
@@ -84,16 +85,25 @@ def fit(config: PretrainConfig, original: str = "") -> Path:
     flops = shape.flops_per_token(config.sequence_length, num_parameters(shape))
     with StageRun(config, folder, trainer.total_steps, trainer.done.step, world.device, flops) as around:
         checkpoint, loss, test_loss = trainer.train(around)
-    start_loss = trainer.start_loss
+    if is_main_rank():  # counting reads many rows, and only this rank writes what comes of it
+        conclude(trainer, checkpoint, loss, test_loss)
+    return checkpoint
+
+
+def conclude(trainer: Trainer, checkpoint: Path, loss: float, test_loss: float | None) -> None:
+    """Compare with the loss that token frequencies alone would give; print, judge and record. On the main rank only.
+
+    Args:
+        loss, test_loss: on validation and test rows, nats a token.
+    """
+    data, output, bound, start_loss = trainer.data, trainer.output, trainer.config.gates.max_loss_over_unigram, trainer.start_loss
     sample = map(data.train_row, range(min(data.num_train_rows, UNIGRAM_ROWS)))
-    unigram = unigram_cross_entropy(sample, trainer.held_out, tokenizer.vocab_size)
+    unigram = unigram_cross_entropy(sample, trainer.held_out, trainer.tokenizer.vocab_size)
     say(f"[pretrain] held-out loss {loss:.3f} nats a token, from {start_loss:.3f}; unigram cross-entropy {unigram:.3f}")
-    if config.gates.max_loss_over_unigram is not None:
-        bound = config.gates.max_loss_over_unigram
+    if bound is not None:
         output.gate("loss_over_unigram", loss / unigram, f"<= {bound}", loss / unigram <= bound)
         output.gate("loss_over_start", loss / start_loss, "< 1", loss < start_loss)
     output.finish(checkpoint, loss=loss, start_loss=start_loss, unigram_cross_entropy=unigram, test_loss=test_loss)
-    return checkpoint
 
 
 class Trainer:
@@ -178,8 +188,14 @@ class Trainer:
     def _measure(self, around: StageRun) -> float:
         """Loss on the validation rows; nats a token."""
         loss = self._loss_on(self.held_out, around)
-        around.log.evaluation(self.done.step, describe_loss(loss, self.held_out, self.tokenizer))
+        if is_main_rank():
+            around.log.evaluation(self.done.step, self._held_out_size.describe(loss))
         return loss
+
+    @cached_property
+    def _held_out_size(self) -> TextSize:
+        """Once, since all held-out rows are decoded for it."""
+        return TextSize.of(self.held_out, self.tokenizer)
 
     def _loss_on(self, rows: list[EncodedRow], around: StageRun) -> float:
         with around.phase("evaluation"):

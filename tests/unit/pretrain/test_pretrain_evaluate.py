@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from megagpt.data.batch import encoded_row
-from megagpt.pretrain.evaluate import describe_loss, unigram_cross_entropy
+from megagpt.pretrain.evaluate import TextSize, unigram_cross_entropy
 
 
 class Bytes:
@@ -16,16 +16,16 @@ class Bytes:
         return bytes(int(id) for id in ids).decode()
 
 
-def test_describe_loss_counts_the_targets_alone():
+def test_text_size_counts_the_targets_alone():
     rows = [encoded_row(list(b"abcd")), encoded_row(list(b"xyz"), [1, 0, 1])]
-    measured = describe_loss(2.0, rows, Bytes())
+    measured = TextSize.of(rows, Bytes()).describe(2.0)
     assert measured == {"eval_loss": 2.0, "perplexity": pytest.approx(math.exp(2)), "bits_per_byte": pytest.approx(2 / math.log(2))}
 
     class TwoBytes(Bytes):
         def decode(self, ids):
             return 2 * super().decode(ids)
 
-    assert describe_loss(2.0, rows, TwoBytes())["bits_per_byte"] == pytest.approx(1 / math.log(2))
+    assert TextSize.of(rows, TwoBytes()).describe(2.0)["bits_per_byte"] == pytest.approx(1 / math.log(2))
 
 
 def test_unigram_cross_entropy_counts_the_targets_alone():
