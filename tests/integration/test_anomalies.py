@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
+from torch import Tensor
 
-from megagpt.checkpoint.layout import read_state
+from megagpt.checkpoint.layout import INDEX, read_json, read_state
+from megagpt.checkpoint.load import Checkpoint
 from megagpt.config.load import build_config
 from megagpt.config.schema import PretrainConfig, RunConfig, TokenizeConfig
 from megagpt.data.token_files import tokenize_documents
 from megagpt.pretrain import trainer
 from tests.helpers.spawn import RankFailure, run_ranks_fresh
 from tests.helpers.tiny_run import documents, toy_tokenizer, write_rows
+from tests.helpers.tolerance import PARITY_RELATIVE, assert_tensors_close
 
 STEPS, BATCH, LENGTH = 12, 4, 32
 
@@ -35,18 +40,23 @@ def settings(folder: Path, anomaly: dict) -> dict:
     }
 
 
+def prepare(folder: Path) -> Path:
+    """Tokenizer and token files."""
+    tokenizer = toy_tokenizer(folder / "tokenizer")
+    inputs = {"train": [write_rows(folder / "documents.jsonl", documents(20))]}
+    tokenize_documents(TokenizeConfig(run=RunConfig(name="toy"), inputs=inputs), tokenizer, folder / "tokens")
+    return folder
+
+
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    tokenizer = toy_tokenizer(tmp_path / "tokenizer")
-    inputs = {"train": [write_rows(tmp_path / "documents.jsonl", documents(20))]}
-    tokenize_documents(TokenizeConfig(run=RunConfig(name="toy"), inputs=inputs), tokenizer, tmp_path / "tokens")
-    return tmp_path
+    return prepare(tmp_path)
 
 
 def train(config: dict, spikes_at: list[int], infinite_at: list[int]) -> list[int]:
-    """Pre-train on this rank; the loss is reported ten times too high at some calls, and a gradient is made infinite at others (from 1).
+    """Pre-train on every rank; the loss is reported ten times too high at some calls, and a gradient is made infinite at others (from 1).
 
-    Returns the positions of the rows that were read, in their order.
+    Returns the positions of the rows that this rank read, in their order; behind those of the steps, those that token frequencies are counted on.
     """
     honest_step, calls, read = trainer.train_step, [], []
 
@@ -73,7 +83,7 @@ def train(config: dict, spikes_at: list[int], infinite_at: list[int]) -> list[in
 
     trainer.train_step, trainer.open_token_files = step, opened
     trainer.fit(build_config(PretrainConfig, config, "test"))
-    return read[: len(calls) * BATCH]  # behind them: rows for the unigram frequencies
+    return read
 
 
 class Reading:
@@ -98,16 +108,63 @@ def rows_of(folder: Path) -> list[dict]:
     return [row for row in rows if "loss" in row]
 
 
-def test_anomaly_spike_sends_the_run_back_past_the_bad_batch(folder):
-    (read,) = run_ranks_fresh(1, train, settings(folder, {"spike_factor": 3.0, "window": 4}), [8], [])
+LAYOUTS = {"one-rank": (1, {}), "dp2": (2, {"zero_stage": 1}), "pp2": (2, {"pipeline_parallel_size": 2})}
+
+
+class Spiked(NamedTuple):
+    """What a run whose loss was a spike at its 8th step left behind."""
+
+    read: list[list[int]]
+    """Positions of the rows that each rank read."""
+    rows: list[dict]
+    """Metrics of every step."""
+    state: dict[str, Any]
+    weights: dict[str, Tensor]
+    """The last checkpoint's."""
+
+
+@pytest.fixture(scope="module")
+def spiked(tmp_path_factory):
+    """layout -> its run, made once."""
+
+    @functools.cache
+    def once(layout: str) -> Spiked:
+        folder, (ranks, parallel) = prepare(tmp_path_factory.mktemp(layout)), LAYOUTS[layout]
+        config = settings(folder, {"spike_factor": 3.0, "window": 4}) | {"parallel": parallel}
+        read = run_ranks_fresh(ranks, train, config, [8], [])
+        path = folder / f"runs/r/pretrain/checkpoints/step_{STEPS}"
+        state = read_state(path)
+        with Checkpoint(path, state).tensors("model") as stored:
+            # Without key biases: their gradient is rounding only, which Adam makes into whole steps.
+            names = [name for name in read_json(path, INDEX["model"]) if not name.endswith("attention.key.bias")]
+            weights = {name: stored(name) for name in names}
+        return Spiked(read, rows_of(folder), state, weights)
+
+    return once
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_anomaly_spike_sends_the_run_back_past_the_bad_batch(layout, spiked):
+    read, rows, state, _ = spiked(layout)
     # Step 8 goes wrong; the last checkpoint is of step 6. Steps 7 and 8 come again, on the rows behind those that were read.
-    assert read == list(range((8 + STEPS - 6) * BATCH))
-    rows = rows_of(folder)
+    wanted = list(range((8 + STEPS - 6) * BATCH))
+    assert read[0][: len(wanted)] == wanted
+    assert read[1:] == [wanted] * (LAYOUTS[layout][0] - 1), "only the main rank counts token frequencies"
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1)), "each step once"
     assert [row["rollbacks"] for row in rows] == [0] * 6 + [1] * 6
     assert rows[-1]["tokens"] == STEPS * BATCH * LENGTH, "batch size and learning rate follow what was trained on"
-    state = read_state(folder / f"runs/r/pretrain/checkpoints/step_{STEPS}")
     assert state["progress"] == {"step": STEPS, "rows": STEPS * BATCH, "skipped_rows": 2 * BATCH}
+
+
+@pytest.mark.parametrize("layout", ["dp2", "pp2"])
+def test_anomaly_spike_has_the_same_consequences_on_two_ranks(layout, spiked):
+    ours, theirs = spiked(layout), spiked("one-rank")
+    for name in ("loss", "grad_norm", "lr"):
+        assert [row[name] for row in ours.rows] == pytest.approx([row[name] for row in theirs.rows], rel=PARITY_RELATIVE), name
+    assert_tensors_close(ours.weights, theirs.weights)
+    losses = pytest.approx(theirs.state["anomaly"]["losses"], rel=PARITY_RELATIVE)
+    assert ours.state["anomaly"] == theirs.state["anomaly"] | {"losses": losses}
+    assert ours.state["optimizer"] == theirs.state["optimizer"]
 
 
 def test_anomaly_infinite_gradient_skips_the_step_and_counts_it(folder):
