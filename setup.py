@@ -7,6 +7,7 @@ Shell scripts and Dockerfiles take versions from the second command, so that no 
 only the standard library; everything heavier is imported below it.
 """
 
+import itertools
 import os
 import platform
 import re
@@ -39,6 +40,14 @@ PINS = {
     "test": {
         "pytest": "9.2.0",
         "transformers": "4.57.6",  # logits parity with an independent implementation
+        # NVIDIA's compiler and headers: csrc/verify.sh compiles the kernels for sm_80 and sm_90, tests/emulator runs them on the CPU.
+        "nvidia-cuda-nvcc": "13.0.88",
+        "nvidia-cuda-crt": "13.0.88",
+        "nvidia-nvvm": "13.0.88",
+        "nvidia-cuda-runtime": "13.0.96",
+        "nvidia-cuda-cccl": "13.0.85",
+        "nvidia-cuda-cuobjdump": "13.5.37",
+        "nvidia-cuda-nvdisasm": "13.5.37",
     },
     "mpi": {
         "mpi4py": "4.1.2",
@@ -70,20 +79,24 @@ if sys.version_info[:2] != (3, 11):
 from setuptools import find_packages, setup  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent
-ARCH_FLAGS = {
-    # at::vec picks its instruction set by the two macros together; megagpt.kernels.select refuses to load this on a CPU without AVX2.
-    "x86_64": ["-mavx2", "-mfma", "-mf16c", "-DCPU_CAPABILITY=AVX2", "-DCPU_CAPABILITY_AVX2"],
-}
+CAPABILITIES = ["portable", "avx2", "avx512"] if platform.machine() == "x86_64" else ["portable"]
+"""Instruction sets that every file of csrc/cpu is compiled for; csrc/common/launch.h chooses when it runs."""
 CXX_FLAGS = [
     "-O3",
+    "-std=c++20",
     # Compiled with OpenMP but not linked to it: the symbols resolve to the runtime that torch has loaded, so that both share one
     # thread pool and torch.set_num_threads holds for our kernels too.
     "-fopenmp",
     # What the source says is what runs, in the vector body and in the scalar code alike.
     "-ffp-contract=off",
-    *ARCH_FLAGS.get(platform.machine(), []),
+    # Vectors as arguments: every function that takes some is inlined or stays in its file.
+    "-Wno-psabi",
+    # In torch's and the compiler's own headers.
+    "-Wno-unknown-pragmas",
+    "-Wno-maybe-uninitialized",
+    *(["-DMEGAGPT_X86"] if len(CAPABILITIES) > 1 else []),
 ]
-NVCC_FLAGS = ["-O3", "-lineinfo"]
+NVCC_FLAGS = ["-O3", "-std=c++20", "-lineinfo", "--expt-relaxed-constexpr", "--extended-lambda"]
 
 
 def say(line: str) -> None:
@@ -124,13 +137,26 @@ def extension() -> dict:
     def sources(*patterns: str) -> list[str]:
         return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in (ROOT / "csrc").glob(pattern))
 
-    cuda_sources = sources("cuda/*.cpp", "cuda/*.cu") if with_cuda(version.cuda, CUDA_HOME) else []
+    def cpu_sources() -> list[str]:
+        """One small file for each kernel file and instruction set: the header that sets it, then the kernels."""
+        folder, made = ROOT / "build/csrc", []
+        for source, capability in itertools.product(sources("cpu/*.cpp"), CAPABILITIES):
+            path = folder / f"{Path(source).stem}.{capability}.cpp"
+            text = f'#include "cpu/{capability}.h"\n#include "cpu/{Path(source).name}"\n'
+            if not path.exists() or path.read_text() != text:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(text)
+            made.append(str(path.relative_to(ROOT)))
+        return made
+
+    cuda_sources = sources("cuda/*.cu") if with_cuda(version.cuda, CUDA_HOME) else []
     make = CUDAExtension if cuda_sources else CppExtension
     module = make(
         "megagpt._C",
-        sources("*.cpp", "cpu/*.cpp") + cuda_sources,
+        sources("*.cpp", "ops/*.cpp") + cpu_sources() + cuda_sources,
         include_dirs=[str(ROOT / "csrc")],
-        depends=sources("common/*"),
+        define_macros=[("MEGAGPT_CUDA", None)] if cuda_sources else [],
+        depends=sources("*/*"),
         extra_compile_args={"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS},
     )
     return {"ext_modules": [module], "cmdclass": {"build_ext": BuildOrFallBack}}

@@ -1,25 +1,31 @@
-// Row r of a tensor [..., width] whose leading dimensions may have any strides, rows counted in the order of the shape.
-// A transpose or a slice such as logits[:, :-1] is then read where it lies instead of being copied first.
+// Rows of a tensor [..., width] whose leading dimensions may have any strides, counted in the order of the shape. A transpose or a slice
+// such as logits[:, :-1] is then read where it lies instead of being copied first.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-#include <c10/util/SmallVector.h>
+#include <cstdint>
+
+#ifdef __CUDACC__
+#define MEGAGPT_BOTH __host__ __device__
+#else
+#define MEGAGPT_BOTH
+#endif
 
 namespace megagpt {
 
-class RowOffsets {
- public:
-  explicit RowOffsets(const at::Tensor& tensor)
-      : sizes_(tensor.sizes().begin(), tensor.sizes().end() - 1), strides_(tensor.strides().begin(), tensor.strides().end() - 1) {}
+struct Rows {
+  static constexpr int kMaxDims = 4;
+  int64_t sizes[kMaxDims], strides[kMaxDims];  // of the leading dimensions, outermost first; strides in elements
+  int32_t dims;
 
-  int64_t operator[](int64_t row) const {
+  // Elements from the first row to this one.
+  MEGAGPT_BOTH int64_t offset(int64_t row) const {
     int64_t offset = 0;
-    for (size_t dim = sizes_.size(); dim-- > 0; row /= sizes_[dim]) offset += row % sizes_[dim] * strides_[dim];
-    return offset;
+    for (int dim = dims - 1; dim > 0; --dim) {
+      offset += row % sizes[dim] * strides[dim];
+      row /= sizes[dim];
+    }
+    return dims > 0 ? offset + row * strides[0] : offset;
   }
-
- private:
-  c10::SmallVector<int64_t, 4> sizes_, strides_;
 };
 
 }  // namespace megagpt

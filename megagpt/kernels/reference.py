@@ -5,6 +5,7 @@ Differentiable by autograd. Low-precision inputs are computed in float32, float6
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 
 
 class _SumOverRanks(torch.autograd.Function):
@@ -54,3 +55,17 @@ def token_logprob(
     if tp_group is not None:
         sum_exp, target = _SumOverRanks.apply(torch.stack((sum_exp, target)), tp_group)
     return target - top - sum_exp.log()
+
+
+def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, residual: torch.Tensor | None = None):
+    """y = (s - mean) / sqrt(variance + eps) * weight + bias, s = x + residual; (y, s) with a residual, else y."""
+    s = x if residual is None else x + residual
+    y = F.layer_norm(s, s.shape[-1:], weight, bias, eps)
+    return y if residual is None else (y, s)
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, residual: torch.Tensor | None = None):
+    """y = s / sqrt(mean(s^2) + eps) * weight, s = x + residual; (y, s) with a residual, else y."""
+    s = x if residual is None else x + residual
+    y = F.rms_norm(s, s.shape[-1:], weight, eps)
+    return y if residual is None else (y, s)
