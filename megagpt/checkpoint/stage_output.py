@@ -18,7 +18,6 @@ from megagpt.config.schema import ModelConfig, RlhfConfig, StageConfig
 from megagpt.config.show import content_hash, store, to_yaml
 from megagpt.engine.build import Engine
 from megagpt.engine.state import counters, optimizer_tensors
-from megagpt.kernels import apex
 from megagpt.kernels.select import describe as describe_kernels
 from megagpt.runtime.log import is_main_rank, say
 from megagpt.runtime.run_folder import RunFolder
@@ -71,7 +70,7 @@ class StageOutput:
 
     def open(self, device: torch.device) -> Path:
         """Begin: announce the kernels, clear what an earlier run left half done, write the resolved configuration. Returns the folder."""
-        for line in (*describe_kernels(device.type), apex.describe()):
+        for line in describe_kernels(device.type):
             say(f"[{self.config.stage}] kernels: {line}")
         if is_main_rank():
             self.run.forget(self.config.stage)

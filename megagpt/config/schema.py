@@ -255,8 +255,9 @@ class StageConfig(Frozen):
     every: EveryConfig = EveryConfig()
     profile: ProfileConfig = ProfileConfig()
     """Off unless first_step is given."""
-    kernels: Literal["auto", "fused", "reference"] = "auto"
-    """Fused operators where the extension is built (`auto`), required (`fused`), or plain PyTorch (`reference`)."""
+    kernels: Literal["auto", "fused", "reference", "apex"] = "auto"
+    """The fastest that is installed for each operator (`auto`), the fused kernels of csrc/ and nothing else (`fused`), plain PyTorch
+    (`reference`), or NVIDIA's apex for what it has (`apex`). What runs is printed at the start."""
 
 
 class BlendSource(Frozen):
@@ -481,7 +482,7 @@ class RlhfConfig(Frozen):
     """Which stage this file is for."""
     run: RunConfig
     every: EveryConfig = EveryConfig()
-    kernels: Literal["auto", "fused", "reference"] = "auto"
+    kernels: Literal["auto", "fused", "reference", "apex"] = "auto"
     """As in the other stages."""
     policy: str = "sft"
     """Checkpoint of the policy and of the frozen reference."""

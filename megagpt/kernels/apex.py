@@ -1,4 +1,4 @@
-"""NVIDIA's apex, where it is installed on a GPU machine: its fused AdamW and norms. Elsewhere torch's own, which is said once.
+"""NVIDIA's apex, where it is installed on a GPU machine: its fused AdamW and norms.
 
 The package of that name on the Python index is another project; this one is built from source (docker/Dockerfile.train).
 """
@@ -9,6 +9,10 @@ import functools
 import importlib
 
 import torch
+from torch import Tensor
+
+OPS = ("layer_norm", "rms_norm", "adamw")
+"""What is taken from it."""
 
 
 @functools.cache
@@ -17,27 +21,20 @@ def missing() -> str | None:
     if not torch.cuda.is_available():
         return "no GPU"
     try:
-        importlib.import_module("apex.optimizers").FusedAdam, importlib.import_module("apex.normalization").FusedLayerNorm  # noqa: B018
+        importlib.import_module("apex.optimizers").FusedAdam, importlib.import_module("apex.normalization").fused_layer_norm_affine  # noqa: B018
     except (ImportError, AttributeError) as error:
-        return f"NVIDIA's apex is not installed ({error})"
+        return f"it is not installed: {error}"
     return None
 
 
 def adamw(groups: list[dict], lr: float, betas: tuple[float, float], eps: float) -> torch.optim.Optimizer:
-    """AdamW over parameters on a GPU in one kernel for many tensors: apex's, or else torch's."""
-    if missing():
-        return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
+    """AdamW over parameters on a GPU, many tensors in one kernel."""
     return importlib.import_module("apex.optimizers").FusedAdam(groups, lr=lr, betas=betas, eps=eps, adam_w_mode=True)
 
 
-def norm_class(name: str) -> type[torch.nn.Module]:
-    """`LayerNorm` or `RMSNorm`: apex's, or else torch's."""
-    if missing():
-        return getattr(torch.nn, name)
-    return getattr(importlib.import_module("apex.normalization"), f"Fused{name}")
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    return importlib.import_module("apex.normalization").fused_layer_norm_affine(x, weight, bias, weight.shape, eps)
 
 
-def describe() -> str:
-    """One line for the start of a stage."""
-    reason = missing()
-    return "AdamW and norms: " + ("NVIDIA's apex, fused" if reason is None else f"torch's own ({reason})")
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return importlib.import_module("apex.normalization").fused_rms_norm_affine(x, weight, weight.shape, eps)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from megagpt.kernels import reference, select
+from megagpt.kernels import apex, reference, select
 from megagpt.kernels.operators import call, register
 
 
@@ -23,8 +23,13 @@ def layer_norm(
 
     Raises RuntimeError for shapes or types that do not fit each other, and where "fused" is asked for and cannot run.
     """
-    if select.choose("layer_norm", x, implementation) == "fused":
+    choice = select.choose("layer_norm", x, implementation)
+    if choice == "fused":
         y, s, _, _ = call("norm_forward", x, residual, weight, bias, eps, True)
+        return y if residual is None else (y, s)
+    if choice == "apex":
+        s = x if residual is None else x + residual
+        y = apex.layer_norm(s, weight, bias, eps)
         return y if residual is None else (y, s)
     return reference.layer_norm(x, weight, bias, eps, residual)
 
@@ -33,8 +38,13 @@ def rms_norm(
     x: Tensor, weight: Tensor, eps: float = 1e-5, *, residual: Tensor | None = None, implementation: str = "auto"
 ) -> Tensor | tuple[Tensor, Tensor]:
     """s / sqrt(mean(s^2) + eps) * weight for each row of s = x + residual; shapes and types as for layer_norm."""
-    if select.choose("rms_norm", x, implementation) == "fused":
+    choice = select.choose("rms_norm", x, implementation)
+    if choice == "fused":
         y, s, _, _ = call("norm_forward", x, residual, weight, None, eps, False)
+        return y if residual is None else (y, s)
+    if choice == "apex":
+        s = x if residual is None else x + residual
+        y = apex.rms_norm(s, weight, eps)
         return y if residual is None else (y, s)
     return reference.rms_norm(x, weight, eps, residual)
 

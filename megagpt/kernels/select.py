@@ -1,9 +1,12 @@
-"""Which implementation of each op runs: the fused one built from csrc/, or the plain one in reference.py.
+"""Which implementation of each op runs: the fused kernel built from csrc/, NVIDIA's apex, or the plain PyTorch of reference.py.
 
-Every op takes `implementation`: "fused", "reference", or "auto", which leaves it to the process-wide setting (set_kernels). That
-setting is "auto" as well unless changed, and then means: fused where it can run, the reference elsewhere, with one warning if
-megagpt._C is missing altogether. "fused" never falls back: it raises and says why.
+Every op takes `implementation`: "fused", "reference", "apex", or "auto", which leaves it to the process-wide setting (set_kernels).
+That setting is "auto" as well unless changed, and then means: apex where it is installed and has the op, else the fused kernel where
+there is one for the device and PyTorch is not faster, else the reference, with one warning if megagpt._C is missing altogether.
+"fused" never falls back: it raises and says why. "apex" does so if apex is missing; for ops that apex lacks it means "auto".
 """
+
+from __future__ import annotations
 
 import functools
 import importlib
@@ -11,45 +14,62 @@ import logging
 
 import torch
 
-CHOICES = ("auto", "fused", "reference")
-# Each op that has a fused version -> the operator of csrc/bindings.cpp that is registered for the devices it was built for.
+from megagpt.kernels import apex
+from megagpt.runtime.errors import Foreseen
+
+CHOICES = ("auto", "fused", "reference", "apex")
 OPS = {
     "layer_norm": "norm_forward",
     "rms_norm": "norm_forward",
     "token_logprob": "token_logprob_forward",
 }
-# What "auto" leaves to PyTorch although the kernel could run, (op, kind of device) -> why; figures in csrc/README.md.
-SLOWER: dict[tuple[str, str], str] = {("layer_norm", "cpu"): "PyTorch's own is fused as well, and as fast"}
+"""Each op -> the operator (csrc/ops/*.cpp) that is registered for the devices that it was built for."""
+SLOWER: dict[tuple[str, str], str] = {("layer_norm", "cpu"): "as fast"}
+"""What "auto" leaves to PyTorch although the kernel could run: (op, kind of device) -> why; figures in csrc/README.md."""
+FUSED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+"""The storage types of csrc/common/kernel.h."""
 library = "megagpt"
 """The operators' namespace in torch.ops. The tests put that of the emulated CUDA kernels here."""
-# The storage types of csrc/common/kernel.h.
-FUSED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 log = logging.getLogger(__name__)
 _setting = "auto"
 
 
+class KernelError(Foreseen, RuntimeError):
+    """Kernels that were asked for and cannot run here."""
+
+
 def set_kernels(choice: str) -> None:
-    """Set what "auto" means in this process: "auto", "fused" or "reference"."""
+    """Set what "auto" means in this process: one of CHOICES.
+
+    Raises:
+        KernelError: "fused" without the extension, or "apex" without apex.
+    """
     global _setting
-    _setting = _checked(choice, "set_kernels")
+    missing = {"fused": extension_missing, "apex": apex.missing}.get(_checked(choice, "set_kernels"), lambda: None)()
+    if missing:
+        raise KernelError(f"kernels = {choice}: {missing}; take auto")
+    _setting = choice
 
 
 def choose(op: str, tensor: torch.Tensor, implementation: str = "auto") -> str:
-    """Return "fused" or "reference" for a call of `op` on `tensor`.
+    """Return "fused", "reference" or "apex" for a call of `op` on `tensor`.
 
-    Raises ValueError for an unknown `implementation`, RuntimeError where "fused" is wanted and cannot run.
+    Raises ValueError for an unknown `implementation`, RuntimeError where "fused" or "apex" is wanted and cannot run.
     """
     wish = _checked(implementation, op)
     if wish == "auto":
         wish = _setting
     if wish == "reference":
         return "reference"
+    if wish != "fused" and op in apex.OPS:
+        if tensor.device.type == "cuda" and apex.missing() is None:
+            return "apex"
+        if wish == "apex":
+            raise RuntimeError(f"{op}: NVIDIA's apex was asked for, but {apex.missing() or f'the tensor is on {tensor.device}'}")
     obstacle = _obstacle(op, tensor.device.type, tensor.dtype)
-    if obstacle is None and wish == "auto":
-        return "reference" if (op, tensor.device.type) in SLOWER else "fused"
     if obstacle is None:
-        return "fused"
+        return "reference" if wish != "fused" and (op, tensor.device.type) in SLOWER else "fused"
     if wish == "fused":
         raise RuntimeError(f"{op}: the fused kernel was asked for, but {obstacle}")
     if extension_missing():
@@ -58,15 +78,19 @@ def choose(op: str, tensor: torch.Tensor, implementation: str = "auto") -> str:
 
 
 def describe(device_type: str) -> list[str]:
-    """One line per op: what "auto" runs for float32, float16 and bfloat16 tensors on this kind of device, and why."""
-    lines = []
+    """What runs for float32, float16 and bfloat16 tensors on this kind of device: one line for each implementation, with the ops that
+    take it and, for PyTorch, why."""
+    found: dict[str, list[str]] = {}
     for op in OPS:
-        obstacle = "as set by set_kernels" if _setting == "reference" else _obstacle(op, device_type, torch.float32)
-        if _setting == "auto":
+        if _setting != "reference" and _setting != "fused" and op in apex.OPS and device_type == "cuda" and apex.missing() is None:
+            found.setdefault("NVIDIA's apex", []).append(op)
+            continue
+        obstacle = "kernels = reference" if _setting == "reference" else _obstacle(op, device_type, torch.float32)
+        if _setting != "fused":
             obstacle = obstacle or SLOWER.get((op, device_type))
-        fallback = "an error" if _setting == "fused" else "reference"
-        lines.append(f"{op} on {device_type}: " + (f"{fallback} ({obstacle})" if obstacle else "fused"))
-    return lines
+        found.setdefault("fused" if obstacle is None else f"PyTorch ({obstacle})", []).append(op)
+    lines = [f"{how}: {', '.join(ops)}" for how, ops in found.items()]
+    return lines + [f"not used: NVIDIA's apex ({apex.missing()})"] if apex.missing() else lines
 
 
 @functools.cache
@@ -75,16 +99,16 @@ def extension_missing() -> str | None:
     try:
         importlib.import_module("megagpt._C")
     except ImportError as error:
-        return str(error)
+        return f"megagpt._C is not there ({error})"
     return None
 
 
 def _obstacle(op: str, device_type: str, dtype: torch.dtype) -> str | None:
     if missing := extension_missing():
-        return f"megagpt._C is not there ({missing})"
+        return missing
     key = torch._C._dispatch_key_for_device(device_type)
     if not torch._C._dispatch_has_kernel_for_dispatch_key(f"{library}::{OPS[op]}", key):
-        return f"it was not built for {device_type}"
+        return f"not built for {device_type}"
     if dtype not in FUSED_DTYPES:
         return f"it does not take {dtype}"
     return None
@@ -98,4 +122,4 @@ def _checked(choice: str, who: str) -> str:
 
 @functools.cache
 def _warn_once() -> None:
-    log.warning("kernels run as plain PyTorch, since megagpt._C is not there (%s); build it with: bash launch/setup.sh", extension_missing())
+    log.warning("kernels run as plain PyTorch: %s; build it with: bash launch/setup.sh", extension_missing())

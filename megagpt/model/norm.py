@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
 
-from megagpt.kernels.apex import norm_class
+from megagpt.kernels.norm import layer_norm, rms_norm
+
+
+class LayerNorm(torch.nn.LayerNorm):
+    def forward(self, hidden: Tensor) -> Tensor:
+        return layer_norm(hidden, self.weight, self.bias, self.eps)
+
+
+class RMSNorm(torch.nn.RMSNorm):
+    def forward(self, hidden: Tensor) -> Tensor:
+        return rms_norm(hidden, self.weight, self.eps)
 
 
 class Norm:
-    """Builds a LayerNorm or RMSNorm as the configuration says, apex's where it is installed.
+    """Builds a LayerNorm or RMSNorm as the configuration says.
 
     Megatron-core's own wrapper refuses sequence parallelism. All that it takes is a mark: with sequence parallelism each
     tensor-parallel rank normalises other tokens, so that the gradients of these weights are sums over the ranks
@@ -17,7 +28,7 @@ class Norm:
     """
 
     def __new__(cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_) -> torch.nn.Module:
-        norm = norm_class(config.normalization)(hidden_size, eps=eps).to(config.params_dtype)
+        norm = {"LayerNorm": LayerNorm, "RMSNorm": RMSNorm}[config.normalization](hidden_size, eps=eps).to(config.params_dtype)
         for parameter in norm.parameters():
             parameter.sequence_parallel = config.sequence_parallel
         return norm
