@@ -69,17 +69,27 @@ class StageOutput:
         return self.run.stage(self.config.stage)
 
     def open(self, device: torch.device) -> Path:
-        """Begin: announce the kernels, clear what an earlier run left half done, write the resolved configuration. Returns the folder."""
+        """Begin: announce the kernels, clear what an earlier run left half done, write the resolved configuration. Returns the folder.
+
+        Raises:
+            SaveError: on the main rank; the folder cannot be written to.
+        """
         for line in describe_kernels(device.type):
             say(f"[{self.config.stage}] kernels: {line}")
         if is_main_rank():
+            self._prepare_folder()
+        self._device = device
+        self._resumable = last_good(self._folders, device)  # rank 0 has cleared up by then: it names the checkpoints
+        return self.folder
+
+    def _prepare_folder(self) -> None:
+        try:
             self.run.forget(self.config.stage)
             for subfolder in self.subfolders:
                 clear_leftovers(self.folder / subfolder / "checkpoints", everything=self.config.run.resume == "never")
             store(self.config, self.original, self.folder)
-        self._device = device
-        self._resumable = last_good(self._folders, device)  # rank 0 has cleared up by then: it names the checkpoints
-        return self.folder
+        except OSError as error:  # a full disk: without room for a line there is none for a checkpoint
+            raise SaveError(f"{self.folder}: cannot be written to ({error.strerror})") from error
 
     @property
     def resumes(self) -> bool:

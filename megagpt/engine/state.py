@@ -6,6 +6,7 @@ they have canonical names and global shapes, so that what was read under one lay
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -64,7 +65,8 @@ def restore(engine: Engine, weight: Callable[[str], Tensor], moment: Callable[[s
         if engine.zero_stage == 3:
             zero = engine.deepspeed.optimizer
             for group in range(len(zero.fp16_groups)):
-                zero._reassign_or_swap_out_partitioned_parameters(group)
+                with _in_memory(zero, group):
+                    zero._reassign_or_swap_out_partitioned_parameters(group)
             zero._post_step(timer_names=[])
         elif engine.zero_stage > 0:
             engine.deepspeed.optimizer.update_lp_params()
@@ -91,16 +93,28 @@ def _make_moments(engine: Engine) -> None:
         flat = zero.fp32_partitioned_groups_flat
     else:
         flat = zero.single_partition_of_fp32_groups if engine.zero_stage else [parameter for parameter, _ in engine.entries]
-    for tensor in flat:
-        state = base.state[tensor]
-        if not state:
-            state.update({key: torch.zeros_like(tensor.data) for key in MOMENTS})
-        # torch's AdamW counts in a tensor (a fused one on the device), DeepSpeed's for the CPU in an integer.
-        device = tensor.device if base.defaults.get("fused") else "cpu"
-        state["step"] = torch.tensor(float(engine.num_updates), device=device) if isinstance(base, torch.optim.AdamW) else engine.num_updates
+    for group, tensor in enumerate(flat):
+        with _in_memory(zero, group) if engine.zero_stage == 3 else contextlib.nullcontext():
+            state = base.state[tensor]
+            if not state:
+                state.update({key: torch.zeros_like(tensor.data) for key in MOMENTS})
+            # torch's AdamW counts in a tensor (a fused one on the device), DeepSpeed's for the CPU in an integer.
+            device = tensor.device if base.defaults.get("fused") else "cpu"
+            state["step"] = torch.tensor(float(engine.num_updates), device=device) if isinstance(base, torch.optim.AdamW) else engine.num_updates
     for group in base.param_groups if not isinstance(base, torch.optim.AdamW) else ():
         group["step"] = engine.num_updates  # where apex's counts
     _link(engine)
+
+
+@contextlib.contextmanager
+def _in_memory(zero: Any, group: int) -> Iterator[None]:
+    """Masters and moments of one of ZeRO 3's flat groups, within the block: on a drive when they are offloaded to it, and written back behind it."""
+    swaps = zero._swappable_optimizer_subgroup(group)
+    if swaps:
+        zero._optimizer_states_and_gradient_swap_in(group)
+    yield
+    if swaps:
+        zero._optimizer_states_and_gradient_swap_out(group)
 
 
 def _link(engine: Engine) -> None:

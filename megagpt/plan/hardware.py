@@ -43,6 +43,12 @@ class Hardware(Frozen):
     """Bytes a second that one device can send within its node."""
     inter_node_bandwidth: float = Field(gt=0)
     """Bytes a second that one device can send to another node."""
+    host_link_bandwidth: float | None = Field(gt=0)
+    """Bytes a second that one device can send to its host or fetch from there; null where the device is the host."""
+    host_memory_bandwidth: float = Field(gt=0)
+    """Bytes a second between the host and its memory, divided by its devices: what an offloaded optimizer works with."""
+    drive_bandwidth: float = Field(gt=0)
+    """Bytes a second that the host can write to its drives, divided by its devices; reading is taken to be as fast."""
     runtime_bytes: float = Field(ge=0)
     """What a process holds beside tensors (libraries, CUDA context, communication buffers)."""
     price_per_device_hour: float | None = Field(None, ge=0)

@@ -207,6 +207,7 @@ def as_json(plan: PpoPlan) -> dict[str, Any]:
         "device_memory_bytes": int(plan.hardware.memory_bytes),
         "fits": plan.fits,
         "memory": {phase: asdict(parts) for phase, parts in plan.memory.items()},
+        "memory_note": memory.CPU_NOTE if plan.hardware.kind == "cpu" else None,
         "checkpoint_bytes": sum(memory.checkpoint_bytes(sizes[role], plan.jobs[role].dtype, plan.jobs[role].optimizer) for role in TRAINED),
         "seconds_per_step": plan.seconds_per_step,
         "seconds_of_a_step": plan.seconds,

@@ -47,6 +47,8 @@ def _memory(facts: dict[str, Any]) -> list[tuple[str, str]]:
         lines.append(("memory" if place == 0 else "", f"{phase}: {size(sum(parts.values()))} = {words}"))
     verdict = "fits" if facts["fits"] else "DOES NOT FIT"
     lines.append(("", f"{verdict} into {size(facts['device_memory_bytes'])}"))
+    if facts["memory_note"]:
+        lines.append(("", facts["memory_note"]))
     if facts.get("offloaded_bytes_per_rank"):
         lines.append(("", f"offloaded: {size(facts['offloaded_bytes_per_rank'])} a rank"))
     if "zero_paper_bytes_per_rank" in facts:

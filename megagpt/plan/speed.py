@@ -10,13 +10,16 @@ from dataclasses import dataclass
 
 from megagpt.plan.activations import layer_bytes
 from megagpt.plan.job import Job, total, without_recomputation
+from megagpt.plan.memory import state_bytes
 
 MATMUL_EFFICIENCY = 0.73
 """Fitted: share of the peak that matrix products reach."""
 TRAFFIC_PASSES = 9.5
 """Fitted: times that the bytes of a layer's activations cross the memory bus in forward and backward."""
 LINK_EFFICIENCY = 0.8
-"""Share of a link's bandwidth that a ring reaches; assumed."""
+"""Share of a link's bandwidth that a ring or a copy to the host reaches; assumed."""
+UPDATE_BYTES = 32.0
+"""Memory traffic of clipping and AdamW for each number: gradient, master and two moments, each read and written in float32."""
 LAUNCH_SECONDS_PER_LAYER = 0.25e-3
 """A forward pass starts some 25 kernels a layer, about 10 microseconds each: a floor for small models; a rough figure."""
 
@@ -44,6 +47,7 @@ class StepTime:
     data_parallel: float
     """Reducing gradients and gathering weights; after the last microbatch, nothing is overlapped."""
     optimizer: float
+    """The update; where it is offloaded, also the way of gradients, states and weights to the host and back."""
 
     @property
     def total(self) -> float:
@@ -82,7 +86,7 @@ def step_time(job: Job, rates: Rates = Rates(), kept_layer_bytes: float | None =
         kept_layer_bytes: activations of one layer without full recomputation, which its memory traffic is taken to be
             proportional to; default: ours.
     """
-    grid, hardware, m, chunks = job.grid, job.hardware, job.num_microbatches, job.parallel.virtual_pipeline_size
+    grid, m, chunks = job.grid, job.num_microbatches, job.parallel.virtual_pipeline_size
     layers, layer = [sum(job.layers(stage)) for stage in range(grid.pp)], _layer_seconds(job, rates, kept_layer_bytes)
     head = 3 * head_flops(job) / _product_rate(job, rates)
     compute = max(*(count * layer for count in layers), layers[-1] * layer + head)
@@ -99,7 +103,7 @@ def step_time(job: Job, rates: Rates = Rates(), kept_layer_bytes: float | None =
     updated = parameters / (job.num_replicas if job.parallel.zero_stage > 0 else 1)
     return StepTime(
         m * compute, m * tensor_parallel, m * pipeline, busy * bubble_fraction(grid.pp, m, chunks),
-        _data_parallel_seconds(job, parameters), 32.0 * updated / hardware.memory_bandwidth,
+        _data_parallel_seconds(job, parameters), _optimizer_seconds(job, updated),
     )
 
 
@@ -152,6 +156,24 @@ def _data_parallel_seconds(job: Job, parameters: int) -> float:
         return 0.0
     back = {0: 4, 3: 0}.get(zero, job.num_bytes)
     return ring_seconds(parameters * (4 + back) / 2, n, job.bandwidth(job.grid.tp * n)) + 2 * job.num_microbatches * gather_seconds(job)
+
+
+def _optimizer_seconds(job: Job, numbers: float) -> float:
+    """The update of this rank's part, which begins when all gradients are reduced and overlaps with nothing.
+
+    Offloaded, float32 gradients go to the host and the new weights come back in their own type. ZeRO 3 of DeepSpeed 0.19 sends each
+    gradient, fetches it again for the norm and sends it a second time. On a drive, states and gradients are written and read once.
+    """
+    hardware, offload = job.hardware, job.parallel.offload_optimizer
+    if offload == "none":
+        return UPDATE_BYTES * numbers / hardware.memory_bandwidth
+    seconds = UPDATE_BYTES * numbers / hardware.host_memory_bandwidth
+    if hardware.host_link_bandwidth is not None:
+        gradients = 4 * (3 if job.parallel.zero_stage == 3 else 1)
+        seconds += (gradients + job.num_bytes) * numbers / (hardware.host_link_bandwidth * LINK_EFFICIENCY)
+    if offload == "nvme":
+        seconds += 2 * (state_bytes(job) + 4) * numbers / hardware.drive_bandwidth
+    return seconds
 
 
 def model_flops(job: Job) -> float:

@@ -173,6 +173,7 @@ def as_json(plan: StagePlan) -> dict[str, Any]:
         "device_memory_bytes": int(hardware.memory_bytes),
         "fits": plan.fits,
         "memory": {phase: asdict(parts) for phase, parts in plan.memory.items()},
+        "memory_note": memory.CPU_NOTE if hardware.kind == "cpu" else None,
         "offloaded_bytes_per_rank": memory.offloaded_bytes(job),
         "zero_paper_bytes_per_rank": memory.paper_bytes(plan.num_parameters / (job.grid.tp * job.grid.pp), job.num_replicas, job.parallel.zero_stage),
         "checkpoint_bytes": memory.checkpoint_bytes(plan.num_parameters, job.dtype, job.optimizer),

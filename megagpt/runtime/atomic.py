@@ -14,11 +14,15 @@ from typing import Any
 def write_bytes(path: Path, content: bytes) -> None:
     """Replace `path` by the content in one step; a crash leaves the old file."""
     temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # a full disk: half a file only takes room
+        raise
 
 
 def write_text(path: Path, text: str) -> None:

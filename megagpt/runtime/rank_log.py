@@ -17,13 +17,14 @@ def rank_log(stage_folder: Path) -> Iterator[Path]:
     """Within the block, what the program logs from WARNING on goes to this rank's file too. Gives the file's path.
 
     The file is made by the first such record: a run without any leaves no file. Python's own warnings are not among them, since
-    libraries raise the same ones on every rank at every start.
+    libraries raise the same ones on every rank at every start. What a full disk does not take is lost, not the run.
     """
     folder = stage_folder / "log"
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"rank_{dist.get_rank() if dist.is_initialized() else 0}.txt"
     to_file = logging.FileHandler(file, encoding="utf-8", delay=True)
     to_file.setLevel(logging.WARNING)
+    to_file.handleError = lambda record: None
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root, handlers = logging.getLogger(), [to_file]
     if not root.handlers:
@@ -39,4 +40,5 @@ def rank_log(stage_folder: Path) -> Iterator[Path]:
     finally:
         for handler in handlers:
             root.removeHandler(handler)
-        to_file.close()
+        with contextlib.suppress(OSError):
+            to_file.close()

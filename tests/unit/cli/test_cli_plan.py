@@ -117,6 +117,17 @@ def test_cli_plan_ppo_gathers_weights_for_every_token_at_zero_3(plan):
     assert three["seconds_of_a_step"]["score"] > one["seconds_of_a_step"]["score"]
 
 
+@pytest.mark.parametrize("stage", ["pretrain", "rlhf"])
+def test_cli_plan_says_that_ranks_on_a_cpu_take_more_memory(stage, plan, capsys):
+    words = ("--config", SMOKE / f"quickstart_{stage}.yaml", "--hardware")
+    assert plan(*words, "a100-80gb")["memory_note"] is None
+    note = plan(*words, "cpu")["memory_note"]
+    assert "30 to 59 % more than planned" in note
+    assert main(["plan", *map(str, words), "cpu"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"{'':12}{note}" in lines[[line.strip().startswith("fits into") for line in lines].index(True) :]
+
+
 def hosts(folder, *slots: int):
     path = folder / "hosts"
     path.write_text("".join(f"node{number} slots={count}\n" for number, count in enumerate(slots)))

@@ -78,21 +78,26 @@ def test_plan_hardware_profiles(path):
     assert hardware.runtime_bytes < hardware.memory_bytes / 10
 
 
-DATA_SHEETS = {  # dense FLOP/s in fp32, bf16, fp16; memory, its bandwidth, links within and between nodes in one direction (bytes, bytes/s)
-    "v100-32gb": (15.7e12, 15.7e12, 125e12, 32e9, 900e9, 150e9, 12.5e9),
-    "a100-40gb": (19.5e12, 312e12, 312e12, 40e9, 1555e9, 300e9, 25e9),
-    "a100-80gb": (19.5e12, 312e12, 312e12, 80e9, 2039e9, 300e9, 25e9),
-    "h100-sxm": (67e12, 989e12, 989e12, 80e9, 3350e9, 450e9, 50e9),
-    "h200": (67e12, 989e12, 989e12, 141e9, 4800e9, 450e9, 50e9),
-    "b200": (75e12, 2250e12, 2250e12, 180e9, 8000e9, 900e9, 50e9),
+# Dense FLOP/s in fp32, bf16, fp16; memory, its bandwidth, links within and between nodes and to the host in one direction (bytes, bytes/s).
+DATA_SHEETS = {
+    "v100-32gb": (15.7e12, 15.7e12, 125e12, 32e9, 900e9, 150e9, 12.5e9, 15.75e9),
+    "a100-40gb": (19.5e12, 312e12, 312e12, 40e9, 1555e9, 300e9, 25e9, 31.5e9),
+    "a100-80gb": (19.5e12, 312e12, 312e12, 80e9, 2039e9, 300e9, 25e9, 31.5e9),
+    "h100-sxm": (67e12, 989e12, 989e12, 80e9, 3350e9, 450e9, 50e9, 63e9),
+    "h200": (67e12, 989e12, 989e12, 141e9, 4800e9, 450e9, 50e9, 63e9),
+    "b200": (75e12, 2250e12, 2250e12, 180e9, 8000e9, 900e9, 50e9, 63e9),
 }
+# Of the usual host of eight: channels of memory on both sockets, their million transfers a second, 8 bytes each.
+HOSTS = {"v100-32gb": (8, 2133), "a100-40gb": (16, 3200), "a100-80gb": (16, 3200), "h100-sxm": (16, 4800), "h200": (16, 4800), "b200": (16, 5600)}
 
 
 def test_plan_hardware_figures_are_those_of_the_data_sheets():
     for name, figures in DATA_SHEETS.items():
         found = load_hardware(name)
-        links = found.intra_node_bandwidth, found.inter_node_bandwidth
+        links = found.intra_node_bandwidth, found.inter_node_bandwidth, found.host_link_bandwidth
         assert (*found.peak_flops.model_dump().values(), found.memory_bytes, found.memory_bandwidth, *links) == pytest.approx(figures), name
+        channels, transfers = HOSTS[name]
+        assert found.host_memory_bandwidth == pytest.approx(channels * transfers * 1e6 * 8 / 8, rel=0.01), name
         assert found.devices_per_node == 8
     assert DATA_SHEETS.keys() == {path.stem for path in FOLDER.glob("*.yaml")} - {"cpu"}
 

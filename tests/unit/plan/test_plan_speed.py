@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -127,6 +127,27 @@ def test_plan_speed_of_the_largest_stage_bounds_update_and_reduction():
 def test_plan_speed_zero_shards_the_update():
     plain, sharded = (step_time(small(Grid(dp=4), dtype="fp32", zero_stage=zero)).optimizer for zero in (0, 1))
     assert plain == pytest.approx(4 * sharded)
+
+
+def test_plan_speed_of_an_offloaded_update():
+    """Through the host's memory, float32 gradients and the weights over the link; with states on a drive, those and the gradients both ways."""
+    job = small(Grid(dp=2), zero_stage=2, offload_optimizer="cpu")
+    numbers, link = total(job.parameters(0)) / 2, A100.host_link_bandwidth * LINK_EFFICIENCY
+    update = 32 * numbers / A100.host_memory_bandwidth
+    assert step_time(job).optimizer == pytest.approx(update + (4 + 2) * numbers / link)
+    in_fp32 = small(Grid(dp=2), dtype="fp32", zero_stage=2, offload_optimizer="cpu")
+    assert step_time(in_fp32).optimizer == pytest.approx(update + (4 + 4) * numbers / link)
+
+    # ZeRO 3 sends gradients there, back and there again.
+    three, drive = (step_time(small(Grid(dp=2), zero_stage=3, offload_optimizer=where)).optimizer for where in ("cpu", "nvme"))
+    assert three == pytest.approx(update + (3 * 4 + 2) * numbers / link)
+    assert drive - three == pytest.approx(2 * (12 + 4) * numbers / A100.drive_bandwidth)
+
+
+def test_plan_speed_of_an_offloaded_update_on_a_cpu_is_that_of_any_other():
+    """The device is the host: nothing is sent."""
+    here, offloaded = (replace(small(Grid(dp=2), zero_stage=2, offload_optimizer=where), hardware=load_hardware("cpu")) for where in ("none", "cpu"))
+    assert step_time(here) == step_time(offloaded)
 
 
 def test_plan_speed_of_zero_3_gathers_weights_at_each_pass():

@@ -49,3 +49,11 @@ def test_rank_log_of_a_quiet_rank_is_no_file(tmp_path):
     with pytest.raises(Stopped), rank_log(tmp_path) as file:
         raise Stopped("as asked")
     assert not file.exists()
+
+
+def test_rank_log_that_cannot_be_written_hides_no_error(tmp_path, capsys):
+    (tmp_path / "log").mkdir()
+    (tmp_path / "log/rank_0.txt").symlink_to("/dev/full")  # every write: no space left
+    with pytest.raises(ZeroDivisionError), rank_log(tmp_path):
+        1 / 0
+    assert "No space left" not in capsys.readouterr().err

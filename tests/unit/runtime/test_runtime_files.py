@@ -50,6 +50,18 @@ atomic.write_text(Path("state.json"), "new" * 100000)
     assert (tmp_path / "state.json").read_text() == "old"
 
 
+def test_atomic_write_on_a_full_disk_leaves_the_old_file_alone(tmp_path, monkeypatch):
+    (tmp_path / "state.json").write_text("old")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(atomic.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        atomic.write_text(tmp_path / "state.json", "new")
+    assert (tmp_path / "state.json").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+
+
 @pytest.mark.parametrize("value", [float("nan"), {"a": float("inf")}, object()])
 def test_atomic_json_that_cannot_be_written_leaves_the_old_file(tmp_path, value):
     atomic.write_json(tmp_path / "a.json", [1])
