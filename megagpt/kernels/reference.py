@@ -69,3 +69,14 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, residual: torch.
     s = x if residual is None else x + residual
     y = F.rms_norm(s, s.shape[-1:], weight, eps)
     return y if residual is None else (y, s)
+
+
+def bias_gelu(x: torch.Tensor, bias: torch.Tensor | None, approximate: str) -> torch.Tensor:
+    """GELU of x + bias."""
+    return F.gelu(x if bias is None else x + bias, approximate=approximate)
+
+
+def bias_swiglu(x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """silu(gate) * up, [gate; up] = x + bias."""
+    gate, up = (x if bias is None else x + bias).chunk(2, dim=-1)
+    return F.silu(gate) * up
