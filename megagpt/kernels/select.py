@@ -19,6 +19,7 @@ OPS = {
     "token_logprob": "token_logprob_forward",
     "bias_gelu": "bias_gelu_forward",
     "bias_swiglu": "bias_swiglu_forward",
+    "bias_dropout_add": "bias_dropout_add_forward",
 }
 # What "auto" leaves to PyTorch although the kernel could run, (op, kind of device) -> why; figures in csrc/README.md.
 SLOWER: dict[tuple[str, str], str] = {("layer_norm", "cpu"): "PyTorch's own is fused as well, and as fast"}
