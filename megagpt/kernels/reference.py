@@ -3,6 +3,8 @@
 Differentiable by autograd. Low-precision inputs are computed in float32, float64 stays float64.
 """
 
+import math
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -69,3 +71,63 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, residual: torch.
     s = x if residual is None else x + residual
     y = F.rms_norm(s, s.shape[-1:], weight, eps)
     return y if residual is None else (y, s)
+
+
+def bias_gelu(x: torch.Tensor, bias: torch.Tensor | None, approximate: str) -> torch.Tensor:
+    """GELU of x + bias."""
+    return F.gelu(x if bias is None else x + bias, approximate=approximate)
+
+
+def bias_swiglu(x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """silu(gate) * up, [gate; up] = x + bias."""
+    gate, up = (x if bias is None else x + bias).chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+def philox(counter_low: torch.Tensor, counter_high: torch.Tensor, key: int) -> torch.Tensor:
+    """Philox 4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), in int64.
+
+    counter_low, counter_high   [...] int64, the halves of a 128-bit counter; they broadcast
+    key                         64 bits
+    returns                     [..., 4] int64 in [0, 2^32)
+    """
+    mask = 0xFFFFFFFF
+    counter_low, counter_high = torch.broadcast_tensors(counter_low, counter_high)
+    c0, c1, c2, c3 = (word & mask for half in (counter_low, counter_high) for word in (half, half >> 32))
+    k0, k1 = key & mask, key >> 32 & mask
+    for _ in range(10):
+        # int64 wraps around where the product of two 32-bit numbers does not fit; its 64 bits are right all the same.
+        a, b = c0 * 0xD2511F53, c2 * 0xCD9E8D57
+        c0, c1, c2, c3 = b >> 32 & mask ^ c1 ^ k0, b & mask, a >> 32 & mask ^ c3 ^ k1, a & mask
+        k0, k1 = k0 + 0x9E3779B9 & mask, k1 + 0xBB67AE85 & mask
+    return torch.stack((c0, c1, c2, c3), dim=-1)
+
+
+def _philox_24_bits(key: int, row_ids: torch.Tensor, first: int, count: int) -> torch.Tensor:
+    """[b, count] int64 in [0, 2^24): for each element e in [first, first + count) of a row the upper bits of word e % 4 of
+    philox(e // 4, row id)."""
+    counters = torch.arange(first // 4, (first + count + 3) // 4, device=row_ids.device)
+    words = philox(counters, row_ids[:, None], key).flatten(1)
+    return words[:, first % 4 : first % 4 + count] >> 8
+
+
+def philox_uniform(key: int, row_ids: torch.Tensor, first: int, count: int) -> torch.Tensor:
+    """[b, count] float32 in [0, 1), multiples of 2^-24: a function of (key, row id, element), for the elements [first, first + count)."""
+    return _philox_24_bits(key, row_ids, first, count) * 2.0**-24
+
+
+def keep_mask(p: float, key: int, row_ids: torch.Tensor, first: int, count: int) -> torch.Tensor:
+    """[b, count] bool: philox_uniform < 1 - p, compared without rounding 1 - p to float32."""
+    return _philox_24_bits(key, row_ids, first, count) < math.ceil((1 - p) * 2**24)
+
+
+def dropout_mask(p: float, key: int, row_ids: torch.Tensor, count: int, first: int, dtype: torch.dtype) -> torch.Tensor:
+    """[b, count]: 1 / (1 - p) where kept, else 0."""
+    return keep_mask(p, key, row_ids, first, count) * torch.tensor(1 / (1 - p), dtype=dtype, device=row_ids.device)
+
+
+def bias_dropout_add(x: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor, p: float, key: int, row_ids: torch.Tensor, first: int):
+    """residual + mask * (x + bias) of [positions, b, h]; the element of a row is first + position * h + feature."""
+    length, batch, width = x.shape
+    mask = dropout_mask(p, key, row_ids, length * width, first, x.dtype).view(batch, length, width).transpose(0, 1)
+    return residual + mask * (x if bias is None else x + bias)

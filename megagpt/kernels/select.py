@@ -22,6 +22,9 @@ OPS = {
     "layer_norm": "norm_forward",
     "rms_norm": "norm_forward",
     "token_logprob": "token_logprob_forward",
+    "bias_gelu": "bias_gelu_forward",
+    "bias_swiglu": "bias_swiglu_forward",
+    "bias_dropout_add": "bias_dropout_add_forward",
 }
 """Each op -> the operator (csrc/ops/*.cpp) that is registered for the devices that it was built for."""
 SLOWER: dict[tuple[str, str], str] = {("layer_norm", "cpu"): "as fast"}
