@@ -17,6 +17,10 @@ OPS = {
     "layer_norm": "norm_forward",
     "rms_norm": "norm_forward",
     "token_logprob": "token_logprob_forward",
+    "adamw": "adamw",
+    "gae": "gae",
+    "ppo_policy_loss": "ppo_policy_loss",
+    "ppo_value_loss": "ppo_value_loss",
 }
 # What "auto" leaves to PyTorch although the kernel could run, (op, kind of device) -> why; figures in csrc/README.md.
 SLOWER: dict[tuple[str, str], str] = {("layer_norm", "cpu"): "PyTorch's own is fused as well, and as fast"}
@@ -24,6 +28,8 @@ library = "megagpt"
 """The operators' namespace in torch.ops. The tests put that of the emulated CUDA kernels here."""
 # The storage types of csrc/common/kernel.h.
 FUSED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+FLOAT32_ONLY = ("adamw", "gae", "ppo_policy_loss", "ppo_value_loss")
+"""Ops whose first tensor is a master weight or a number for each token, never stored in 16 bits."""
 
 log = logging.getLogger(__name__)
 _setting = "auto"
@@ -85,7 +91,7 @@ def _obstacle(op: str, device_type: str, dtype: torch.dtype) -> str | None:
     key = torch._C._dispatch_key_for_device(device_type)
     if not torch._C._dispatch_has_kernel_for_dispatch_key(f"{library}::{OPS[op]}", key):
         return f"it was not built for {device_type}"
-    if dtype not in FUSED_DTYPES:
+    if dtype not in (FUSED_DTYPES if op not in FLOAT32_ONLY else (torch.float32,)):
         return f"it does not take {dtype}"
     return None
 
