@@ -14,12 +14,14 @@ using at::Tensor;
 constexpr const char* op = "adamw";
 
 void check_length(const char* name, at::TensorList list, at::TensorList params) {
-  TORCH_CHECK(list.size() == params.size(), op, ": ", name, " holds ", list.size(), " tensors; it must hold ", params.size(), ", one for each parameter");
+  TORCH_CHECK(list.size() == params.size(), op, ": ", name, " holds ", list.size(), " tensors; it must hold ", params.size(),
+              ", one for each parameter");
 }
 
 // list[i] belongs to `param`. The element's name is made up only where there is something to say.
 void check_element(const char* list, size_t i, const Tensor& tensor, const Tensor& param, at::ScalarType dtype, bool written) {
-  if (tensor.scalar_type() == dtype && tensor.sizes() == param.sizes() && tensor.device() == param.device() && (!written || tensor.is_contiguous())) return;
+  const bool fits = tensor.scalar_type() == dtype && tensor.sizes() == param.sizes() && tensor.device() == param.device();
+  if (fits && (!written || tensor.is_contiguous())) return;
   const auto name = list + ("[" + std::to_string(i) + "]");
   check_tensor(op, name.c_str(), tensor, param, dtype, param.sizes());
   TORCH_CHECK(false, op, ": ", name, " has strides ", tensor.strides(), "; it must be contiguous, as it is written in place");

@@ -22,7 +22,8 @@ std::tuple<Tensor, Tensor> policy_loss(const Tensor& logprobs_any, const Tensor&
   const auto advantages = advantages_any.contiguous(), mask = mask_any.contiguous();
   const auto sums = at::empty({4}, logprobs.options()), slope = at::empty_like(logprobs), partial = scratch({kPpoParts, 4}, logprobs);
   launch(PpoPolicyLoss{data<float>(logprobs), data<float>(old_logprobs), data<float>(advantages), data<float>(mask), out<float>(sums),
-                       out<float>(slope), out<float>(partial), logprobs.numel(), static_cast<float>(1 - clip_ratio), static_cast<float>(1 + clip_ratio)},
+                       out<float>(slope), out<float>(partial), logprobs.numel(), static_cast<float>(1 - clip_ratio),
+                       static_cast<float>(1 + clip_ratio)},
          logprobs);
   return {sums, slope};
 }
