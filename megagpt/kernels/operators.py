@@ -28,6 +28,8 @@ class Operator:
     def add_to(self, library: str) -> None:
         name = f"{library}::{self.name}"
         torch.library.register_fake(name, self.fake)
+        if torch._C._get_schema(name, "").is_mutable:
+            return  # torch takes no gradient for what works in place; it is called under no_grad
         # Without a gradient of its own an operator would let gradients vanish: one of a backward operator is asked for by second derivatives.
         torch.library.register_autograd(name, self.backward or self._refuse, setup_context=self.setup_context)
 

@@ -131,3 +131,47 @@ def bias_dropout_add(x: torch.Tensor, bias: torch.Tensor | None, residual: torch
     length, batch, width = x.shape
     mask = dropout_mask(p, key, row_ids, length * width, first, x.dtype).view(batch, length, width).transpose(0, 1)
     return residual + mask * (x if bias is None else x + bias)
+@torch.no_grad()
+def adamw(params, grads, exp_avgs, exp_avg_sqs, copies, grad_scale, overflow, lr, beta1, beta2, eps, weight_decay, step) -> None:
+    """Loshchilov & Hutter 2019, algorithm 2, in place; `copies` may be empty, `grad_scale` and `overflow` None."""
+    if overflow is not None and overflow != 0:
+        return
+    for i, (param, exp_avg, exp_avg_sq) in enumerate(zip(params, exp_avgs, exp_avg_sqs, strict=True)):
+        grad = grads[i].to(param.dtype)
+        if grad_scale is not None:
+            grad = grad * grad_scale.reshape(())
+        param.mul_(1 - lr * weight_decay)
+        exp_avg.lerp_(grad, 1 - beta1)
+        exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+        denominator = (exp_avg_sq.sqrt() / (1 - beta2**step) ** 0.5).add_(eps)
+        param.addcdiv_(exp_avg, denominator, value=-lr / (1 - beta1**step))
+        if copies:
+            copies[i].copy_(param)
+
+
+def generalised_advantages(rewards: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, gamma: float, gae_lambda: float):
+    """delta_t = r_t + gamma V_{t+1} - V_t,  A_t = delta_t + gamma lambda A_{t+1}; (A, A + V), both 0 where the mask is."""
+    advantages = torch.zeros_like(rewards)
+    next_value = next_advantage = rewards.new_zeros(rewards.shape[0])
+    for t in reversed(range(rewards.shape[1])):
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        advantages[:, t] = (delta + gamma * gae_lambda * next_advantage) * mask[:, t]
+        next_value, next_advantage = values[:, t] * mask[:, t], advantages[:, t]
+    return advantages, (advantages + values) * mask
+
+
+def ppo_policy_loss(logprobs: torch.Tensor, old_logprobs: torch.Tensor, advantages: torch.Tensor, mask: torch.Tensor, clip_ratio: float):
+    """- sum min(rho A, clip(rho, 1 - eps, 1 + eps) A), and (clipped tokens, |rho - 1|, rho - 1 - log rho) summed."""
+    log_ratio = (logprobs - old_logprobs) * mask
+    ratio = log_ratio.exp()
+    clipped = ratio.clamp(1.0 - clip_ratio, 1.0 + clip_ratio)
+    loss = -(torch.minimum(ratio * advantages, clipped * advantages) * mask).sum()
+    report = torch.stack([(x * mask).sum() for x in ((ratio != clipped).to(ratio.dtype), (ratio - 1.0).abs(), ratio - 1.0 - log_ratio)])
+    return loss, report.detach()
+
+
+def ppo_value_loss(values: torch.Tensor, old_values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor, clip_value: float):
+    """1/2 sum max((V - R)^2, (V_old + clip(V - V_old) - R)^2), and (V - R)^2 summed."""
+    clipped = old_values + (values - old_values).clamp(-clip_value, clip_value)
+    errors = torch.maximum((values - returns).square(), (clipped - returns).square())
+    return 0.5 * (errors * mask).sum(), ((values - returns).square() * mask).sum().detach()[None]

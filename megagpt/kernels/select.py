@@ -25,6 +25,10 @@ OPS = {
     "bias_gelu": "bias_gelu_forward",
     "bias_swiglu": "bias_swiglu_forward",
     "bias_dropout_add": "bias_dropout_add_forward",
+    "adamw": "adamw",
+    "gae": "gae",
+    "ppo_policy_loss": "ppo_policy_loss",
+    "ppo_value_loss": "ppo_value_loss",
 }
 """Each op -> the operator (csrc/ops/*.cpp) that is registered for the devices that it was built for."""
 SLOWER: dict[tuple[str, str], str] = {("layer_norm", "cpu"): "as fast"}
@@ -33,6 +37,8 @@ FUSED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 """The storage types of csrc/common/kernel.h."""
 library = "megagpt"
 """The operators' namespace in torch.ops. The tests put that of the emulated CUDA kernels here."""
+FLOAT32_ONLY = ("adamw", "gae", "ppo_policy_loss", "ppo_value_loss")
+"""Ops whose first tensor is a master weight or a number for each token, never stored in 16 bits."""
 
 log = logging.getLogger(__name__)
 _setting = "auto"
@@ -112,7 +118,7 @@ def _obstacle(op: str, device_type: str, dtype: torch.dtype) -> str | None:
     key = torch._C._dispatch_key_for_device(device_type)
     if not torch._C._dispatch_has_kernel_for_dispatch_key(f"{library}::{OPS[op]}", key):
         return f"not built for {device_type}"
-    if dtype not in FUSED_DTYPES:
+    if dtype not in (FUSED_DTYPES if op not in FLOAT32_ONLY else (torch.float32,)):
         return f"it does not take {dtype}"
     return None
 

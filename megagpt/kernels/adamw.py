@@ -1,0 +1,102 @@
+"""AdamW with decoupled weight decay (Loshchilov & Hutter 2019, algorithm 2) on many tensors at once.
+
+The fused version (csrc/ops/adamw.h) reads and writes each number once, whatever the number of tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from megagpt.kernels import reference, select
+from megagpt.kernels.operators import call, register
+
+
+def adamw(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    copies: Sequence[Tensor] = (),
+    *,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    step: int,
+    grad_scale: Tensor | None = None,
+    overflow: Tensor | None = None,
+    implementation: str = "auto",
+) -> None:
+    """One update of every parameter, in place: m = b1 m + (1 - b1) g, v = b2 v + (1 - b2) g^2, with g = grad * grad_scale, and then
+    p = p - lr weight_decay p - lr / (1 - b1^step) * m / (sqrt(v / (1 - b2^step)) + eps).
+
+    params                  float32 masters of any shapes, contiguous (float64: reference only)
+    grads                   of the same shapes, all in one of float32, float16 and bfloat16
+    exp_avgs, exp_avg_sqs   the moments m and v, of the parameters' type, contiguous
+    copies                  none, or a copy of each parameter in float16 or bfloat16, which is overwritten with the new value
+    step                    number of this update, counted from 1
+    grad_scale              one float32 on the same device, such as a clip coefficient or the inverse of a loss scale
+    overflow                one float32 on the same device: unless it is 0, nothing is changed. The fused version reads neither on the host, so
+                            the caller must see for itself whether this step counts
+
+    No two tensors may share memory. Raises RuntimeError for shapes, types or numbers that do not fit, and where "fused" is asked for and
+    cannot run.
+    """
+    if not params:
+        return
+    with torch.no_grad():
+        if select.choose("adamw", params[0], implementation) == "fused":
+            call("adamw", params, grads, exp_avgs, exp_avg_sqs, copies, grad_scale, overflow, lr, *betas, eps, weight_decay, step)
+        else:
+            reference.adamw(params, grads, exp_avgs, exp_avg_sqs, copies, grad_scale, overflow, lr, *betas, eps, weight_decay, step)
+
+
+class FusedAdamW(torch.optim.AdamW):
+    """torch.optim.AdamW with another step(): the same parameter groups and state, so that either loads what the other has saved.
+
+    `step` stays a float32 tensor on the CPU, where it is read without waiting for a GPU. Not offered: amsgrad, maximize, sparse gradients,
+    complex parameters.
+
+    Args:
+        implementation: as in megagpt.kernels.select.
+    """
+
+    def __init__(
+        self, params, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 1e-2,
+        *, implementation: str = "auto",
+    ) -> None:  # fmt: skip
+        super().__init__(params, lr, betas, eps, weight_decay)
+        self.implementation = implementation
+
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        """Update every parameter that has a gradient, with one call for each group of equal step and types."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            lists = params, grads, exp_avgs, exp_avg_sqs, _, steps = [[] for _ in range(6)]
+            has_complex = self._init_group(group, *lists)
+            if has_complex or group["amsgrad"] or group["maximize"]:
+                raise NotImplementedError("FusedAdamW: a group asks for amsgrad, maximize or complex parameters; torch.optim.AdamW has them")
+            for step in steps:
+                step += 1
+            calls: dict[tuple, list[tuple[Tensor, ...]]] = {}
+            for param, grad, exp_avg, exp_avg_sq, step in zip(params, grads, exp_avgs, exp_avg_sqs, steps):
+                calls.setdefault((int(step), param.device, param.dtype, grad.dtype), []).append((param, grad, exp_avg, exp_avg_sq))
+            for (step, *_), tensors in calls.items():
+                adamw(
+                    *zip(*tensors), lr=float(group["lr"]), betas=group["betas"], eps=group["eps"], weight_decay=group["weight_decay"], step=step,
+                    implementation=self.implementation,
+                )  # fmt: skip
+        return loss
+
+
+def _fake(*_) -> None:
+    return None
+
+
+register("adamw", _fake)
