@@ -97,6 +97,21 @@ inline float reduce_sum(const Vec& v) {
   return at::vec::vec_reduce_all<float>([](const Vec& a, const Vec& b) { return a + b; }, v);
 }
 
+// -inf of nothing; NaN where there is one.
+template <class T>
+float max_of(const T* x, int64_t n) {
+  const T least(-std::numeric_limits<float>::infinity());
+  Vec low(least), high(least);  // two, so that one waits less for the other
+  int64_t k = 0;
+  const auto both = [&](const auto& pair) {
+    low = at::vec::maximum(low, std::get<0>(pair));
+    high = at::vec::maximum(high, std::get<1>(pair));
+  };
+  for (; k + kStep <= n; k += kStep) both(load_pair(x + k));
+  if (k < n) both(load_rest(x + k, n - k, least));
+  return reduce_max(at::vec::maximum(low, high));
+}
+
 // A sum of many vectors. A float that counts to 50,000 by ones and less loses digits, so they are first added up in blocks.
 class RowSum {
  public:

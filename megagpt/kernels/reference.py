@@ -25,38 +25,44 @@ class _SumOverRanks(torch.autograd.Function):
         return grad_total, None
 
 
-def token_logprob(
+def token_statistics(
     logits: torch.Tensor,
     ids: torch.Tensor,
     num_valid: int,
     temperature: float,
     tp_group: dist.ProcessGroup | None,
-) -> torch.Tensor:
-    """log softmax(logits / temperature)[id], over the columns of all shards.
+    entropy: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """log softmax(logits / temperature)[id], log-sum-exp and, where asked for, entropy over the columns of all shards.
 
     logits     [..., V_local] this rank's shard of the vocabulary; columns from num_valid on are padding, without probability
     ids        [...] int64, counted from this shard's first column; outside [0, num_valid) the token lies on another shard
-    returns    [...] float32 (float64 for float64 logits)
+    returns    three times [...] float32 (float64 for float64 logits)
 
-    With y = logits / temperature, top = max of y and target = y[id], both over all shards:
-    out = target - top - log(sum(exp(y - top))).
+    With y = logits / temperature, top = max of y, z = y - top and target = y[id], all over all shards, and log_sum = log(sum(exp(z))):
+    target - top - log_sum, top + log_sum, log_sum - sum(exp(z) * z) / sum(exp(z)).
     """
     y = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
     width = y.shape[-1]
     y = y.masked_fill(torch.arange(width, device=y.device) >= num_valid, -torch.inf)
 
-    top = y.detach().amax(-1)  # cancels out of the result, hence no gradient
+    top = y.detach().amax(-1)  # cancels out of the results, hence no gradient
     if tp_group is not None:
         dist.all_reduce(top, dist.ReduceOp.MAX, group=tp_group)
-    sum_exp = (y - top[..., None]).exp().sum(-1)
+    z = y - top[..., None]
+    exp = z.exp()
 
     here = (ids >= 0) & (ids < num_valid)
     target = y.gather(-1, ids.clamp(0, width - 1)[..., None])[..., 0]
-    target = torch.where(here, target, 0.0)
+    sums = [exp.sum(-1), torch.where(here, target, 0.0)]
+    if entropy:
+        sums.append((exp * z.masked_fill(exp == 0, 0.0)).sum(-1))
 
     if tp_group is not None:
-        sum_exp, target = _SumOverRanks.apply(torch.stack((sum_exp, target)), tp_group)
-    return target - top - sum_exp.log()
+        sums = _SumOverRanks.apply(torch.stack(sums), tp_group)
+    sum_exp, target, *weighted = sums
+    log_sum = sum_exp.log()
+    return target - top - log_sum, top + log_sum, log_sum - weighted[0] / sum_exp if entropy else None
 
 
 def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, residual: torch.Tensor | None = None):

@@ -1,5 +1,7 @@
-"""token_logprob: the reference against float64, the fused kernel against the reference, and both sharded against unsharded."""
+"""token_logprob and token_statistics: the reference against float64, the fused kernels (those for the CPU and, emulated, those for CUDA) against the
+reference, and both sharded against unsharded."""
 
+import functools
 import math
 import time
 
@@ -9,22 +11,28 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.profiler import ProfilerActivity, profile
 
-from megagpt.kernels.token_logprob import token_logprob
+from megagpt.kernels.operators import call
+from megagpt.kernels.token_logprob import token_logprob, token_statistics
+from tests.helpers.kernels import DTYPES, SCHEDULES, VERY_WIDE, WIDTHS, assert_within_budget, bytes_moved, emulated
 
 IMPLEMENTATIONS = ("reference", "fused")
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-# One column, around one vector load and around two, a ragged and an even many, the GPT-2 vocabulary.
-WIDTHS = (1, 31, 33, 1000, 2048, 50257)
+STATISTICS = ("logprob", "log_sum_exp", "entropy")
 
-# The fused kernel may be this much worse than plain PyTorch on the same input, both measured against float64 ...
-ERROR_FACTOR = 2
-# ... or wrong by the 20 ulp that its fast exponential is specified for, relative to the largest value.
-ERROR_FLOOR = 20 * 2**-24
 # Two shards against one: the same float32 arithmetic, but the sum is split differently.
 SHARDED_FLOOR = 8 * 2**-24
 # Plain PyTorch in float32 against float64, at logits of the order 10 (spacing 1e-6) and up to 50,000 terms summed.
 REFERENCE_ERROR = 2e-5
 TP_TIMEOUT = 180  # seconds for two ranks to start and run every case: 3 on an idle machine, a minute on a busy one
+
+
+@pytest.fixture(params=[*IMPLEMENTATIONS, "emulated"])
+def implementation(request) -> str:
+    """As `kernels`, and the reference as well."""
+    if request.param == "emulated":
+        with emulated():
+            yield "fused"
+    else:
+        yield request.param
 
 
 def example(dtype, width, rows=5, spread=3.0):
@@ -40,12 +48,36 @@ def run(logits, targets, grad_out, implementation, **options):
     return out.detach(), grad
 
 
-def truth(logits, targets, grad_out, vocab_size=None, temperature=1.0):
+def statistics(logits, targets, grads, implementation, **options):
+    """Every statistic, the gradient of the logits of each alone, and of all at once."""
+    logits = logits.detach().requires_grad_()
+    outputs = token_statistics(logits, targets, entropy=True, implementation=implementation, **options)
+    grads = [grad.to(outputs.logprob.dtype) for grad in grads]
+    result = {name: output.detach() for name, output in zip(STATISTICS, outputs)}
+    for name, output, grad in zip(STATISTICS, outputs, grads):
+        (result[f"gradient of {name}"],) = torch.autograd.grad(output, logits, grad, retain_graph=True)
+    (result["gradient of all"],) = torch.autograd.grad(outputs, logits, grads)
+    return result
+
+
+def exact_statistics(logits, targets, grads, vocab_size=None, temperature=1.0):
     """The same through torch's own log_softmax in float64, which has no code in common with either implementation."""
     logits = logits.detach().double().requires_grad_()
-    out = (logits[..., :vocab_size] / temperature).log_softmax(-1).gather(-1, targets[..., None])[..., 0]
-    (grad,) = torch.autograd.grad(out, logits, grad_out.double())
-    return out.detach(), grad
+    y = logits[..., :vocab_size] / temperature
+    log_p = y.log_softmax(-1)
+    outputs = (log_p.gather(-1, targets[..., None])[..., 0], y.logsumexp(-1), -(log_p.exp() * log_p).sum(-1))
+    result = {name: output.detach() for name, output in zip(STATISTICS, outputs)}
+    grads = [grad.double() for grad in grads]
+    for name, output, grad in zip(STATISTICS, outputs, grads):
+        (result[f"gradient of {name}"],) = torch.autograd.grad(output, logits, grad, retain_graph=True)
+    (result["gradient of all"],) = torch.autograd.grad(outputs, logits, grads)
+    return result
+
+
+def truth(logits, targets, grad_out, vocab_size=None, temperature=1.0):
+    """(log-probabilities, gradient of the logits) in float64"""
+    exact = exact_statistics(logits, targets, (grad_out,) * 3, vocab_size, temperature)
+    return exact["logprob"], exact["gradient of logprob"]
 
 
 def largest_error(actual, expected):
@@ -77,20 +109,23 @@ def test_reference_gradcheck():
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_fused_within_error_budget(dtype, width, temperature):
-    case = example(dtype, width)
-    fused, plain, exact = (
-        run(*case, "fused", temperature=temperature),
-        run(*case, "reference", temperature=temperature),
-        truth(*case, temperature=temperature),
-    )
-    for which, ours, eager, expected in zip(("output", "gradient"), fused, plain, exact):
-        assert ours.dtype == eager.dtype == (torch.float32 if which == "output" else dtype)
-        floor = ERROR_FLOOR * max(1.0, expected.abs().max().item())
-        assert largest_error(ours, expected) <= ERROR_FACTOR * largest_error(eager, expected) + floor, which
+def test_fused_within_error_budget(kernels, dtype, width, temperature):
+    rows = 5 if width < 10_000 else 2
+    logits, targets, _ = example(dtype, width, rows)
+    case = logits, targets, torch.randn(3, rows)
+    compare(*case, temperature=temperature)
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def compare(logits, targets, grads, **options):
+    ours, plain = (statistics(logits, targets, grads, which, **options) for which in ("fused", "reference"))
+    assert_within_budget(ours, plain, exact_statistics(logits, targets, grads, **options))
+
+
+def test_very_wide_row(kernels):
+    logits, targets, _ = example(torch.bfloat16, VERY_WIDE, rows=2)
+    compare(logits, targets, torch.randn(3, 2))
+
+
 @pytest.mark.parametrize("vocab_size", [1, 40, 63])
 def test_padding_has_no_probability_and_no_gradient(implementation, vocab_size):
     logits, targets, grad_out = example(torch.float32, 64)
@@ -103,7 +138,6 @@ def test_padding_has_no_probability_and_no_gradient(implementation, vocab_size):
     assert torch.equal(grad[:, vocab_size:], torch.zeros_like(grad[:, vocab_size:]))
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_infinities_and_nan(implementation):
     logits, targets, grad_out = example(torch.float32, 37, rows=6)
     logits[0, 5:20] = -math.inf  # partly masked, target kept
@@ -121,24 +155,64 @@ def test_infinities_and_nan(implementation):
     assert out.isnan().tolist() == [False, False, True, True, True, False]
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_statistics_of_infinities_and_nan(implementation):
+    """A logit of -inf counts for nothing, as if its column were not there."""
+    logits, targets, _ = example(torch.float32, 37, rows=6)
+    grads = torch.randn(3, 6)
+    masked = torch.arange(37) % 3 == 1
+    logits[:3, masked] = -math.inf
+    targets[:3] = 3
+    logits[3] = -math.inf
+    logits[4, 36], logits[5, 0] = math.nan, math.inf
+    ours = statistics(logits, targets, grads, implementation)
+    exact = exact_statistics(logits[:3, ~masked], torch.full((3,), 2), grads[:, :3])
+    for name, expected in exact.items():
+        actual = ours[name][:3, ~masked] if "gradient" in name else ours[name][:3]
+        assert largest_error(actual, expected) <= REFERENCE_ERROR, name
+        assert ours[name][4:].isnan().all(), name
+        assert "gradient" not in name or (ours[name][:3, masked] == 0).all(), name
+        assert name == "log_sum_exp" or ours[name][3].isnan().all(), name
+    assert ours["log_sum_exp"][3] in (-math.inf,) or ours["log_sum_exp"][3].isnan()
+
+
+def test_largest_comes_last(implementation):
+    """Every thread and every block of the row meets larger and larger logits, by hundreds."""
+    logits = torch.linspace(-3000.0, 3000.0, 9000).repeat(2, 1)
+    logits[1] = logits[1].flip(0)
+    targets, grads = torch.tensor([8999, 0]), torch.randn(3, 2)
+    ours, exact = statistics(logits, targets, grads, implementation), exact_statistics(logits, targets, grads)
+    for name, expected in exact.items():
+        assert largest_error(ours[name], expected) <= REFERENCE_ERROR * max(1, expected.abs().max()), name
+
+
+def test_most_negative_logits(implementation):
+    """The smallest number of float32 is a number like any other."""
+    lowest = torch.finfo(torch.float32).min
+    logits = torch.full((2, 40), lowest)
+    logits[1, 7] = 0.0
+    logprob, lse, entropy = token_statistics(logits, torch.tensor([3, 7]), entropy=True, implementation=implementation)
+    torch.testing.assert_close(logprob, torch.tensor([-math.log(40), 0.0]))
+    torch.testing.assert_close(lse, torch.tensor([lowest, 0.0]))
+    torch.testing.assert_close(entropy, torch.tensor([math.log(40), 0.0]))
+
+
+def test_statistics_unasked_for(implementation):
+    logits, targets, _ = example(torch.float32, 10)
+    statistics_only = token_statistics(logits, targets, implementation=implementation)
+    assert statistics_only.entropy is None
+    assert torch.equal(statistics_only.logprob, token_logprob(logits, targets, implementation=implementation))
+
+
 def test_probability_never_exceeds_one(implementation):
     logits = torch.randn(200, 100) * torch.logspace(-3, 3, 200)[:, None]
     assert (token_logprob(logits, logits.argmax(-1), temperature=0.3, implementation=implementation) <= 0).all()
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_logits_far_from_zero(implementation):
-    logits, targets, grad_out = example(torch.float32, 100, spread=1.0)
-    logits += 1000
-    out, grad = run(logits, targets, grad_out, implementation)
-    expected_out, expected_grad = truth(logits, targets, grad_out)
-    assert largest_error(out, expected_out) <= ERROR_FLOOR * expected_out.abs().max()
-    # lse near 1000 is rounded to half of 2**-14, and all probabilities with it
-    assert largest_error(grad, expected_grad) <= 2**-15 * expected_grad.abs().max()
+def test_logits_far_from_zero(kernels):
+    logits, targets, _ = example(torch.float32, 100, spread=1.0)
+    compare(logits + 1000, targets, torch.randn(3, 5))
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("shape", [(0, 9), (2, 0, 9), (9,), (2, 3, 4, 9)])
 def test_any_leading_shape(implementation, shape):
     logits, targets, grad_out = torch.randn(shape), torch.randint(9, shape[:-1]), torch.randn(shape[:-1])
@@ -160,13 +234,26 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_strides_do_not_matter(layout):
+def test_strides_do_not_matter(kernels, layout):
     logits = LAYOUTS[layout](torch.randn(3, 5, 70))
     assert not logits.is_contiguous()
     targets = torch.randint(logits.shape[-1], logits.shape[:-1])
-    grad_out = torch.randn(1).expand(targets.shape)  # as from a sum
-    for ours, theirs in zip(run(logits, targets, grad_out, "fused"), run(logits.contiguous(), targets, grad_out, "fused")):
-        assert torch.equal(ours, theirs)
+    grads = torch.randn(3, 1, 1).expand(3, *targets.shape)  # as from a sum
+    ours, theirs = (statistics(x, targets, grads, "fused") for x in (logits, logits.contiguous()))
+    for name, expected in theirs.items():
+        torch.testing.assert_close(ours[name], expected, rtol=SHARDED_FLOOR, atol=SHARDED_FLOOR, msg=name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_rows_may_begin_at_any_address(kernels, dtype):
+    """16 bytes are read at once from the middle of a row, whatever is before and behind: those must not count."""
+    for width in (1, 2, 9, 40):
+        for first in range(9):
+            memory = torch.full((3, 64), 1e4, dtype=dtype)
+            logits = memory[:, first : first + width]
+            logits.copy_(torch.randn(3, width))
+            compare(logits, torch.randint(width, (3,)), torch.randn(3, 3))
+            assert (memory[:, :first] == 1e4).all() and (memory[:, first + width :] == 1e4).all()
 
 
 def test_refused_by_name():
@@ -186,14 +273,7 @@ def test_refused_by_name():
         token_logprob(logits, targets.int())
 
 
-def operators():
-    import megagpt._C  # noqa: F401
-
-    return torch.ops.megagpt.token_logprob_forward, torch.ops.megagpt.token_logprob_backward
-
-
 def test_operators_check_their_tensors():
-    forward, backward = operators()
     logits, targets, grad_out = example(torch.float32, 10)
     for bad, message in [
         ((logits.double(), targets, 10, 1.0), "logits is Double; it must be float32, float16 or bfloat16"),
@@ -202,59 +282,112 @@ def test_operators_check_their_tensors():
         ((logits, targets.int(), 10, 1.0), "ids is Int; it must be Long"),
         ((logits, targets, 11, 1.0), r"num_valid is 11; it must be in \[0, 10\]"),
         ((logits, targets, 10, 0.0), "scale is 0; it must be positive"),
+        ((logits, targets, 10, 1e39), "scale is 1e.39; it must be positive and finite in float32"),
     ]:
-        with pytest.raises(RuntimeError, match=message):
-            forward(*bad)
-    with pytest.raises(RuntimeError, match="lse is Double; it must be Float"):
-        backward(grad_out, logits, targets, grad_out.double(), 10, 1.0)
+        with pytest.raises(RuntimeError, match="token_logprob_forward: " + message):
+            call("token_logprob_forward", *bad, True)
+    stats = grad_out, grad_out, grad_out
+    for grads, (top, log_sum, entropy), message in [
+        (stats, (grad_out, grad_out.double(), None), "log_sum is Double; it must be Float"),
+        (stats, (grad_out[:4], grad_out, grad_out), r"top has shape \[4\]; it must be \[5\]"),
+        ((None, grad_out.half(), None), stats, "grad_lse is Half; it must be Float"),
+        (stats, (grad_out, grad_out, None), "entropy is missing; grad_entropy needs it"),
+    ]:
+        with pytest.raises(RuntimeError, match="token_logprob_backward: " + message):
+            call("token_logprob_backward", *grads, logits, targets, top, log_sum, entropy, 10, 1.0)
 
 
-def test_token_of_another_shard():
-    forward, backward = operators()
+def test_token_of_another_shard(kernels):
     logits, _, grad_out = example(torch.float32, 10)
     elsewhere = torch.tensor([-1, 10, 8, 2**40, -(2**40)])  # 8: among the padding of this shard
-    top, sum_exp, target = forward(logits, elsewhere, 8, 1.0)
+    top, sum_exp, target, _ = call("token_logprob_forward", logits, elsewhere, 8, 1.0, False)
     assert torch.equal(target, torch.zeros(5))
-    grad = backward(grad_out, logits, elsewhere, top + sum_exp.log(), 8, 1.0)
+    grad = call("token_logprob_backward", grad_out, None, None, logits, elsewhere, top, sum_exp.log(), None, 8, 1.0)
     expected = -grad_out[:, None] * logits[:, :8].softmax(-1)
     torch.testing.assert_close(grad[:, :8], expected, rtol=0, atol=REFERENCE_ERROR)
-    assert torch.equal(forward(logits, elsewhere, 0, 1.0)[0], torch.full((5,), -math.inf))
-    assert torch.equal(forward(logits, elsewhere, 0, 1.0)[1], torch.zeros(5))
+    assert torch.equal(grad[:, 8:], torch.zeros(5, 2))
+    top, sum_exp, _, weighted = call("token_logprob_forward", logits, elsewhere, 0, 1.0, True)
+    assert torch.equal(top, torch.full((5,), -math.inf))
+    assert torch.equal(sum_exp, torch.zeros(5)) and torch.equal(weighted, torch.zeros(5))
 
 
-def test_sum_carries_nan_and_infinity():
+def test_sum_carries_nan_and_infinity(kernels):
     """A MAX over ranks may drop a NaN; the SUM that follows cannot."""
-    forward, _ = operators()
     logits, targets, _ = example(torch.float32, 10)
     logits[0, 9] = math.nan
     logits[1, 2] = math.inf
     logits[2] = -math.inf
-    top, sum_exp, _ = forward(logits, targets, 10, 1.0)
-    assert sum_exp.isnan().tolist() == [True, True, False, False, False]
+    top, sum_exp, _, weighted = call("token_logprob_forward", logits, targets, 10, 1.0, True)
+    assert sum_exp.isnan().tolist() == weighted.isnan().tolist() == [True, True, False, False, False]
     assert top[2] == -math.inf and sum_exp[2] == 0
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_opcheck(dtype):
-    forward, backward = operators()
     logits, targets, grad_out = example(dtype, 33)
-    torch.library.opcheck(forward, (logits, targets, 30, 0.5))
-    torch.library.opcheck(backward, (grad_out, logits.T.contiguous().T[:, :1], targets, torch.randn(5), 1, 0.5))
-    torch.library.opcheck(backward, (grad_out, logits, targets, torch.randn(5), 30, 0.5))
+    forward, backward = torch.ops.megagpt.token_logprob_forward, torch.ops.megagpt.token_logprob_backward
+    torch.library.opcheck(forward, (logits, targets, 30, 0.5, False))
+    torch.library.opcheck(forward, (logits, targets, 30, 0.5, True))
+    stats = torch.randn(3, 5)
+    torch.library.opcheck(backward, (grad_out, None, None, logits.T.contiguous().T[:, :1], targets, *stats, 1, 0.5))
+    torch.library.opcheck(backward, (grad_out, grad_out, grad_out, logits, targets, *stats, 30, 0.5))
 
 
-def test_bitwise_determinism():
-    case = example(torch.float32, 5003, rows=40)
-    threads = torch.get_num_threads()
-    results = []
+def test_cannot_be_differentiated_twice():
+    logits = torch.randn(2, 9, requires_grad=True)
+    out = token_logprob(logits, torch.tensor([0, 3]), implementation="fused")
+    (grad,) = torch.autograd.grad(out.square().sum(), logits, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+    with pytest.raises(NotImplementedError, match="token_logprob_forward has no gradient"):
+        call("token_logprob_forward", logits, torch.tensor([0, 3]), 9, 1.0, False)[1].sum().backward()
+
+
+def assert_same_bits(results):
+    for result in results[1:]:
+        assert all(torch.equal(result[name], tensor) for name, tensor in results[0].items())
+
+
+def test_same_bits_for_any_number_of_threads():
+    logits, targets, _ = example(torch.float32, 5003, rows=40)
+    grads, threads = torch.randn(3, 40), torch.get_num_threads()
     try:
-        for num_threads in (1, 2, 2, 3):
-            torch.set_num_threads(num_threads)
-            results.append(run(*case, "fused"))
+        assert_same_bits([torch.set_num_threads(n) or statistics(logits, targets, grads, "fused") for n in (1, 2, 2, 3)])
     finally:
         torch.set_num_threads(threads)
-    for out, grad in results[1:]:
-        assert torch.equal(out, results[0][0]) and torch.equal(grad, results[0][1])
+
+
+def test_same_bits_under_any_schedule():
+    logits, targets, _ = example(torch.float32, 1003, rows=4)
+    grads, results = torch.randn(3, 4), []
+    for schedule in SCHEDULES:
+        with emulated(schedule):
+            results.append(statistics(logits, targets, grads, "fused"))
+    assert_same_bits(results)
+
+
+def test_more_than_2_31_elements():
+    """Only the last row is there: memory that is never touched costs none."""
+    rows, width = 2**21 + 1, 1024
+    logits, ids, grad_out = torch.empty(rows, width, dtype=torch.float16), torch.zeros(rows, dtype=torch.int64), torch.empty(rows)
+    logits[-1], ids[-1], grad_out[-1] = torch.randn(width), 1000, 2.0
+    with emulated(only_block=rows - 1):
+        top, sum_exp, target, _ = call("token_logprob_forward", logits, ids, width, 1.0, False)
+        grad = call("token_logprob_backward", grad_out, None, None, logits, ids, top, sum_exp.log(), None, width, 1.0)
+    expected_out, expected_grad = truth(logits[-1], ids[-1], grad_out[-1])
+    assert largest_error(target[-1] - top[-1] - sum_exp[-1].log(), expected_out) <= REFERENCE_ERROR
+    assert largest_error(grad[-1], expected_grad) <= 2**-10
+
+
+@pytest.mark.parametrize("dtype, width", [(torch.float32, 1024), (torch.bfloat16, 1023)], ids=str)
+def test_moves_each_byte_once(dtype, width):
+    logits, targets, grad_out = example(dtype, width, rows=8)
+    forward = functools.partial(call, "token_logprob_forward", logits, targets, width, 1.0, True)
+    assert bytes_moved(forward) == logits.nbytes
+    with emulated():
+        top, sum_exp, *_ = forward()
+    backward = functools.partial(call, "token_logprob_backward", grad_out, grad_out, grad_out, logits, targets, top, sum_exp.log(), top, width, 1.0)
+    assert bytes_moved(backward) == 2 * logits.nbytes
 
 
 def peak_bytes(work):
@@ -312,15 +445,18 @@ def check_sharded_equals_unsharded(rank, world_size):
         for dtype in DTYPES:
             for implementation in IMPLEMENTATIONS:
                 for temperature in (1.0, 1.7):
-                    logits, targets, grad_out = example(dtype, 40, rows=6)
+                    logits, targets, _ = example(dtype, 40, rows=6)
                     options = {"vocab_size": vocab_size, "temperature": temperature}
-                    case = targets % vocab_size, grad_out, implementation
-                    out, grad = run(logits, *case, **options)
-                    sharded_out, sharded_grad = run(shard_of(logits, rank, world_size), *case, **options, tp_group=dist.group.WORLD)
-                    torch.testing.assert_close(sharded_out, out, rtol=SHARDED_FLOOR, atol=SHARDED_FLOOR)
-                    # A gradient may round to the other side in its own dtype.
-                    step = max(torch.finfo(dtype).eps, SHARDED_FLOOR)
-                    torch.testing.assert_close(sharded_grad, shard_of(grad, rank, world_size), rtol=step, atol=SHARDED_FLOOR)
+                    case = targets % vocab_size, torch.randn(3, 6), implementation
+                    whole = statistics(logits, *case, **options)
+                    sharded = statistics(shard_of(logits, rank, world_size), *case, **options, tp_group=dist.group.WORLD)
+                    for name, expected in whole.items():
+                        if "gradient" not in name:
+                            torch.testing.assert_close(sharded[name], expected, rtol=SHARDED_FLOOR, atol=SHARDED_FLOOR)
+                            continue
+                        # A gradient may round to the other side in its own dtype.
+                        step = max(torch.finfo(dtype).eps, SHARDED_FLOOR)
+                        torch.testing.assert_close(sharded[name], shard_of(expected, rank, world_size), rtol=step, atol=SHARDED_FLOOR)
 
 
 def check_infinities(rank, world_size):
@@ -333,6 +469,11 @@ def check_infinities(rank, world_size):
         logits[3, 25] = math.inf
         expected_out, expected_grad = truth(logits, targets, grad_out)
         out, grad = run(shard_of(logits, rank, world_size), targets, grad_out, implementation, tp_group=dist.group.WORLD)
+        shard, options = shard_of(logits, rank, world_size), {"implementation": implementation, "tp_group": dist.group.WORLD}
+        entropy = token_statistics(shard, targets, entropy=True, **options).entropy
+        one_shard = exact_statistics(logits[:1, 20:], targets[:1] - 20, torch.ones(3, 1))
+        assert largest_error(entropy[:1], one_shard["entropy"]) <= REFERENCE_ERROR
+        assert entropy[1:4].isnan().all()
         torch.testing.assert_close(out.double(), expected_out, rtol=0, atol=REFERENCE_ERROR, equal_nan=True)
         torch.testing.assert_close(grad.double(), shard_of(expected_grad, rank, world_size), rtol=0, atol=REFERENCE_ERROR, equal_nan=True)
 
