@@ -83,6 +83,7 @@ CAPABILITIES = ["portable", "avx2", "avx512"] if platform.machine() == "x86_64" 
 """Instruction sets that every file of csrc/cpu is compiled for; csrc/common/launch.h chooses when it runs."""
 CXX_FLAGS = [
     "-O3",
+    "-g0",
     "-std=c++20",
     # Compiled with OpenMP but not linked to it: the symbols resolve to the runtime that torch has loaded, so that both share one
     # thread pool and torch.set_num_threads holds for our kernels too.

@@ -25,6 +25,7 @@ from megagpt.engine.deepspeed_scope import deepspeed_scope, join_world
 from megagpt.engine.optimizer import build_optimizer
 from megagpt.engine.schedule_run import run_schedule
 from megagpt.engine.sharding import useful_zero_stage
+from megagpt.kernels.adamw import FusedAdamW
 from megagpt.model import param_map
 from megagpt.model.gpt import GPT
 from megagpt.parallel.mpu import DeepSpeedMpu
@@ -198,19 +199,21 @@ class Engine:
 
     def _clip_unsharded(self) -> float:
         """Global norm with every parameter counted once (Pascanu et al. 2013, algorithm 1); scales the gradients."""
-        squares = torch.zeros((), dtype=torch.float64)
         counted_here = self.groups.coordinates.tp == 0
-        for parameter, _ in self.entries:
-            if parameter.grad is not None and not getattr(parameter, "ds_pipe_replicated", False):
-                if parameter.tensor_model_parallel or counted_here:
-                    squares += parameter.grad.double().pow(2).sum().cpu()
-        squares = squares.to(self.entries[0][0].device)
+        counted = [
+            parameter.grad for parameter, _ in self.entries
+            if parameter.grad is not None and not getattr(parameter, "ds_pipe_replicated", False) and (parameter.tensor_model_parallel or counted_here)
+        ]
+        squares = _sum_of_squares(counted, self.entries[0][0].device)
         dist.all_reduce(squares, group=self.groups.collection.mp)
         norm = float(squares.sqrt())
-        if self.clip_grad > 0 and norm > self.clip_grad:
+        coefficient = self.clip_grad / (norm + 1e-6) if self.clip_grad > 0 and norm > self.clip_grad else None
+        if isinstance(self.deepspeed.optimizer, FusedAdamW):  # scales as it reads
+            self.deepspeed.optimizer.clip_coefficient = None if coefficient is None else squares.new_full((1,), coefficient, dtype=torch.float32)
+        elif coefficient is not None:
             for parameter, _ in self.entries:
                 if parameter.grad is not None:
-                    parameter.grad.mul_(self.clip_grad / (norm + 1e-6))
+                    parameter.grad.mul_(coefficient)
         return norm
 
     # ------------------------------------------------------------ what the model holds, by canonical name
@@ -236,6 +239,18 @@ class Engine:
         """Take DeepSpeed's hooks off the model."""
         with self.scope():
             self.deepspeed.destroy()
+
+
+_BLOCK = 65536
+"""Elements whose squares are added up in float32; the sums of blocks are added up in float64."""
+
+
+def _sum_of_squares(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
+    """Of all elements of contiguous tensors, float64 []."""
+    blocks = [block for tensor in tensors for block in tensor.flatten().split(_BLOCK)]
+    if not blocks:
+        return torch.zeros((), dtype=torch.float64, device=device)
+    return torch.stack(torch._foreach_norm(blocks)).double().square().sum()
 
 
 def gather_canonical(model: GPT, entry: param_map.Entry, local: Tensor) -> Iterator[tuple[str, Tensor]]:

@@ -6,6 +6,8 @@ import torch
 
 from megagpt.config.schema import OptimizerConfig
 from megagpt.kernels import apex
+from megagpt.kernels.adamw import FusedAdamW
+from megagpt.kernels.select import choose
 
 
 def build_optimizer(model: torch.nn.Module, config: OptimizerConfig, offloaded: bool = False) -> torch.optim.Optimizer:
@@ -28,6 +30,7 @@ def build_optimizer(model: torch.nn.Module, config: OptimizerConfig, offloaded: 
         from deepspeed.ops.adam import DeepSpeedCPUAdam  # compiles its op at first use
 
         return DeepSpeedCPUAdam(groups, lr=config.lr, betas=config.betas, eps=config.eps, adamw_mode=True)
-    if parameters[0].is_cuda:
-        return apex.adamw(groups, config.lr, config.betas, config.eps)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+    choice, settings = choose("adamw", parameters[0].new_empty(0, dtype=torch.float32)), {"lr": config.lr, "betas": config.betas, "eps": config.eps}
+    if choice == "apex":
+        return apex.adamw(groups, **settings)
+    return FusedAdamW(groups, **settings) if choice == "fused" else torch.optim.AdamW(groups, fused=True, **settings)

@@ -70,6 +70,8 @@ class FusedAdamW(torch.optim.AdamW):
     ) -> None:  # fmt: skip
         super().__init__(params, lr, betas, eps, weight_decay)
         self.implementation = implementation
+        self.clip_coefficient: Tensor | None = None
+        """One float32 that every gradient is multiplied by as it is read, on the parameters' device; None: 1."""
 
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
         """Update every parameter that has a gradient, with one call for each group of equal step and types."""
@@ -90,7 +92,7 @@ class FusedAdamW(torch.optim.AdamW):
             for (step, *_), tensors in calls.items():
                 adamw(
                     *zip(*tensors), lr=float(group["lr"]), betas=group["betas"], eps=group["eps"], weight_decay=group["weight_decay"], step=step,
-                    implementation=self.implementation,
+                    grad_scale=self.clip_coefficient, implementation=self.implementation,
                 )  # fmt: skip
         return loss
 

@@ -137,6 +137,8 @@ def bias_dropout_add(x: torch.Tensor, bias: torch.Tensor | None, residual: torch
     length, batch, width = x.shape
     mask = dropout_mask(p, key, row_ids, length * width, first, x.dtype).view(batch, length, width).transpose(0, 1)
     return residual + mask * (x if bias is None else x + bias)
+
+
 @torch.no_grad()
 def adamw(params, grads, exp_avgs, exp_avg_sqs, copies, grad_scale, overflow, lr, beta1, beta2, eps, weight_decay, step) -> None:
     """Loshchilov & Hutter 2019, algorithm 2, in place; `copies` may be empty, `grad_scale` and `overflow` None."""

@@ -109,9 +109,5 @@ class CausalAttention(MegatronModule):
         scores = query @ key.transpose(2, 3) * (self.softmax_scale or size**-0.5)
         visible = torch.ones(length, length, dtype=torch.bool, device=query.device).tril() if mask is None else mask
         weights = scores.masked_fill(~visible, float("-inf")).softmax(dim=-1)
-        # One mask for each global head, whichever rank holds it.
-        masks = [
-            self.dropout_state.masks(self.layer_number, ATTENTION, (length, length), weights, part=self.heads_part * heads + head)
-            for head in range(heads)
-        ]
-        return (weights * torch.stack(masks, dim=1)) @ value
+        # The masks of all global heads, of which this rank holds some.
+        return (weights * self.dropout_state.masks(self.layer_number, ATTENTION, (heads, length, length), weights, self.heads_part)) @ value

@@ -1,7 +1,8 @@
 """Dropout whose mask is a function of (seed, step, layer, place, row of the global batch, position, feature).
 
-Megatron-core draws from one stream on each rank, so that a change of layout changes the run. Here every row of the
-global batch has a generator of its own, so any layout, microbatch order or restart gives the same masks.
+Megatron-core draws from one stream on each rank, so that a change of layout changes the run. Here every element of every
+row of the global batch has a number of its own (`kernels/bias_dropout_add.py`), so any layout, microbatch order or restart
+gives the same masks.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from megagpt.kernels.bias_dropout_add import bias_dropout_add, dropout_key, dropout_mask
 from megagpt.model.forward_pass import CurrentPass
-from megagpt.runtime.random import generator
 
 EMBEDDING, ATTENTION, ATTENTION_RESIDUAL, MLP_RESIDUAL = range(4)
 
@@ -32,14 +33,19 @@ class DropoutState:
     def active(self) -> bool:
         return self.probability > 0.0 and self.current.value.dropout_key is not None
 
+    def key(self, layer: int, place: int) -> int:
+        """What the masks of this place are drawn from in this step."""
+        return dropout_key(*self.current.value.dropout_key, layer, place)
+
+    def row_ids(self, device: torch.device) -> Tensor:
+        """[b]"""
+        return torch.tensor(self.current.value.row_ids, dtype=torch.int64, device=device)
+
     def masks(self, layer: int, place: int, shape: tuple[int, ...], like: Tensor, part: int = 0) -> Tensor:
-        """Scaled keep-masks [b, *shape] in the dtype of `like`; `part` tells tensor-parallel ranks apart where they hold different heads."""
-        now, keep = self.current.value, 1.0 - self.probability
-        rows = [
-            torch.rand(shape, generator=generator(*now.dropout_key, layer, place, row, part, device=like.device), device=like.device)
-            for row in now.row_ids
-        ]
-        return (torch.stack(rows) < keep).to(like.dtype) / keep
+        """Scaled masks [b, *shape] in the dtype and on the device of `like`, of the part-th such block of each row's elements."""
+        count = torch.Size(shape).numel()
+        masks = dropout_mask(self.probability, self.key(layer, place), self.row_ids(like.device), count, part * count, dtype=like.dtype)
+        return masks.view(-1, *shape)
 
 
 class Dropout(torch.nn.Module):
@@ -52,11 +58,8 @@ class Dropout(torch.nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         if not self.training or not self.state.active:
             return hidden
-        place, number = self.state.shard
         length, _, width = hidden.shape
-        # The masks of whole rows, so that they do not depend on how ranks share the rows.
-        masks = self.state.masks(self.layer, self.place, (length * number, width), hidden)[:, place * length : (place + 1) * length]
-        return hidden * masks.transpose(0, 1)
+        return hidden * self.state.masks(self.layer, self.place, (length, width), hidden, self.state.shard[0]).transpose(0, 1)
 
 
 class BiasDropoutAdd(torch.nn.Module):
@@ -64,11 +67,16 @@ class BiasDropoutAdd(torch.nn.Module):
 
     def __init__(self, state: DropoutState, layer: int, place: int) -> None:
         super().__init__()
-        self.dropout = Dropout(state, layer, place)
+        self.state, self.layer, self.place = state, layer, place
 
     def forward(self, training: bool, fused: bool) -> Callable[[tuple[Tensor, Tensor | None], Tensor, float], Tensor]:
         def add(output_and_bias: tuple[Tensor, Tensor | None], residual: Tensor, probability: float) -> Tensor:
             output, bias = output_and_bias
-            return residual + self.dropout(output if bias is None else output + bias)
+            state, length = self.state, residual.size(0)
+            if not training or not state.active:
+                nobody = torch.zeros(residual.size(1), dtype=torch.int64, device=residual.device)
+                return bias_dropout_add(output, bias, residual, 0.0, 0, nobody)
+            rows, first = state.row_ids(residual.device), state.shard[0] * length
+            return bias_dropout_add(output, bias, residual, state.probability, state.key(self.layer, self.place), rows, first)
 
         return add

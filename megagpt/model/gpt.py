@@ -20,6 +20,7 @@ from megagpt.model.attention import CausalAttention, KeyValueCache
 from megagpt.model.forward_pass import CurrentPass, ForwardPass
 from megagpt.model.layout import Layout
 from megagpt.model.megatron_config import transformer_config
+from megagpt.model.mlp import FusedMLP
 from megagpt.model.norm import Norm
 from megagpt.model.shape import ModelShape
 from megagpt.parallel.groups import Groups
@@ -192,10 +193,11 @@ def _segment_starts(segments: Tensor, places: Tensor) -> Tensor:
 
 
 def _block_spec(config: TransformerConfig, num_layers: int) -> TransformerBlockSubmodules:
-    """Layers of Megatron-core with our attention and norms; how many, we say."""
+    """Layers of Megatron-core with our attention, norms and activations; how many, we say."""
     layer = get_gpt_layer_local_spec(normalization=config.normalization)
     layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = Norm
     layer.submodules.self_attention.submodules.core_attention = CausalAttention
+    layer.submodules.mlp.module = FusedMLP
     return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=Norm)
 
 

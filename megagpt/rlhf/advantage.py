@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from megagpt.kernels.gae import generalised_advantages as kernel
+
 
 def token_rewards(
     scores: Tensor, stopped: Tensor, logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor, *,
@@ -36,13 +38,7 @@ def generalised_advantages(rewards: Tensor, values: Tensor, mask: Tensor, *, gam
     Returns:
         advantages and returns, [n, P], 0 outside the response.
     """
-    advantages = torch.zeros_like(rewards)
-    next_value = next_advantage = torch.zeros_like(rewards[:, 0])
-    for t in reversed(range(rewards.size(1))):
-        delta = rewards[:, t] + gamma * next_value - values[:, t]
-        advantages[:, t] = (delta + gamma * gae_lambda * next_advantage) * mask[:, t]
-        next_value, next_advantage = values[:, t] * mask[:, t], advantages[:, t]
-    return advantages, (advantages + values) * mask
+    return kernel(rewards, values, mask, gamma=gamma, gae_lambda=gae_lambda)
 
 
 def whiten(values: Tensor, mask: Tensor) -> Tensor:

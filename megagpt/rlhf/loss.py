@@ -1,9 +1,13 @@
-"""PPO's two losses, as sums over response tokens; the caller divides by the global number of response tokens."""
+"""PPO's two losses, as sums over response tokens; the caller divides by the global number of response tokens.
+
+The formulas step by step, in plain PyTorch: `kernels/reference.py`, ppo_policy_loss and ppo_value_loss.
+"""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
+
+from megagpt.kernels.ppo_loss import ppo_policy_loss, ppo_value_loss
 
 
 def policy_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, clip_ratio: float) -> tuple[Tensor, dict[str, Tensor]]:
@@ -15,18 +19,8 @@ def policy_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask
     Returns:
         the loss, and sums to report: the clipped tokens, the ratio's deviation from 1, k3's estimate of KL(old || new).
     """
-    log_ratio = (logprobs - old_logprobs) * mask
-    ratio = log_ratio.exp()
-    clipped = ratio.clamp(1.0 - clip_ratio, 1.0 + clip_ratio)
-    loss = -(torch.minimum(ratio * advantages, clipped * advantages) * mask).sum()
-    with torch.no_grad():
-        report = {
-            "policy_loss": loss.detach(),
-            "clip_fraction": ((ratio != clipped).float() * mask).sum(),
-            "ratio_error": ((ratio - 1.0).abs() * mask).sum(),
-            "update_kl": ((ratio - 1.0 - log_ratio) * mask).sum(),
-        }
-    return loss, report
+    loss, (clipped, ratio_error, update_kl) = ppo_policy_loss(logprobs, old_logprobs, advantages, mask, clip_ratio)
+    return loss, {"policy_loss": loss.detach(), "clip_fraction": clipped, "ratio_error": ratio_error, "update_kl": update_kl}
 
 
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip_value: float) -> tuple[Tensor, dict[str, Tensor]]:
@@ -35,7 +29,5 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor
     Args:
         all [b, P].
     """
-    clipped = old_values + (values - old_values).clamp(-clip_value, clip_value)
-    errors = torch.maximum((values - returns).square(), (clipped - returns).square())
-    loss = 0.5 * (errors * mask).sum()
-    return loss, {"value_loss": loss.detach(), "value_error": ((values - returns).square() * mask).sum().detach()}
+    loss, (value_error,) = ppo_value_loss(values, old_values, returns, mask, clip_value)
+    return loss, {"value_loss": loss.detach(), "value_error": value_error}
