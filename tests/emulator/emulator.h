@@ -8,6 +8,7 @@
 // of a block is a thread of its own, and only barriers and warp operations order them.
 #pragma once
 
+#include <cxxabi.h>
 #include <vector_functions.h>
 #include <vector_types.h>
 
@@ -17,12 +18,15 @@
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
+#include <map>
 #include <numeric>
 #include <new>
 #include <random>
 #include <source_location>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
+#include <typeinfo>
 
 #include "fiber.h"
 
@@ -103,12 +107,18 @@ struct Counters {
   uint64_t loaded = 0, stored = 0, launches = 0;
 };
 
+// The largest launches of a kernel so far.
+struct Geometry {
+  uint64_t threads = 0, dynamic_bytes = 0;
+};
+
 struct Machine {
   // How threads and blocks take turns: 0 ascending, 1 descending, 2 and more: another random order in every round.
   unsigned schedule = 0;
   // Only these blocks run, for tensors that are too large for all.
   uint64_t first_block = 0, last_block = ~uint64_t{0};
   Counters counters;
+  std::map<std::string, Geometry> geometry;
 
   Launcher launcher;
   std::vector<Thread> threads;
@@ -407,11 +417,34 @@ inline SIMT_INTERNAL void run_block(std::vector<unsigned>& order, std::mt19937& 
 #endif
 }
 
-inline SIMT_INTERNAL void launch(const char* kernel, dim3 grid, dim3 block, size_t shared_bytes, std::function<void()> body,
+// "norm_forward_kernel<float, 4, true>", without namespaces, as csrc/verify.sh reads it from the machine code.
+inline std::string short_name(std::string name) {
+  for (const std::string space : {"megagpt::", "cuda::", "(anonymous namespace)::"}) {
+    for (size_t at; (at = name.find(space)) != std::string::npos;) name.erase(at, space.size());
+  }
+  size_t begin = name.find('&') + 1;  // behind it: "name>" or "(void name<arguments>(types))>"
+  if (name.compare(begin, 6, "(void ") == 0) begin += 6;
+  size_t end = begin;
+  for (int depth = 0; depth > 0 || (name[end] != '(' && name[end] != '>'); ++end) depth += (name[end] == '<') - (name[end] == '>');
+  return name.substr(begin, end - begin);
+}
+
+template <auto kKernel>
+const std::string& kernel_name() {
+  static const std::string name = [] {
+    char* const demangled = abi::__cxa_demangle(typeid(std::integral_constant<decltype(kKernel), kKernel>).name(), nullptr, nullptr, nullptr);
+    const std::string result = short_name(demangled);
+    free(demangled);
+    return result;
+  }();
+  return name;
+}
+
+inline SIMT_INTERNAL void launch(const std::string& kernel, dim3 grid, dim3 block, size_t shared_bytes, std::function<void()> body,
                                  Location at = Location::current()) {
   auto& m = machine;
   const uint64_t threads = uint64_t(block.x) * block.y * block.z, blocks = uint64_t(grid.x) * grid.y * grid.z;
-  m.kernel = kernel[0] == '(' ? std::string(kernel + 1, strlen(kernel) - 2) : kernel;  // parentheses hold a template's commas together
+  m.kernel = kernel;
   const auto refuse = [&](const std::string& what) { throw std::runtime_error(m.kernel + ": " + what + " at " + place(at)); };
   if (threads == 0 || threads > kMaxThreads || block.z > 64) {
     refuse("a block of " + std::to_string(threads) + " threads; it must be 1 to 1024, at most 64 of them along z");
@@ -425,6 +458,8 @@ inline SIMT_INTERNAL void launch(const char* kernel, dim3 grid, dim3 block, size
   m.failed = false;
   m.threads.assign(m.num_threads, Thread{});
   ++m.counters.launches;
+  auto& geometry = m.geometry[kernel];
+  geometry = {std::max(geometry.threads, threads), std::max<uint64_t>(geometry.dynamic_bytes, shared_bytes)};
 #if defined(__SANITIZE_THREAD__)
   m.launcher.tsan = __tsan_get_current_fiber();
   m.num_fibers = 0;
@@ -458,7 +493,7 @@ inline SIMT_INTERNAL void launch(const char* kernel, dim3 grid, dim3 block, size
   T* const name = static_cast<T*>(::simt::shared_array(&name##_slot, sizeof(T) * (count)))
 #define DYNAMIC_SHARED(T, name) T* const name = static_cast<T*>(::simt::machine.dynamic)
 #define LAUNCH(kernel, grid, block, bytes, stream, ...) \
-  ::simt::launch(#kernel, dim3(grid), dim3(block), bytes, [&] { kernel(__VA_ARGS__); })
+  ::simt::launch(::simt::kernel_name<(kernel)>(), dim3(grid), dim3(block), bytes, [&] { kernel(__VA_ARGS__); })
 
 #define SIMT_HERE ::simt::Location at = ::simt::Location::current()
 inline void __syncthreads(SIMT_HERE) { ::simt::sync_threads(at); }
