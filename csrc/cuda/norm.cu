@@ -83,7 +83,7 @@ void forward(const NormForward& a, CUstream_st* stream) {
 enum class Keep { kAll, kSums, kNothing };
 
 template <class T, int N, Keep kKeep>
-__global__ void __launch_bounds__(kBackwardThreads) norm_backward_kernel(NormBackward a) {
+__global__ void __launch_bounds__(kBackwardThreads, 2) norm_backward_kernel(NormBackward a) {
   using P = Pack<T, N>;
   using F = Pack<float, 4>;
   constexpr bool kCached = kKeep == Keep::kAll;
@@ -96,6 +96,7 @@ __global__ void __launch_bounds__(kBackwardThreads) norm_backward_kernel(NormBac
   const int64_t packs = a.width / N;
 
   // Every column belongs to one thread in all that follows.
+#pragma unroll 1
   for (int64_t k = threadIdx.x * N; k < a.width; k += kBackwardThreads * N) {
 #pragma unroll
     for (int i = 0; i < N; ++i) sums[k + i] = sums[a.width + k + i] = 0.f;
@@ -105,6 +106,7 @@ __global__ void __launch_bounds__(kBackwardThreads) norm_backward_kernel(NormBac
     const T *grad_y = static_cast<const T*>(a.grad_y) + first, *s = static_cast<const T*>(a.sum) + first;
     const float mean = a.center ? a.mean[row] : 0.f, rstd = a.rstd[row];
     float total = 0.f, total_h = 0.f;
+#pragma unroll 1  // two blocks on a multiprocessor leave 64 registers
     for (int64_t k = threadIdx.x * N; k < a.width; k += kBackwardThreads * N) {
       const P d = load<N>(grad_y + k), v = load<N>(s + k), w = load_shared_by_rows<N>(weight + k);
       if (kCached) {
@@ -122,6 +124,7 @@ __global__ void __launch_bounds__(kBackwardThreads) norm_backward_kernel(NormBac
     }
     const float mean_g = a.center ? reduce_block<Sum, kBackwardThreads>(total, scratch) / a.width : 0.f;
     const float mean_gh = reduce_block<Sum, kBackwardThreads>(total_h, scratch) / a.width;
+#pragma unroll 1
     for (int64_t k = threadIdx.x * N; k < a.width; k += kBackwardThreads * N) {
       const P d = kCached ? cache[k / N] : load<N>(grad_y + k), v = kCached ? cache[packs + k / N] : load<N>(s + k);
       const P w = load_shared_by_rows<N>(weight + k), more = a.grad_sum ? load<N>(static_cast<const T*>(a.grad_sum) + first + k) : P{};
@@ -136,6 +139,7 @@ __global__ void __launch_bounds__(kBackwardThreads) norm_backward_kernel(NormBac
     }
   }
   if (kKeep == Keep::kNothing) return;
+#pragma unroll 1
   for (int64_t k = threadIdx.x * N; k < a.width; k += kBackwardThreads * N) {
 #pragma unroll
     for (int i = 0; i < N; ++i) {

@@ -57,6 +57,16 @@ inline SIMT_INTERNAL char* map_memory(size_t bytes) {
   return static_cast<char*>(mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
 }
 
+inline SIMT_INTERNAL Fiber new_fiber() {
+  Fiber fiber;
+  fiber.stack = map_memory(kStackBytes);
+  mprotect(fiber.stack, 4096, PROT_NONE);
+#if defined(__SANITIZE_THREAD__)
+  fiber.tsan = __tsan_create_fiber(0);
+#endif
+  return fiber;
+}
+
 // Lets the fiber begin with `entry` when it is entered for the first time.
 inline SIMT_INTERNAL void prepare(Fiber& fiber, void (*entry)()) {
 #if defined(__SANITIZE_ADDRESS__)
@@ -68,9 +78,6 @@ inline SIMT_INTERNAL void prepare(Fiber& fiber, void (*entry)()) {
   top -= 6;
   memset(top, 0, 6 * sizeof(void*));
   fiber.top = top;
-#if defined(__SANITIZE_THREAD__)
-  fiber.tsan = __tsan_create_fiber(0);
-#endif
 }
 
 inline SIMT_INTERNAL void enter(Launcher& launcher, Fiber& fiber) {

@@ -44,6 +44,7 @@ def emulator() -> ctypes.CDLL:
     library.simt_configure.argtypes = [ctypes.c_uint, ctypes.c_uint64, ctypes.c_uint64]
     for name in ("simt_loaded", "simt_stored", "simt_launches"):
         getattr(library, name).restype = ctypes.c_uint64
+    library.simt_geometry.restype = ctypes.c_char_p
     return library
 
 
@@ -72,6 +73,12 @@ def bytes_moved(work: Callable[[], object]) -> int:
     with emulated():
         work()
     return library.simt_loaded() + library.simt_stored()
+
+
+def geometry() -> dict[str, tuple[int, int]]:
+    """Kernel -> most threads of a block and most bytes of dynamic shared memory, since bytes_moved() began."""
+    lines = emulator().simt_geometry().decode().splitlines()
+    return {name: (int(threads), int(dynamic)) for name, threads, dynamic in (line.split("\t") for line in lines)}
 
 
 def largest_error(actual: Tensor, exact: Tensor) -> float:

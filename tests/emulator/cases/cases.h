@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <functional>
+#include <cstring>
 #include <map>
 #include <memory>
 #include <string>
