@@ -1,4 +1,4 @@
-"""Dropout masks: a function of (seed, step, layer, place, row, head) and of nothing else; active in training only."""
+"""Dropout masks: a function of (seed, step, layer, place, row, element) and of nothing else; active in training only."""
 
 import pytest
 import torch
@@ -88,8 +88,8 @@ class GivenMasks(DropoutState):
         self.by_head, self.asked = by_head, []
 
     def masks(self, layer, place, shape, like, part=0):
-        self.asked.append((layer, place, part))
-        return self.by_head[part % len(self.by_head)]
+        self.asked.append((layer, place, shape, part))
+        return self.by_head.transpose(0, 1)
 
 
 def attention_with(masks: GivenMasks, tp_rank: int = 0) -> CausalAttention:
@@ -113,7 +113,7 @@ def test_dropout_attention_drops_the_weights_of_each_head_by_its_global_number()
     masks = GivenMasks(by_head)
     query, key, value = (torch.randn(6, 2, 4, 8) for _ in range(3))
     context = attention_with(masks, tp_rank=1).train()(query, key, value)
-    assert masks.asked == [(5, ATTENTION, head) for head in (4, 5, 6, 7)], "four heads on each rank: rank 1 holds 4 to 7"
+    assert masks.asked == [(5, ATTENTION, (4, 6, 6), 1)], "four heads on each rank: those of rank 1 are the second part of each row's elements"
     for row in range(2):
         for head in range(4):
             scores = query[:, row, head] @ key[:, row, head].T / 8**0.5
