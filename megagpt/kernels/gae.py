@@ -12,7 +12,7 @@ from megagpt.kernels import reference, select
 from megagpt.kernels.operators import call, register
 
 
-def generalised_advantages(
+def gae(
     rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, gae_lambda: float, implementation: str = "auto"
 ) -> tuple[Tensor, Tensor]:
     """A_t = sum over l >= 0 of (gamma lambda)^l delta_{t+l}, with delta_t = r_t + gamma V_{t+1} - V_t and V = 0 where the mask is 0 and
@@ -27,7 +27,7 @@ def generalised_advantages(
     """
     if select.choose("gae", rewards, implementation) == "fused":
         return call("gae", rewards, values, mask, gamma, gae_lambda)
-    return reference.generalised_advantages(rewards, values, mask, gamma, gae_lambda)
+    return reference.gae(rewards, values, mask, gamma, gae_lambda)
 
 
 def _fake(rewards, values, mask, gamma, gae_lambda):

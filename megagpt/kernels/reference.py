@@ -157,7 +157,7 @@ def adamw(params, grads, exp_avgs, exp_avg_sqs, copies, grad_scale, overflow, lr
             copies[i].copy_(param)
 
 
-def generalised_advantages(rewards: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, gamma: float, gae_lambda: float):
+def gae(rewards: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, gamma: float, gae_lambda: float):
     """delta_t = r_t + gamma V_{t+1} - V_t,  A_t = delta_t + gamma lambda A_{t+1}; (A, A + V), both 0 where the mask is."""
     advantages = torch.zeros_like(rewards)
     next_value = next_advantage = rewards.new_zeros(rewards.shape[0])

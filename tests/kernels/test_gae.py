@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from megagpt.kernels.gae import generalised_advantages
+from megagpt.kernels.gae import gae
 from tests.helpers.kernels import SCHEDULES, assert_within_budget, bytes_moved, emulated, strided
 
 WIDTHS = (1, 31, 33, 127, 128, 1000, 1024)
@@ -23,7 +23,7 @@ def example(rows: int, width: int, holes: bool = False) -> dict[str, Tensor]:
 
 
 def run(case: dict[str, Tensor], implementation: str, gamma: float = 1.0, gae_lambda: float = 0.95) -> dict[str, Tensor]:
-    advantages, returns = generalised_advantages(**case, gamma=gamma, gae_lambda=gae_lambda, implementation=implementation)
+    advantages, returns = gae(**case, gamma=gamma, gae_lambda=gae_lambda, implementation=implementation)
     return {"advantages": advantages, "returns": returns}
 
 
@@ -84,7 +84,7 @@ def test_gae_passes_nan_and_infinity_on(kernels, number, name):
 def test_gae_reference_gradcheck():
     rewards, values = (torch.randn(2, 5, dtype=torch.float64, requires_grad=True) for _ in range(2))
     mask = torch.tensor([[0, 1, 1, 1, 0], [1, 1, 1, 1, 1.0]], dtype=torch.float64)
-    scan = functools.partial(generalised_advantages, mask=mask, gamma=0.9, gae_lambda=0.8, implementation="reference")
+    scan = functools.partial(gae, mask=mask, gamma=0.9, gae_lambda=0.8, implementation="reference")
     assert torch.autograd.gradcheck(scan, (rewards, values))
 
 
@@ -153,4 +153,4 @@ def test_gae_moves_each_byte_once():
 def test_gae_refuses(change, message):
     arguments = {name: torch.zeros(2, 8) for name in ("rewards", "values", "mask")} | {"gamma": 1.0, "gae_lambda": 0.9}
     with pytest.raises(RuntimeError, match=message):
-        generalised_advantages(**arguments | change, implementation="fused")
+        gae(**arguments | change, implementation="fused")
