@@ -69,3 +69,15 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, residual: torch.
     s = x if residual is None else x + residual
     y = F.rms_norm(s, s.shape[-1:], weight, eps)
     return y if residual is None else (y, s)
+
+
+def masked_softmax(x: torch.Tensor, scale: float, causal: bool, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """softmax(scale * x) over the keys that each query sees, 0 elsewhere; x [b, heads, s_q, s_k], mask [b, s_k] bool, True = seen."""
+    visible = torch.ones(x.shape[-2:], dtype=torch.bool, device=x.device)
+    if causal:
+        visible = visible.tril(x.shape[-1] - x.shape[-2])
+    if mask is not None:
+        visible = visible & mask[:, None, None]
+    scores = (x.to(torch.promote_types(x.dtype, torch.float32)) * scale).masked_fill(~visible, -torch.inf)
+    # The second filling is for rows that see nothing, whose softmax is NaN.
+    return scores.softmax(-1).masked_fill(~visible, 0.0).to(x.dtype)
