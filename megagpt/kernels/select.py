@@ -18,6 +18,7 @@ OPS = {
     "rms_norm": "norm_forward",
     "token_logprob": "token_logprob_forward",
     "masked_softmax": "masked_softmax_forward",
+    "rotary": "rotary",
 }
 # What "auto" leaves to PyTorch although the kernel could run, (op, kind of device) -> why; figures in csrc/README.md.
 SLOWER: dict[tuple[str, str], str] = {("layer_norm", "cpu"): "PyTorch's own is fused as well, and as fast"}
