@@ -183,3 +183,30 @@ def ppo_value_loss(values: torch.Tensor, old_values: torch.Tensor, returns: torc
     clipped = old_values + (values - old_values).clamp(-clip_value, clip_value)
     errors = torch.maximum((values - returns).square(), (clipped - returns).square())
     return 0.5 * (errors * mask).sum(), ((values - returns).square() * mask).sum().detach()[None]
+def masked_softmax(x: torch.Tensor, scale: float, causal: bool, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """softmax(scale * x) over the keys that each query sees, 0 elsewhere; x [b, heads, s_q, s_k], mask [b, s_k] bool, True = seen."""
+    visible = torch.ones(x.shape[-2:], dtype=torch.bool, device=x.device)
+    if causal:
+        visible = visible.tril(x.shape[-1] - x.shape[-2])
+    if mask is not None:
+        visible = visible & mask[:, None, None]
+    scores = (x.to(torch.promote_types(x.dtype, torch.float32)) * scale).masked_fill(~visible, -torch.inf)
+    # The second filling is for rows that see nothing, whose softmax is NaN.
+    return scores.softmax(-1).masked_fill(~visible, 0.0).to(x.dtype)
+
+
+def rotary(x: torch.Tensor, positions: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool) -> torch.Tensor:
+    """x * cos + rotate(x) * sin as in Megatron-core, for x [..., heads, width], positions [...], cos and sin [max_position, size / 2]; the
+    columns of x from size on stay as they are. rotate makes (-v, u) of each pair (u, v)."""
+    size = 2 * cos.shape[1]
+    turned, rest = x[..., :size].to(torch.promote_types(x.dtype, torch.float32)), x[..., size:]
+    # One head for all: [..., 1, size / 2], then each value for both of its pair.
+    cos, sin = cos[positions][..., None, :], sin[positions][..., None, :]
+    if interleaved:
+        cos, sin = cos.repeat_interleave(2, dim=-1), sin.repeat_interleave(2, dim=-1)
+        rotated = torch.stack((-turned[..., 1::2], turned[..., ::2]), dim=-1).flatten(-2)
+    else:
+        cos, sin = torch.cat((cos, cos), dim=-1), torch.cat((sin, sin), dim=-1)
+        u, v = turned.chunk(2, dim=-1)
+        rotated = torch.cat((-v, u), dim=-1)
+    return torch.cat(((turned * cos + rotated * sin).to(x.dtype), rest), dim=-1)
