@@ -6,12 +6,16 @@ static cache wants all rows of a batch at the same position; here every row has 
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
+from megagpt.kernels.masked_softmax import masked_softmax
+from megagpt.kernels.rotary import rotary, rotary_table
 from megagpt.model.dropout import ATTENTION, DropoutState
 from megagpt.model.forward_pass import CurrentPass
 
@@ -50,6 +54,16 @@ class KeyValueCache:
         self._layers = {layer: (keys[rows], values[rows]) for layer, (keys, values) in self._layers.items()}
 
 
+class RotaryTable:
+    """Cosines and sines of all positions of a model, made on each device where they are asked for."""
+
+    def __init__(self, max_position: int, size: int, base: float) -> None:
+        self._make = functools.cache(functools.partial(rotary_table, max_position, size, base))
+
+    def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        return self._make(device)
+
+
 class CausalAttention(MegatronModule):
     """softmax(q k^T / sqrt(d) + causal mask) v over this rank's heads (Vaswani et al. 2017, eq. 1).
 
@@ -70,6 +84,7 @@ class CausalAttention(MegatronModule):
         self.heads_part = pg_collection.tp.rank() * cp.size() + cp.rank()
         """This rank's place among all ranks that hold different heads."""
         self.current: CurrentPass | None = None
+        self.rotary_table: RotaryTable | None = None
         self.dropout_state: DropoutState | None = None
         self._over_ranks = None
         if cp.size() > 1:
@@ -79,6 +94,9 @@ class CausalAttention(MegatronModule):
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask=None, **_) -> Tensor:
         """query [s, b, heads, d], key and value [s, b, groups, d] -> [s, b, heads * d]."""
+        if self.rotary_table is not None:
+            positions, table = self.current.value.positions.t(), self.rotary_table.on(query.device)
+            query, key = rotary(query, positions, table), rotary(key, positions, table)
         rows = [x.transpose(0, 1) for x in (query, key, value)]
         context = self._attend(*rows) if self._over_ranks is None else self._over_ranks(*(x.contiguous() for x in rows), 0)
         return context.transpose(0, 1).flatten(2)
@@ -106,8 +124,10 @@ class CausalAttention(MegatronModule):
         """The same written out, since SDPA draws its dropout mask from a stream. [b, heads, s, d]"""
         batch, heads, length, size = query.shape
         key, value = (x.repeat_interleave(heads // x.size(1), dim=1) for x in (key, value))
-        scores = query @ key.transpose(2, 3) * (self.softmax_scale or size**-0.5)
-        visible = torch.ones(length, length, dtype=torch.bool, device=query.device).tril() if mask is None else mask
-        weights = scores.masked_fill(~visible, float("-inf")).softmax(dim=-1)
+        scores, scale = query @ key.transpose(2, 3), self.softmax_scale or size**-0.5
+        if mask is None:
+            weights = masked_softmax(scores, scale, causal=True)
+        else:
+            weights = (scores * scale).masked_fill(~mask, float("-inf")).softmax(dim=-1)
         # The masks of all global heads, of which this rank holds some.
         return (weights * self.dropout_state.masks(self.layer_number, ATTENTION, (heads, length, length), weights, self.heads_part)) @ value

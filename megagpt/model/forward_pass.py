@@ -25,6 +25,8 @@ class ForwardPass:
     """[b, length]: number of the document that each token of the whole row belongs to; attention stays within it."""
     cache: KeyValueCache | None = None
     """Keys and values of earlier tokens (decoding)."""
+    positions: Tensor | None = None
+    """[b or 1, s]: where this rank's tokens stand in their documents; what rotary embedding turns by."""
 
 
 class CurrentPass:

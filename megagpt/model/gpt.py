@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterator, Sequence
 
@@ -16,11 +17,11 @@ from torch import Tensor
 from megagpt.config.stages import stage_layers
 from megagpt.model import dropout as drop
 from megagpt.model import megatron_globals, param_map
-from megagpt.model.attention import CausalAttention, KeyValueCache
+from megagpt.model.attention import CausalAttention, KeyValueCache, RotaryTable
 from megagpt.model.forward_pass import CurrentPass, ForwardPass
 from megagpt.model.layout import Layout
 from megagpt.model.megatron_config import transformer_config
-from megagpt.model.mlp import FusedMLP
+from megagpt.model.mlp import mlp_forward
 from megagpt.model.norm import Norm
 from megagpt.model.shape import ModelShape
 from megagpt.parallel.groups import Groups
@@ -66,6 +67,7 @@ class GPT(GPTModel):
         self.to(layout.dtype)  # Megatron-core makes learned positions in float32
         self._layer_offset = layers.start
         self.current = CurrentPass()
+        self._rotary_table = RotaryTable(shape.config.max_sequence_length, shape.head_size, shape.config.rotary_base) if shape.is_llama else None
         self._connect_layers()
         for name, parameter in self.named_parameters():
             axis = self.entry(name).axis
@@ -73,7 +75,7 @@ class GPT(GPTModel):
             parameter.tensor_model_parallel, parameter.partition_dim = axis is not None, -1 if axis is None else axis
 
     def _connect_layers(self) -> None:
-        """Give every layer its global number, our dropout, the current pass, and recomputation where it is asked for."""
+        """Give every layer its global number, our activations and dropout, the current pass, and recomputation where it is asked for."""
         places, grid = self.groups.coordinates, self.groups.grid
         shard = (places.cp, grid.cp)
         if self.layout.sequence_parallel:
@@ -85,8 +87,10 @@ class GPT(GPTModel):
             layer.layer_number = number
             layer.self_attn_bda = drop.BiasDropoutAdd(state, number, drop.ATTENTION_RESIDUAL)
             layer.mlp_bda = drop.BiasDropoutAdd(state, number, drop.MLP_RESIDUAL)
+            layer.mlp.forward = functools.partial(mlp_forward, layer.mlp)
             attention = layer.self_attention.core_attention
             attention.layer_number, attention.current, attention.dropout_state = number, self.current, state
+            attention.rotary_table = self._rotary_table
             if self.layout.recompute == "full":
                 layer.forward = self.current.recomputed(layer.forward)
             elif self.layout.recompute == "selective":
@@ -123,22 +127,14 @@ class GPT(GPTModel):
             positions = positions[:, cp.rank() * length : (cp.rank() + 1) * length]
         if cache is not None:
             cache.positions = positions.expand_as(tokens)
-        self.current.value = ForwardPass(dropout_key, tuple(row_ids), segments, cache)
+        self.current.value = ForwardPass(dropout_key, tuple(row_ids), segments, cache, positions)
         self._only = only
         return super().forward(tokens, positions, attention_mask=None)
 
     def _preprocess(self, input_ids: Tensor, position_ids: Tensor, **_):
-        """Embedding, and rotary angles from the explicit positions (Megatron-core's count from 0 in every row)."""
+        """Embedding alone: our attention turns queries and keys itself, by explicit positions (Megatron-core's count from 0 in every row)."""
         hidden = self.embedding(input_ids=input_ids, position_ids=position_ids) if self.pre_process else None
-        rotary = self._rotary_angles(position_ids) if self.shape.is_llama else None
-        return hidden, rotary, None, None, None, None
-
-    def _rotary_angles(self, positions: Tensor) -> Tensor:
-        """Angles [s, b, 1, head size], halves repeated (Su et al. 2021, section 3.2.2; first half pairs with second)."""
-        size, base = self.shape.head_size, self.shape.config.rotary_base
-        exponents = torch.arange(0, size, 2, dtype=torch.float32, device=positions.device) / size
-        angles = positions.t()[:, :, None].float() * base**-exponents
-        return torch.cat((angles, angles), dim=-1)[:, :, None]
+        return hidden, None, None, None, None, None
 
     def _postprocess(self, hidden_states: Tensor, **_) -> Tensor:
         if self.post_process and self._only is not None:
@@ -193,11 +189,10 @@ def _segment_starts(segments: Tensor, places: Tensor) -> Tensor:
 
 
 def _block_spec(config: TransformerConfig, num_layers: int) -> TransformerBlockSubmodules:
-    """Layers of Megatron-core with our attention, norms and activations; how many, we say."""
+    """Layers of Megatron-core with our attention and norms; how many, we say."""
     layer = get_gpt_layer_local_spec(normalization=config.normalization)
     layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = Norm
     layer.submodules.self_attention.submodules.core_attention = CausalAttention
-    layer.submodules.mlp.module = FusedMLP
     return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=Norm)
 
 

@@ -1,4 +1,4 @@
-"""Megatron-core's MLP with our fused bias and activation between its two linear layers."""
+"""The forward pass of Megatron-core's MLP with our fused bias and activation between its two linear layers."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from megagpt.kernels.bias_gelu import bias_gelu
 from megagpt.kernels.bias_swiglu import bias_swiglu
 
 
-class FusedMLP(MLP):
-    """fc2(gelu(fc1(x) + bias)), or fc2(silu(gate) * up) with [gate; up] = fc1(x) (Shazeer 2020, eq. 6)."""
+def mlp_forward(mlp: MLP, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
+    """fc2(gelu(fc1(x) + bias)), or fc2(silu(gate) * up) with [gate; up] = fc1(x) (Shazeer 2020, eq. 6).
 
-    def forward(self, hidden_states: Tensor, per_token_scale: None = None, **_) -> tuple[Tensor, Tensor | None]:
-        """[s, b, h] -> [s, b, h] and the output's bias, which the residual addition adds."""
-        inner, bias = self.linear_fc1(hidden_states)
-        inner = bias_swiglu(inner, bias) if self.config.gated_linear_unit else bias_gelu(inner, bias, approximate="tanh")
-        return self.linear_fc2(inner)
+    Returns:
+        [s, b, h], and the output's bias, which the residual addition adds.
+    """
+    inner, bias = mlp.linear_fc1(hidden)
+    inner = bias_swiglu(inner, bias) if mlp.config.gated_linear_unit else bias_gelu(inner, bias, approximate="tanh")
+    return mlp.linear_fc2(inner)

@@ -19,7 +19,7 @@ def auto_again():
 
 @pytest.fixture
 def no_extension(monkeypatch):
-    monkeypatch.setattr(select, "extension_missing", lambda: "not built")
+    monkeypatch.setattr(select, "extension_missing", lambda: "megagpt._C is not there (not built)")
     select._warn_once.cache_clear()
 
 
@@ -27,6 +27,13 @@ def test_auto_takes_the_fused_kernel_where_it_runs():
     assert select.choose("token_logprob", torch.zeros(1)) == "fused"
     assert select.choose("token_logprob", torch.zeros(1, dtype=torch.float64)) == "reference"
     assert select.choose("token_logprob", torch.zeros(1, device="meta")) == "fused"  # shapes only
+    assert select.choose("gae", torch.zeros(1, dtype=torch.bfloat16)) == "reference"
+
+
+def test_auto_leaves_to_pytorch_what_it_does_as_fast():
+    for op, device in select.SLOWER:
+        tensor = torch.zeros(1, device=device)
+        assert (select.choose(op, tensor), select.choose(op, tensor, "fused")) == ("reference", "fused")
 
 
 def test_setting_and_argument():
@@ -35,12 +42,13 @@ def test_setting_and_argument():
     assert select.choose("token_logprob", torch.zeros(1), "fused") == "fused"
     select.set_kernels("fused")
     assert select.choose("token_logprob", torch.zeros(1), "reference") == "reference"
+    assert select.choose("layer_norm", torch.zeros(1)) == "fused"
     with pytest.raises(RuntimeError, match="token_logprob: the fused kernel was asked for, but it does not take torch.float64"):
         select.choose("token_logprob", torch.zeros(1, dtype=torch.float64))
 
 
 def test_unknown_choice():
-    with pytest.raises(ValueError, match="set_kernels: implementation is 'fast'; it must be one of auto, fused, reference"):
+    with pytest.raises(ValueError, match="set_kernels: implementation is 'fast'; it must be one of auto, fused, reference, apex"):
         select.set_kernels("fast")
     with pytest.raises(ValueError, match="token_logprob: implementation is 'fast'"):
         select.choose("token_logprob", torch.zeros(1), "fast")
@@ -50,28 +58,42 @@ def test_missing_extension_is_said_once(no_extension, caplog):
     with caplog.at_level(logging.WARNING):
         assert [select.choose("token_logprob", torch.zeros(1)) for _ in range(3)] == ["reference"] * 3
     assert [record.getMessage() for record in caplog.records] == [
-        "kernels run as plain PyTorch, since megagpt._C is not there (not built); build it with: bash launch/setup.sh"
+        "kernels run as plain PyTorch: megagpt._C is not there (not built); build it with: bash launch/setup.sh"
     ]
-    with pytest.raises(RuntimeError, match=r"megagpt._C is not there \(not built\)"):
+    with pytest.raises(RuntimeError, match=r"token_logprob: the fused kernel was asked for, but megagpt._C is not there \(not built\)"):
         select.choose("token_logprob", torch.zeros(1), "fused")
 
 
-def test_describe(no_extension):
-    assert select.describe("cpu") == ["token_logprob on cpu: reference (megagpt._C is not there (not built))"]
-    select.set_kernels("fused")
-    assert select.describe("cpu") == ["token_logprob on cpu: an error (megagpt._C is not there (not built))"]
+def test_missing_extension_that_is_asked_for_is_one_line(no_extension):
+    with pytest.raises(select.KernelError, match=r"kernels = fused: megagpt._C is not there \(not built\); take auto"):
+        select.set_kernels("fused")
 
 
-def test_describe_where_built():
-    assert select.describe("cpu") == ["token_logprob on cpu: fused"]
+def test_describe_groups_the_ops_by_what_runs():
+    lines = select.describe("cpu")
+    assert lines[-1] == "not used: NVIDIA's apex (no GPU)"
+    assert any(line.startswith("fused: rms_norm, token_logprob") for line in lines)
+    assert "PyTorch (as fast): layer_norm" in lines
     select.set_kernels("reference")
-    assert select.describe("cpu") == ["token_logprob on cpu: reference (as set by set_kernels)"]
+    assert select.describe("cpu")[0] == f"PyTorch (kernels = reference): {', '.join(select.OPS)}"
+
+
+def test_describe_without_the_extension(no_extension):
+    assert select.describe("cpu")[0].startswith("PyTorch (megagpt._C is not there (not built)): layer_norm")
+
+
+FILES = {"layer_norm": "norm", "rms_norm": "norm", "ppo_policy_loss": "ppo_loss", "ppo_value_loss": "ppo_loss"}
+"""Ops that share the files of another name."""
 
 
 @pytest.mark.parametrize("op", select.OPS)
 def test_every_op_stands_in_all_of_its_places(op):
-    for place in (f"csrc/cpu/{op}.cpp", f"megagpt/kernels/{op}.py", f"tests/kernels/test_{op}.py"):
+    file = FILES.get(op, op)
+    places = (
+        f"csrc/ops/{file}.h", f"csrc/ops/{file}.cpp", f"csrc/cpu/{file}.cpp", f"csrc/cuda/{file}.cu", f"megagpt/kernels/{file}.py",
+        f"tests/kernels/test_{file}.py", f"tests/emulator/cases/{file}.cpp",
+    )  # fmt: skip
+    for place in places:
         assert (ROOT / place).is_file(), place
-    schema = select.OPS[op].removeprefix("megagpt::")
-    assert f'm.def("{schema}(' in (ROOT / "csrc/bindings.cpp").read_text()
-    assert callable(getattr(reference, op))
+    assert f'm.def("{select.OPS[op]}(' in (ROOT / f"csrc/ops/{file}.cpp").read_text().replace("m.def(\n      ", "m.def(")
+    assert callable(getattr(reference, {"token_logprob": "token_statistics"}.get(op, op)))
