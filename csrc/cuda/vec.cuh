@@ -72,9 +72,11 @@ template <int N, class T>
 __device__ __forceinline__ void store(T* p, const Pack<T, N>& pack) {
   COUNT_BYTES(stored, T, N);
   if constexpr (N == kLanes<T>) {
+    // As one number of 128 bits: a uint4 is four to nvcc, which it mostly stores one by one.
     uint4 bits;
     memcpy(&bits, &pack, sizeof bits);
-    *reinterpret_cast<uint4*>(p) = bits;
+    const uint64_t low = bits.x | uint64_t{bits.y} << 32, high = bits.z | uint64_t{bits.w} << 32;
+    *reinterpret_cast<unsigned __int128*>(p) = low | static_cast<unsigned __int128>(high) << 64;
   } else {
     static_assert(N == 1);
     *p = pack.v[0];
