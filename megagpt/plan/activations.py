@@ -15,7 +15,8 @@ def layer_bytes(job: Job) -> int:
     Between the layers, [T, h] each and shared by sequence parallelism: the inputs and outputs of two norms. Within, cut by
     tensor parallelism: query, key and value in one, attention's output, the MLP before and after its activation. FlashAttention
     (Dao et al. 2022, section 3.1) keeps one float32 a head and token in place of [a, s, s], so that selective recomputation
-    saves little. `llama` keeps more: its norms and rotation are written out in PyTorch.
+    saves little. Without the fused kernels `llama` keeps more, since its norms, rotation and activation are written out in
+    PyTorch, and both families keep the masks of their dropout.
     """
     if job.parallel.recompute == "full":
         return job.tokens * job.shape.config.hidden_size // job.sequence_shards * job.num_bytes  # the layer's input
@@ -25,19 +26,19 @@ def layer_bytes(job: Job) -> int:
     heads = shape.config.num_attention_heads // tp
     keeps_scores = job.dropout > 0 and job.parallel.recompute == "none"
     if shape.is_llama:
-        # The norms compute in float32 (their input, its length, and one over the other); query and key are kept turned too.
-        between, floats = 2 * h, 4 * h + 2
-        within = (3 * h if keeps_scores else (h + 2 * keys) + (h + keys)) + h + 5 * f
+        # Unfused norms compute in float32 (their input, its length, and one over the other); query and key are kept turned too.
+        between, floats = (4 * h, 2) if job.fused else (2 * h, 4 * h + 2)
+        within = (3 * h if keeps_scores else (h + 2 * keys) + (h + keys)) + h + (3 if job.fused else 5) * f
     else:
         between, floats = 4 * h + 4, 0  # 4: mean and deviation of both norms
         within = (h + 2 * keys) + (2 * h if keeps_scores else 0) + h + 2 * f
     kept = w * tokens * between // shared + 4 * tokens * floats // shared + w * tokens * within // tp
-    if shape.is_llama:
+    if shape.is_llama and not job.fused:
         kept += 4 * w * job.length // job.grid.cp * shape.head_size  # sines and cosines
-    if job.dropout:
+    if job.dropout and not job.fused:
         kept += 2 * w * tokens * h  # masks of both residuals, drawn for whole rows
     if keeps_scores:
-        return kept + 3 * heads * tokens * job.length * w + job.length**2  # weights, mask, and their product; what is visible
+        return kept + 3 * heads * tokens * job.length * w  # weights, mask, and their product
     return kept + (4 * heads * tokens if job.parallel.recompute == "none" else 0)
 
 
@@ -49,11 +50,11 @@ def head_bytes(job: Job) -> int:
     """
     w, tokens = job.num_bytes, job.tokens
     ids = 24 * tokens  # tokens and labels, and what the loss keeps of each
-    norm = ids + (8 + w if job.shape.is_llama else 2 * w) * tokens * job.shape.config.hidden_size // job.sequence_shards
+    norm = ids + (8 + w if job.shape.is_llama and not job.fused else 2 * w) * tokens * job.shape.config.hidden_size // job.sequence_shards
     if job.scalar_head:
         return norm
     logits = tokens * job.shape.padded_vocab_size(job.grid.tp) // job.grid.tp
-    return norm + logits * (w + (w if job.fused_loss else 3 * 4))
+    return norm + logits * (w + (w if job.fused else 3 * 4))
 
 
 def passing_bytes(job: Job) -> int:

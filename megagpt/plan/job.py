@@ -33,8 +33,8 @@ class Job:
     scalar_head: bool = False
     dropout: float = 0.0
     optimizer: str = "adamw"
-    fused_loss: bool = field(kw_only=True)
-    """The loss is computed by our fused kernel, which keeps nothing of the vocabulary's width but the logits."""
+    fused: bool = field(kw_only=True)
+    """The ops of `kernels/` run as fused kernels, which keep what they read and nothing in between."""
 
     @property
     def tokens(self) -> int:

@@ -17,7 +17,6 @@ from megagpt.plan.hardware import Hardware
 from megagpt.plan.job import Job, total
 from megagpt.plan.memory import Memory
 from megagpt.plan.parents import starting_model
-from megagpt.plan.stage import uses_fused_loss
 
 TRAINED = ("policy", "value")
 
@@ -87,7 +86,7 @@ def plan_placement(config: RlhfConfig, models: dict[str, ModelConfig], hardware:
             ModelShape(models[role]), grid, ParallelConfig(tensor_parallel_size=grid.tp, pipeline_parallel_size=grid.pp, zero_stage=zero), hardware,
             rows=ppo.micro_batch_size, length=config.prompts.max_prompt_length + config.prompts.max_response_length,
             num_microbatches=ppo.minibatch_size // (ppo.micro_batch_size * grid.dp), scalar_head=role in ("reward", "value"),
-            optimizer=getattr(config, f"{role}_optimizer").name if trained else "none", fused_loss=uses_fused_loss(config.kernels, hardware),
+            optimizer=getattr(config, f"{role}_optimizer").name if trained else "none", fused=config.kernels != "reference",
         )  # fmt: skip
     return PpoPlan(config, jobs, _memory(config, jobs), _seconds(config, jobs))
 

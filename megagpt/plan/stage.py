@@ -99,7 +99,7 @@ def plan_layout(config: StageConfig, model: ModelConfig, hardware: Hardware, ran
         rows=config.batch.micro_batch_size * (RANKED_ANSWERS if is_reward else 1),
         length=config.sequence_length if isinstance(config, PretrainConfig) else config.data.max_length,
         num_microbatches=num_microbatches(config.batch, grid.dp), dtype=dtype, scalar_head=is_reward,
-        dropout=dropout_of(config, model), optimizer=config.optimizer.name, fused_loss=uses_fused_loss(config.kernels, hardware),
+        dropout=dropout_of(config, model), optimizer=config.optimizer.name, fused=config.kernels != "reference",
     )  # fmt: skip
     stages = [
         {phase: memory.resident(job, stage) + extra for phase, extra in memory.training_phases(job, stage).items()} for stage in job.distinct_stages
@@ -117,11 +117,6 @@ def dropout_of(config: StageConfig, model: ModelConfig) -> float:
     """Probability during training; SFT and reward training may override the model's."""
     override = getattr(config, "dropout", None)
     return model.dropout if override is None else override
-
-
-def uses_fused_loss(kernels: str, hardware: Hardware) -> bool:
-    """The loss has a kernel for CPUs so far; elsewhere it is plain PyTorch unless the configuration demands the kernel."""
-    return kernels == "fused" or (kernels == "auto" and hardware.kind == "cpu")
 
 
 def _steps(config: StageConfig) -> Counter[int] | None:

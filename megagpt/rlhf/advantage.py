@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from megagpt.kernels.gae import generalised_advantages as kernel
+from megagpt.kernels.gae import gae
 
 
 def token_rewards(
@@ -38,7 +38,7 @@ def generalised_advantages(rewards: Tensor, values: Tensor, mask: Tensor, *, gam
     Returns:
         advantages and returns, [n, P], 0 outside the response.
     """
-    return kernel(rewards, values, mask, gamma=gamma, gae_lambda=gae_lambda)
+    return gae(rewards, values, mask, gamma=gamma, gae_lambda=gae_lambda)
 
 
 def whiten(values: Tensor, mask: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ def job_of(config: ModelConfig, grid: Grid, options: dict, dtype: str, *, rows: 
     parallel = ParallelConfig(tensor_parallel_size=grid.tp, pipeline_parallel_size=grid.pp, **options)
     return Job(
         ModelShape(config), grid, parallel, CPU, rows=rows, length=config.max_sequence_length, num_microbatches=4, dtype=dtype,
-        scalar_head=scalar_head, dropout=config.dropout, fused_loss=True,
+        scalar_head=scalar_head, dropout=config.dropout, fused=True,
     )  # fmt: skip
 
 
@@ -214,7 +214,7 @@ def loss_peak_bytes(dtype: str, implementation: str, rows: int, columns: int) ->
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_plan_logits_peak_is_that_of_the_loss(dtype, implementation):
     config = tiny_model("gpt", True, hidden_size=4, num_attention_heads=1, max_sequence_length=64, vocab_size=16384)
-    job = replace(job_of(config, Grid(), {}, dtype, rows=1), fused_loss=implementation == "fused")
+    job = replace(job_of(config, Grid(), {}, dtype, rows=1), fused=implementation == "fused")
     assert head_bytes(job) == pytest.approx(loss_peak_bytes(dtype, implementation, 64, 16384), rel=0.01)
 
 

@@ -21,7 +21,7 @@ def job_of(grid: Grid, num_microbatches: int = 64, **parallel) -> Job:
     sizes = {"tensor_parallel_size": grid.tp, "pipeline_parallel_size": grid.pp, "context_parallel_size": grid.cp}
     return Job(
         ModelShape(MODEL), grid, ParallelConfig(**sizes, **parallel), load_hardware("a100-80gb"),
-        rows=2, length=512, num_microbatches=num_microbatches, dtype="bf16", fused_loss=False,
+        rows=2, length=512, num_microbatches=num_microbatches, dtype="bf16", fused=False,
     )  # fmt: skip
 
 

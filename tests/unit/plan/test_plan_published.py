@@ -76,7 +76,7 @@ def test_plan_zero_paper_model_in_our_engine(zero, gigabytes):
     assert num_parameters(ModelShape(model)) == pytest.approx(7.5e9, rel=0.01)
     job = Job(
         ModelShape(model), Grid(dp=64), ParallelConfig(zero_stage=zero), load_hardware("a100-80gb"),
-        rows=1, length=2048, num_microbatches=1, dtype="bf16", fused_loss=False,
+        rows=1, length=2048, num_microbatches=1, dtype="bf16", fused=False,
     )  # fmt: skip
     parts = resident(job, 0) + training_phases(job, 0)["forward and backward"]
     assert (parts.weights + parts.gradients + parts.optimizer) / 1e9 == pytest.approx(gigabytes, rel=0.02)

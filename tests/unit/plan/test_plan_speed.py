@@ -74,7 +74,7 @@ def job_of(row: Row) -> Job:
     )  # fmt: skip
     num_microbatches = row.batch // (row.micro * row.grid.dp)
     return Job(
-        ModelShape(model), row.grid, parallel, A100, rows=row.micro, length=2048, num_microbatches=num_microbatches, dtype="bf16", fused_loss=True
+        ModelShape(model), row.grid, parallel, A100, rows=row.micro, length=2048, num_microbatches=num_microbatches, dtype="bf16", fused=True
     )  # fmt: skip
 
 
@@ -114,7 +114,7 @@ def small(grid: Grid, layers: int = 8, dtype: str = "bf16", **parallel) -> Job:
     model = ModelConfig(num_layers=layers, hidden_size=1024, num_attention_heads=8, max_sequence_length=2048, vocab_size=51200)
     sizes = {"tensor_parallel_size": grid.tp, "pipeline_parallel_size": grid.pp, "context_parallel_size": grid.cp}
     parallel = ParallelConfig(**sizes, **parallel)
-    return Job(ModelShape(model), grid, parallel, A100, rows=1, length=2048, num_microbatches=4, dtype=dtype, fused_loss=True)
+    return Job(ModelShape(model), grid, parallel, A100, rows=1, length=2048, num_microbatches=4, dtype=dtype, fused=True)
 
 
 def test_plan_speed_of_the_largest_stage_bounds_update_and_reduction():
