@@ -5,7 +5,7 @@
 // or in single elements, are read again. Either way every thread reads only what it wrote itself, sums are made in a fixed order, and memory moves
 // once: columns that the query sees by the causal limit are read, all columns written.
 //
-// Probabilities carry the error of __expf, (2 + |s - max(s)|) * 2^-23 of themselves, which is at most 2.4e-7 of the row's largest one.
+// Probabilities carry the error of __expf, 2 + 1.2 * |s - max(s)| units in the last place: never more than 2.4e-7 of the row's largest one.
 #include "ops/masked_softmax.h"
 
 #include "cuda/reduce.cuh"

@@ -89,14 +89,17 @@ __global__ void __launch_bounds__(kThreads) rotary_kernel(Rotary a) {
 #pragma unroll 1
   for (int64_t head = threadIdx.y; head < a.heads; head += blockDim.y) {
 #pragma unroll 1
-    for (int64_t k = a.size + threadIdx.x * N; k < a.width; k += blockDim.x * N) store<N>(y + head * a.width + k, load<N>(x + head * a.x_head_stride + k));
+    for (int64_t k = a.size + threadIdx.x * N; k < a.width; k += blockDim.x * N) {
+      store<N>(y + head * a.width + k, load<N>(x + head * a.x_head_stride + k));
+    }
   }
 }
 
 template <class T, int N, bool kInterleaved>
 void rotary(const Rotary& a, CUstream_st* stream) {
   const int64_t turned = kInterleaved && N > 1 ? a.size / N : a.size / 2 / N, copied = (a.width - a.size) / N;
-  const int64_t x = std::clamp<int64_t>(std::max(turned, copied), 1, kThreads), y = std::min<int64_t>(ceil_div<int64_t>(a.heads, kHeads), kThreads / x);
+  const int64_t x = std::clamp<int64_t>(std::max(turned, copied), 1, kThreads);
+  const int64_t y = std::min<int64_t>(ceil_div<int64_t>(a.heads, kHeads), kThreads / x);
   const int64_t z = std::clamp<int64_t>(kThreads / (x * y), 1, 64);  // the most that CUDA allows
   LAUNCH((rotary_kernel<T, N, kInterleaved>), grid(ceil_div(a.tokens, z)), dim3(x, y, z), 0, stream, a);
 }

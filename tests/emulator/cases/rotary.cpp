@@ -18,7 +18,8 @@ CASES(rotary) {
             const Buffer cos = floats(max_position * size / 2), sin = floats(max_position * size / 2);
             const Rows rows{{tokens}, {token_stride}, 1};
             for (bool interleaved : {false, true}) {
-              run(Cuda{nullptr}, Rotary{x, rows, head_stride, positions, cos, sin, y, tokens, heads, width, size, max_position, interleaved, false, dtype});
+              run(Cuda{nullptr},
+                  Rotary{x, rows, head_stride, positions, cos, sin, y, tokens, heads, width, size, max_position, interleaved, false, dtype});
             }
           }
         }
