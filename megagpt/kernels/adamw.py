@@ -84,8 +84,8 @@ class FusedAdamW(torch.optim.AdamW):
             has_complex = self._init_group(group, *lists)
             if has_complex or group["amsgrad"] or group["maximize"]:
                 raise NotImplementedError("FusedAdamW: a group asks for amsgrad, maximize or complex parameters; torch.optim.AdamW has them")
-            for step in steps:
-                step += 1
+            if steps:
+                torch._foreach_add_(steps, 1)
             calls: dict[tuple, list[tuple[Tensor, ...]]] = {}
             for param, grad, exp_avg, exp_avg_sq, step in zip(params, grads, exp_avgs, exp_avg_sqs, steps):
                 calls.setdefault((int(step), param.device, param.dtype, grad.dtype), []).append((param, grad, exp_avg, exp_avg_sq))
