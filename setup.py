@@ -157,7 +157,7 @@ def extension() -> dict:
         sources("*.cpp", "ops/*.cpp") + cpu_sources() + cuda_sources,
         include_dirs=[str(ROOT / "csrc")],
         define_macros=[("MEGAGPT_CUDA", None)] if cuda_sources else [],
-        depends=sources("*/*"),
+        depends=sources("common/*", "cpu/*", "cuda/*", "ops/*"),
         extra_compile_args={"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS},
     )
     return {"ext_modules": [module], "cmdclass": {"build_ext": BuildOrFallBack}}

@@ -44,7 +44,7 @@ def build(replace: dict[str, Path] | None = None, name: str = "libemulated", ove
     """
     from torch.utils.cpp_extension import include_paths, library_paths
 
-    flags = ["-O2", *(f"-isystem{path}" for path in include_paths())]
+    flags = ["-O1" if replace else "-O2", *(f"-isystem{path}" for path in include_paths())]
     link = ["-shared", *(f"-L{path}" for path in library_paths()), "-lc10", "-ltorch_cpu"]
     sources = [*_sources("csrc/ops/*.cpp"), *_sources("csrc/cuda/*.cu"), HERE / "control.cpp"]
     return _make(CACHE / "library", f"{name}.so", sources, flags, link, replace, overlay)
