@@ -9,7 +9,7 @@ from megagpt.kernels.bias_gelu import bias_gelu
 from megagpt.kernels.bias_swiglu import bias_swiglu
 
 
-def mlp_forward(mlp: MLP, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
+def mlp_forward(mlp: MLP, hidden: Tensor, **_) -> tuple[Tensor, Tensor | None]:
     """fc2(gelu(fc1(x) + bias)), or fc2(silu(gate) * up) with [gate; up] = fc1(x) (Shazeer 2020, eq. 6).
 
     Returns:

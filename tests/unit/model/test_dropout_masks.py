@@ -96,7 +96,7 @@ def attention_with(masks: GivenMasks, tp_rank: int = 0) -> CausalAttention:
     attention = CausalAttention.__new__(CausalAttention)  # its constructor wants process groups
     torch.nn.Module.__init__(attention)
     attention.layer_number, attention.softmax_scale, attention.heads_part, attention._over_ranks = 5, None, tp_rank, None
-    attention.dropout_state, attention.current = masks, masks.current
+    attention.dropout_state, attention.current, attention.rotary_table = masks, masks.current, None
     return attention
 
 
