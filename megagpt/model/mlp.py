@@ -16,5 +16,7 @@ def mlp_forward(mlp: MLP, hidden: Tensor, **_) -> tuple[Tensor, Tensor | None]:
         [s, b, h], and the output's bias, which the residual addition adds.
     """
     inner, bias = mlp.linear_fc1(hidden)
+    if bias is not None:
+        bias = bias.clone()  # kept for the backward pass, when ZeRO 3 has taken the parameter away
     inner = bias_swiglu(inner, bias) if mlp.config.gated_linear_unit else bias_gelu(inner, bias, approximate="tanh")
     return mlp.linear_fc2(inner)
