@@ -17,6 +17,7 @@ OPS = {
     "layer_norm": "norm_forward",
     "rms_norm": "norm_forward",
     "token_logprob": "token_logprob_forward",
+    "sample": "sample",
 }
 # What "auto" leaves to PyTorch although the kernel could run, (op, kind of device) -> why; figures in csrc/README.md.
 SLOWER: dict[tuple[str, str], str] = {("layer_norm", "cpu"): "PyTorch's own is fused as well, and as fast"}

@@ -175,6 +175,15 @@ def test_statistics_of_infinities_and_nan(implementation):
     assert ours["log_sum_exp"][3] in (-math.inf,) or ours["log_sum_exp"][3].isnan()
 
 
+def test_gradient_of_a_near_certain_target(kernels):
+    """1 - p is 1e-6 here, and as good as the sum in float32: a step or two of 2^-23."""
+    logits = torch.zeros(1, 40)
+    logits[0, 7] = 17.5
+    _, grad = run(logits, torch.tensor([7]), torch.ones(1), "fused")
+    _, expected = truth(logits, torch.tensor([7]), torch.ones(1))
+    torch.testing.assert_close(grad.double(), expected, rtol=2e-6, atol=2**-22)
+
+
 def test_largest_comes_last(implementation):
     """Every thread and every block of the row meets larger and larger logits, by hundreds."""
     logits = torch.linspace(-3000.0, 3000.0, 9000).repeat(2, 1)
