@@ -47,14 +47,14 @@ def token_statistics(
     top = y.detach().amax(-1)  # cancels out of the results, hence no gradient
     if tp_group is not None:
         dist.all_reduce(top, dist.ReduceOp.MAX, group=tp_group)
-    z = y - top[..., None]
-    exp = z.exp()
+    exp = (y - top[..., None]).exp()
 
     here = (ids >= 0) & (ids < num_valid)
     target = y.gather(-1, ids.clamp(0, width - 1)[..., None])[..., 0]
     sums = [exp.sum(-1), torch.where(here, target, 0.0)]
     if entropy:
-        sums.append((exp * z.masked_fill(exp == 0, 0.0)).sum(-1))
+        z = (y - top[..., None]).masked_fill(exp == 0, 0.0)
+        sums.append((exp * z).sum(-1))
 
     if tp_group is not None:
         sums = _SumOverRanks.apply(torch.stack(sums), tp_group)
