@@ -111,7 +111,7 @@ void backward(const TokenLogprobBackward& a) {
       transform(a.num_valid, grad, [&](const Vec& v) { return z_of(v).exp_u20() * factor; }, x);
     }
     if (a.ids[r] >= 0 && a.ids[r] < a.num_valid) {
-      // 1 - p by expm1, which keeps its digits where p is close to 1
+      // 1 - p by expm1: where p is close to 1 it adds no error to that of z
       const float z = a.scale * static_cast<float>(x[a.ids[r]]) - top - log_sum;
       grad[a.ids[r]] = T(std::exp(z) * (of_lse - of_entropy * (std::max(z, kVanished) + entropy)) - of_logprob * std::expm1(z));
     }

@@ -1,6 +1,7 @@
-// One block for each row. Forward reads each logit once: every thread keeps the largest so far and the sums relative to it, and multiplies the sums
-// when a larger one comes; the block combines them in a fixed order, so the same input gives the same bits. Backward reads each logit once and writes
-// each gradient once. Rows may begin anywhere; all but their ends moves 16 bytes at a time, unless a gradient's row is aligned otherwise than its logits.
+// One block for each row. Forward reads each logit once: every thread keeps the largest so far and the sums relative to it, and multiplies the
+// sums when a larger one comes; the block combines them in a fixed order, so the same input gives the same bits. Backward reads each logit once and
+// writes each gradient once. Rows may begin anywhere; all but their ends moves 16 bytes at a time, unless a row of the gradient is aligned otherwise
+// than that of the logits.
 #include "ops/token_logprob.h"
 
 #include "cuda/reduce.cuh"
@@ -76,7 +77,7 @@ __global__ void __launch_bounds__(kThreads) token_logprob_backward_kernel(TokenL
     for (int i = 0; i < N; ++i) {
       const float z = scale * to_float(pack.v[i]) - top - log_sum, p = expf(z);
       const float factor = kEntropy ? of_lse - of_entropy * (fmaxf(z, kVanished) + entropy) : of_lse;
-      // 1 - p by expm1, which keeps its digits where p is close to 1
+      // 1 - p by expm1: where p is close to 1 it adds no error to that of z
       pack.v[i] = from_float<T>(k + i == id ? p * factor - of_logprob * expm1f(z) : p * (factor - of_logprob));
     }
     store<N>(grad + k, pack);

@@ -26,15 +26,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& logits, const T
   const auto ids = ids_any.contiguous();
   const auto top = at::empty(ids.sizes(), logits.options().dtype(at::kFloat));
   const auto sum_exp = at::empty_like(top), target = at::empty_like(top), weighted = entropy ? at::empty_like(top) : at::empty({0}, top.options());
-  launch(TokenLogprobForward{data(logits), rows_of(op, "logits", logits), data<int64_t>(ids), out<float>(top), out<float>(sum_exp), out<float>(target),
-                             entropy ? out<float>(weighted) : nullptr, ids.numel(), num_valid, static_cast<float>(scale), dtype_of(logits)},
+  launch(TokenLogprobForward{data(logits), rows_of(op, "logits", logits), data<int64_t>(ids), out<float>(top), out<float>(sum_exp),
+                             out<float>(target), entropy ? out<float>(weighted) : nullptr, ids.numel(), num_valid, static_cast<float>(scale),
+                             dtype_of(logits)},
          logits);
   return {top, sum_exp, target, weighted};
 }
 
-Tensor backward(const std::optional<Tensor>& grad_logprob_any, const std::optional<Tensor>& grad_lse_any, const std::optional<Tensor>& grad_entropy_any,
-                const Tensor& logits, const Tensor& ids_any, const Tensor& top_any, const Tensor& log_sum_any, const std::optional<Tensor>& entropy_any,
-                int64_t num_valid, double scale) {
+Tensor backward(const std::optional<Tensor>& grad_logprob_any, const std::optional<Tensor>& grad_lse_any,
+                const std::optional<Tensor>& grad_entropy_any, const Tensor& logits, const Tensor& ids_any, const Tensor& top_any,
+                const Tensor& log_sum_any, const std::optional<Tensor>& entropy_any, int64_t num_valid, double scale) {
   constexpr const char* op = "token_logprob_backward";
   check_inputs(op, logits, ids_any, num_valid, scale);
   const auto sizes = ids_any.sizes();
@@ -49,9 +50,10 @@ Tensor backward(const std::optional<Tensor>& grad_logprob_any, const std::option
   const auto grad_logprob = contiguous(grad_logprob_any), grad_lse = contiguous(grad_lse_any), grad_entropy = contiguous(grad_entropy_any);
   const auto entropy = contiguous(entropy_any);
   const auto grad = at::empty_like(logits);
-  launch(TokenLogprobBackward{data<float>(grad_logprob), data<float>(grad_lse), data<float>(grad_entropy), data(logits), rows_of(op, "logits", logits),
-                              data<int64_t>(ids), data<float>(top), data<float>(log_sum), data<float>(entropy), out(grad), rows_of(op, "grad", grad),
-                              ids.numel(), logits.size(-1), num_valid, static_cast<float>(scale), dtype_of(logits)},
+  launch(TokenLogprobBackward{data<float>(grad_logprob), data<float>(grad_lse), data<float>(grad_entropy), data(logits),
+                              rows_of(op, "logits", logits), data<int64_t>(ids), data<float>(top), data<float>(log_sum), data<float>(entropy),
+                              out(grad), rows_of(op, "grad", grad), ids.numel(), logits.size(-1), num_valid, static_cast<float>(scale),
+                              dtype_of(logits)},
          logits);
   return grad;
 }

@@ -49,14 +49,14 @@ def token_statistics(
     top = y.detach().amax(-1)  # cancels out of the results, hence no gradient
     if tp_group is not None:
         dist.all_reduce(top, dist.ReduceOp.MAX, group=tp_group)
-    z = y - top[..., None]
-    exp = z.exp()
+    exp = (y - top[..., None]).exp()
 
     here = (ids >= 0) & (ids < num_valid)
     target = y.gather(-1, ids.clamp(0, width - 1)[..., None])[..., 0]
     sums = [exp.sum(-1), torch.where(here, target, 0.0)]
     if entropy:
-        sums.append((exp * z.masked_fill(exp == 0, 0.0)).sum(-1))
+        z = (y - top[..., None]).masked_fill(exp == 0, 0.0)
+        sums.append((exp * z).sum(-1))
 
     if tp_group is not None:
         sums = _SumOverRanks.apply(torch.stack(sums), tp_group)
@@ -210,3 +210,32 @@ def rotary(x: torch.Tensor, positions: torch.Tensor, cos: torch.Tensor, sin: tor
         u, v = turned.chunk(2, dim=-1)
         rotated = torch.cat((-v, u), dim=-1)
     return torch.cat(((turned * cos + rotated * sin).to(x.dtype), rest), dim=-1)
+def sample(logits: torch.Tensor, draws: torch.Tensor, temperature: float, top_k: int, top_p: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """One token for each row by inverting the cumulative distribution, and the logarithm of its untruncated probability; see kernels/sample.py.
+
+    logits     [..., V]
+    draws      [...] in [0, 1)
+    returns    tokens [...] int64, logprobs [...] float32; computed in float64
+    """
+    width = logits.shape[-1]
+    scaled = logits.double() / (temperature or 1.0)
+    kept = scaled
+    if 0 < top_k < width:
+        kth = scaled.topk(top_k, dim=-1).values[..., -1:]
+        kept = kept.masked_fill(scaled < kth, -torch.inf)
+    if top_p < 1.0:
+        ordered, order = kept.sort(dim=-1, descending=True, stable=True)
+        probability = ordered.softmax(-1)
+        before = probability.cumsum(-1) - probability
+        kept = kept.masked_fill(torch.zeros_like(kept, dtype=torch.bool).scatter(-1, order, before >= top_p), -torch.inf)
+    if temperature == 0:
+        tokens = logits.argmax(-1)
+    else:
+        cumulative = kept.softmax(-1).cumsum(-1)
+        total = cumulative[..., -1:].contiguous()
+        tokens = torch.searchsorted(cumulative, draws.double()[..., None] * total, right=True)
+        tokens = torch.minimum(tokens, torch.searchsorted(cumulative, total))[..., 0]  # rounding must not point behind the last that is kept
+    tokens = tokens.clamp(max=width - 1)
+    logprobs = scaled.log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
+    defined = scaled.amax(-1).isfinite()
+    return torch.where(defined, tokens, -1), torch.where(defined, logprobs, torch.nan).float()

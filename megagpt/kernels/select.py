@@ -31,6 +31,7 @@ OPS = {
     "ppo_value_loss": "ppo_value_loss",
     "masked_softmax": "masked_softmax_forward",
     "rotary": "rotary",
+    "sample": "sample",
 }
 """Each op -> the operator (csrc/ops/*.cpp) that is registered for the devices that it was built for."""
 SLOWER: dict[tuple[str, str], str] = {("layer_norm", "cpu"): "as fast"}

@@ -95,7 +95,8 @@ def token_statistics(
 
 def _check(logits, targets, group_size, vocab_size, temperature) -> None:
     if logits.dim() == 0 or logits.shape[-1] == 0 or targets.shape != logits.shape[:-1]:
-        raise ValueError(f"token_logprob: logits {list(logits.shape)} and targets {list(targets.shape)}; they must be [..., V_local] and [...], V_local > 0")
+        shapes = f"logits {list(logits.shape)} and targets {list(targets.shape)}"
+        raise ValueError(f"token_logprob: {shapes}; they must be [..., V_local] and [...], V_local > 0")
     if targets.dtype != torch.int64:
         raise ValueError(f"token_logprob: targets are {targets.dtype}; they must be torch.int64")
     if not 0 < vocab_size <= logits.shape[-1] * group_size:

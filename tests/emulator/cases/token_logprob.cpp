@@ -13,7 +13,8 @@ CASES(token_logprob) {
         const Rows dense{{rows}, {width}, 1}, padded{{rows}, {wide}, 1};
         run(Cuda{nullptr}, TokenLogprobForward{logits, dense, ids, top, sum_exp, target, nullptr, rows, num_valid, 0.5f, dtype});
         run(Cuda{nullptr}, TokenLogprobForward{apart, padded, ids, top, sum_exp, target, weighted, rows, num_valid, 0.5f, dtype});
-        run(Cuda{nullptr}, TokenLogprobBackward{g, nullptr, nullptr, logits, dense, ids, top, sum_exp, nullptr, grad, dense, rows, width, num_valid, 0.5f, dtype});
+        run(Cuda{nullptr}, TokenLogprobBackward{g, nullptr, nullptr, logits, dense, ids, top, sum_exp, nullptr, grad, dense, rows, width, num_valid,
+                                                0.5f, dtype});
         run(Cuda{nullptr}, TokenLogprobBackward{g, g, g, apart, padded, ids, top, sum_exp, g, grad, dense, rows, width, num_valid, 0.5f, dtype});
       }
     }
