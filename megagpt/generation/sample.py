@@ -9,7 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from megagpt.kernels.sample import sample
+from megagpt.runtime.errors import Foreseen
 from megagpt.runtime.random import uniform
+
+
+class SampleError(Foreseen, RuntimeError):
+    """A model whose output is no distribution."""
+
+    exit_code = 1
 
 
 @dataclass(frozen=True)
@@ -33,26 +41,6 @@ class Sampling:
             raise ValueError(f"top_p = {self.top_p}: must be in (0, 1]")
 
 
-def truncated(logits: Tensor, top_k: int, top_p: float) -> Tensor:
-    """Set what may not be sampled to -inf.
-
-    Args:
-        logits: [b, V], already divided by the temperature.
-        top_k: keep the k largest (0: all).
-        top_p: keep the smallest set whose probability reaches p (Holtzman et al. 2020, section 3.1); never empty.
-    """
-    if 0 < top_k < logits.size(-1):
-        kth = logits.topk(top_k, dim=-1).values[:, -1:]
-        logits = logits.masked_fill(logits < kth, float("-inf"))
-    if top_p < 1.0:
-        ordered, order = logits.sort(dim=-1, descending=True)
-        probability = ordered.softmax(dim=-1)
-        before = probability.cumsum(dim=-1) - probability
-        remove = torch.zeros_like(before, dtype=torch.bool).scatter(-1, order, before >= top_p)
-        logits = logits.masked_fill(remove, float("-inf"))
-    return logits
-
-
 def choose(logits: Tensor, sampling: Sampling, prompt_ids: np.ndarray, sample_numbers: np.ndarray, positions: np.ndarray) -> tuple[Tensor, Tensor]:
     """One token for each row.
 
@@ -65,14 +53,12 @@ def choose(logits: Tensor, sampling: Sampling, prompt_ids: np.ndarray, sample_nu
 
     Returns:
         tokens [b] int64, and log softmax(logits / temperature) of each, float32 (untruncated; greedy counts as temperature 1).
+
+    Raises:
+        SampleError: a row holds NaN or infinity.
     """
-    scaled = logits.double() / (sampling.temperature or 1.0)
-    logprobs = scaled.log_softmax(dim=-1)
-    if sampling.temperature == 0.0:
-        tokens = logits.argmax(dim=-1)
-    else:
-        cumulative = truncated(scaled, sampling.top_k, sampling.top_p).softmax(dim=-1).cumsum(dim=-1)
-        draws = torch.from_numpy(uniform(sampling.seed, prompt_ids, sample_numbers, positions)).to(logits.device)
-        # Scaling by the last entry keeps rounding of the sum from pointing past the vocabulary.
-        tokens = torch.searchsorted(cumulative, draws[:, None] * cumulative[:, -1:], right=True).squeeze(-1).clamp_(max=logits.size(-1) - 1)
-    return tokens, logprobs.gather(-1, tokens[:, None]).squeeze(-1).float()
+    draws = torch.from_numpy(uniform(sampling.seed, prompt_ids, sample_numbers, positions)).to(logits.device)
+    tokens, logprobs = sample(logits, draws, temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p)
+    if bool((tokens < 0).any()):
+        raise SampleError("a row of logits holds NaN or infinity: there is nothing to sample from; the weights are broken")
+    return tokens, logprobs

@@ -210,6 +210,24 @@ def rotary(x: torch.Tensor, positions: torch.Tensor, cos: torch.Tensor, sin: tor
         u, v = turned.chunk(2, dim=-1)
         rotated = torch.cat((-v, u), dim=-1)
     return torch.cat(((turned * cos + rotated * sin).to(x.dtype), rest), dim=-1)
+def truncated(logits: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:
+    """What may not be sampled set to -inf.
+
+    logits     [..., V], already divided by the temperature
+    top_k      keep the k largest, and those equal to the k-th (0: all)
+    top_p      of these the smallest set of most likely tokens whose probability reaches p, never none (1: all)
+    """
+    if 0 < top_k < logits.shape[-1]:
+        kth = logits.topk(top_k, dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < kth, -torch.inf)
+    if top_p < 1.0:
+        ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+        probability = ordered.softmax(-1)
+        before = probability.cumsum(-1) - probability
+        logits = logits.masked_fill(torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, before >= top_p), -torch.inf)
+    return logits
+
+
 def sample(logits: torch.Tensor, draws: torch.Tensor, temperature: float, top_k: int, top_p: float) -> tuple[torch.Tensor, torch.Tensor]:
     """One token for each row by inverting the cumulative distribution, and the logarithm of its untruncated probability; see kernels/sample.py.
 
@@ -219,19 +237,10 @@ def sample(logits: torch.Tensor, draws: torch.Tensor, temperature: float, top_k:
     """
     width = logits.shape[-1]
     scaled = logits.double() / (temperature or 1.0)
-    kept = scaled
-    if 0 < top_k < width:
-        kth = scaled.topk(top_k, dim=-1).values[..., -1:]
-        kept = kept.masked_fill(scaled < kth, -torch.inf)
-    if top_p < 1.0:
-        ordered, order = kept.sort(dim=-1, descending=True, stable=True)
-        probability = ordered.softmax(-1)
-        before = probability.cumsum(-1) - probability
-        kept = kept.masked_fill(torch.zeros_like(kept, dtype=torch.bool).scatter(-1, order, before >= top_p), -torch.inf)
     if temperature == 0:
         tokens = logits.argmax(-1)
     else:
-        cumulative = kept.softmax(-1).cumsum(-1)
+        cumulative = truncated(scaled, top_k, top_p).softmax(-1).cumsum(-1)
         total = cumulative[..., -1:].contiguous()
         tokens = torch.searchsorted(cumulative, draws.double()[..., None] * total, right=True)
         tokens = torch.minimum(tokens, torch.searchsorted(cumulative, total))[..., 0]  # rounding must not point behind the last that is kept

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from megagpt.generation.sample import Sampling, choose, truncated
+from megagpt.generation.sample import SampleError, Sampling, choose
+from megagpt.kernels.reference import truncated
 
 V = 50
 
@@ -110,6 +111,14 @@ def test_sampling_greedily_takes_the_largest_logit(sampling):
     tokens, logprobs = choose(logits, sampling, zeros, zeros, zeros)
     assert torch.equal(tokens, logits.argmax(dim=-1))
     torch.testing.assert_close(logprobs, logits.log_softmax(dim=-1).amax(dim=-1).float())
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_sampling_from_broken_logits_is_one_line(value):
+    logits, zeros = some_logits(2).float(), np.zeros(2, dtype=np.int64)
+    logits[1, 3] = value
+    with pytest.raises(SampleError, match="a row of logits holds NaN or infinity"):
+        choose(logits, Sampling(), zeros, zeros, zeros)
 
 
 @pytest.mark.parametrize(
