@@ -86,9 +86,12 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, grad_y):
+    # Read whatever p is: a layer that is computed again begins to be so at the first saved tensor that is asked for, which under ZeRO 3 must
+    # be before the weights of its last linear layer are gathered.
+    (row_ids,) = ctx.saved_tensors
     if ctx.p == 0:  # the gradient passes as it is, without a copy
         return grad_y, grad_y.flatten(0, 1).sum(0) if ctx.has_bias else None, grad_y, None, None, None, None
-    grad_x, grad_bias = call("bias_dropout_add_backward", grad_y, ctx.p, ctx.key, *ctx.saved_tensors, ctx.first, ctx.has_bias)
+    grad_x, grad_bias = call("bias_dropout_add_backward", grad_y, ctx.p, ctx.key, row_ids, ctx.first, ctx.has_bias)
     return grad_x, grad_bias if ctx.has_bias else None, grad_y, None, None, None, None
 
 

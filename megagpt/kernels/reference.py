@@ -134,6 +134,8 @@ def dropout_mask(p: float, key: int, row_ids: torch.Tensor, count: int, first: i
 
 def bias_dropout_add(x: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor, p: float, key: int, row_ids: torch.Tensor, first: int):
     """residual + mask * (x + bias) of [positions, b, h]; the element of a row is first + position * h + feature."""
+    if p == 0:
+        return residual + (x if bias is None else x + bias)
     length, batch, width = x.shape
     mask = dropout_mask(p, key, row_ids, length * width, first, x.dtype).view(batch, length, width).transpose(0, 1)
     return residual + mask * (x if bias is None else x + bias)
