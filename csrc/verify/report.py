@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import importlib
 import os
 import re
 import shutil
@@ -150,6 +151,8 @@ def measure_calls(op: str) -> tuple[dict[str, tuple[int, int]], dict[str, float]
     from tests.helpers.kernels import bytes_moved, emulator, geometry
 
     launches, traffic = {}, {}
+    for each in filter(CALLS.__contains__, all_ops()):
+        importlib.import_module(f"megagpt.kernels.{each}")  # before the emulated library is loaded, which then gets their gradients
     emulator()
     for dtype, name in DTYPES.items():
         work, minimum = CALLS[op](*EMULATED_SHAPE, dtype, "cpu")
@@ -174,7 +177,7 @@ def add_occupancy(kernels: list[Kernel]) -> None:
 
 def read_ceilings(path: Path) -> dict:
     ceilings = yaml.safe_load(path.read_text())
-    names = {"registers", "spills", "occupancy", "local", "wide", "narrow", "traffic"}
+    names = {"registers", "spills", "occupancy", "local", "wide_loads", "wide_stores", "narrow", "traffic"}
     if ceilings.keys() != {"every", "exceptions"} or ceilings["every"].keys() != names:
         raise SystemExit(f"{path}: it must hold 'every' with {', '.join(sorted(names))}, and 'exceptions'")
     for exception in ceilings["exceptions"]:
@@ -196,12 +199,11 @@ def violations(kernels: list[Kernel], traffic: dict[tuple[str, str], float], cei
     said = []
     for k in kernels:
         limit, who = ceilings_for(ceilings, "kernel", k.name), f"{k.name} on sm_{k.architecture}"
-        wide, narrow = min(k.accesses["LDG 128"], k.accesses["STG 128"]), k.accesses["LDG"] + k.accesses["STG"]
         most = {"registers": k.registers, "spills": k.spills, "local": k.accesses["LDL"] + k.accesses["STL"]}
         if not k.scalar:
-            most["narrow"] = narrow
-            if wide < limit["wide"]:
-                said.append(f"{who}: {k.accesses['LDG 128']} loads and {k.accesses['STG 128']} stores of 128 bits, at least {limit['wide']} each")
+            most["narrow"] = k.accesses["LDG"] + k.accesses["STG"]
+            wide = {"wide_loads": k.accesses["LDG 128"], "wide_stores": k.accesses["STG 128"]}
+            said += [f"{who}: {name} {value}, at least {limit[name]}" for name, value in wide.items() if value < limit[name]]
         said += [f"{who}: {name} {value}, at most {limit[name]}" for name, value in most.items() if value > limit[name]]
         if k.threads is None:
             said.append(f"{who}: no __launch_bounds__")
@@ -242,7 +244,8 @@ def report(ops: list[str], path: Path) -> int:
         shared = f"{k.static_shared}+{'?' if k.dynamic_shared is None else k.dynamic_shared}"
         print(
             f"{k.name:{width}} {k.dtype:>5} {k.architecture:5} {k.registers:10} {k.spills:6} {k.threads or '-':7} {shared:>9} {k.occupancy:7} %"
-            f" {k.accesses['LDG 128']:14}/{k.accesses['STG 128']:<8}{k.accesses['LDG']:4}/{k.accesses['STG']:<4} {k.accesses['LDL'] + k.accesses['STL']:5}"
+            f" {k.accesses['LDG 128']:14}/{k.accesses['STG 128']:<8}{k.accesses['LDG']:4}/{k.accesses['STG']:<4}"
+            f" {k.accesses['LDL'] + k.accesses['STL']:5}"
         )
     print("\nshared: bytes, static + dynamic in the reference call (?: it takes another kernel). Bytes moved over the fewest:")
     for op in ops:

@@ -58,7 +58,8 @@ def driver(sanitizer: str, replace: dict[str, Path] | None = None, name: str = "
 
 def planted(sanitizer: str) -> Path:
     """The program `planted NAME [SCHEDULE ...]`."""
-    return _make(CACHE / sanitizer, "planted", [HERE / "driver.cpp", *_sources("tests/emulator/planted/*.cu")], SANITIZERS[sanitizer], SANITIZERS[sanitizer])
+    sources = [HERE / "driver.cpp", *_sources("tests/emulator/planted/*.cu")]
+    return _make(CACHE / sanitizer, "planted", sources, SANITIZERS[sanitizer], SANITIZERS[sanitizer])
 
 
 def cuda_headers() -> Path:

@@ -252,7 +252,8 @@ inline SIMT_INTERNAL uint64_t warp_op(WarpOp op, unsigned mask, uint64_t value, 
     call.at = at;
   } else if (!call.arrived || call.mask != mask || call.op != op || !same_place(call.at, at)) {
     for (auto& other : warp.calls) {
-      if (other.arrived && other.mask & mask) fail("warp operation: lanes of one warp wait at different calls (line " + std::to_string(other.at.line()) + ")", at);
+      if (!other.arrived || !(other.mask & mask)) continue;
+      fail("warp operation: lanes of one warp wait at different calls (line " + std::to_string(other.at.line()) + ")", at);
     }
   }
   void* const event = call.event.point();
@@ -285,7 +286,9 @@ inline SIMT_INTERNAL void* shared_array(void** slot, size_t bytes, Location at =
   auto& m = machine;
   if (*slot) return *slot;
   m.shared_bytes += bytes;
-  if (m.shared_bytes > kMaxSharedBytes) fail(std::to_string(m.shared_bytes) + " bytes of shared memory; at most " + std::to_string(kMaxSharedBytes), at);
+  if (m.shared_bytes > kMaxSharedBytes) {
+    fail(std::to_string(m.shared_bytes) + " bytes of shared memory; at most " + std::to_string(kMaxSharedBytes), at);
+  }
   if (m.num_arrays == kMaxSharedArrays) fail("more than " + std::to_string(kMaxSharedArrays) + " shared arrays", at);
 #if defined(__SANITIZE_THREAD__)
   *slot = m.arena + m.arena_used;  // new addresses for every block, so that blocks have only global memory in common
@@ -371,7 +374,8 @@ inline SIMT_INTERNAL void report_deadlock() {
   for (auto& thread : machine.threads) {
     if (thread.status == Status::kDone) continue;
     machine.current = &thread;
-    note_error("deadlock: " + std::to_string(at_barrier) + " threads at a barrier, " + std::to_string(in_warp_op) + " in a warp operation; the first waits",
+    note_error("deadlock: " + std::to_string(at_barrier) + " threads at a barrier, " + std::to_string(in_warp_op) +
+                   " in a warp operation; the first waits",
                thread.at);
     return;
   }
@@ -449,7 +453,9 @@ inline SIMT_INTERNAL void launch(const std::string& kernel, dim3 grid, dim3 bloc
   if (threads == 0 || threads > kMaxThreads || block.z > 64) {
     refuse("a block of " + std::to_string(threads) + " threads; it must be 1 to 1024, at most 64 of them along z");
   }
-  if (blocks == 0 || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535) refuse("a grid of " + std::to_string(blocks) + " blocks is outside the limits");
+  if (blocks == 0 || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535) {
+    refuse("a grid of " + std::to_string(blocks) + " blocks is outside the limits");
+  }
   if (shared_bytes > kMaxSharedBytes) refuse(std::to_string(shared_bytes) + " bytes of shared memory; at most " + std::to_string(kMaxSharedBytes));
   m.block_size = block;
   m.grid_size = grid;

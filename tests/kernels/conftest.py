@@ -1,4 +1,4 @@
-"""Every test with the argument `kernels` runs on the kernels built for this CPU, on the CUDA kernels in the emulator, and on a GPU where there is one."""
+"""Every test with the argument `kernels` runs on the kernels built for this CPU, on the emulated CUDA kernels, and on a GPU where there is one."""
 
 import pytest
 import torch

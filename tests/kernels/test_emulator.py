@@ -80,7 +80,7 @@ def test_planted_bug_is_found(bug, build, message):
 
 
 @pytest.mark.parametrize("schedule", [1, 2])
-@pytest.mark.parametrize("bug", ["missing_barrier", "missing_second_barrier", "missing_warp_barrier", "scratch_reused", "race_between_blocks_with_barriers"])
+@pytest.mark.parametrize("bug", [bug for bug, found in BUGS.items() if found.get("thread") == RACE])
 def test_race_is_found_whatever_the_schedule(bug, schedule):
     said = run("thread", bug, schedule).stderr
     assert RACE in said and names_line(bug, said), said

@@ -1,4 +1,4 @@
-"""megagpt._C as built: safe on a CPU that is older than the one it was built on, right for every instruction set, and made from a source distribution."""
+"""megagpt._C as built: safe on an older CPU than the one it was built on, right for every instruction set, and made from a source distribution."""
 
 from __future__ import annotations
 
@@ -65,5 +65,6 @@ def test_source_distribution_builds(tmp_path):
     install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--no-index", "--target", target, archive]
     subprocess.run(install, check=True, capture_output=True, cwd=tmp_path)
     ask = "import megagpt.kernels.select as s; print(s.__file__, s.extension_missing())"
-    answer = subprocess.run([sys.executable, "-c", ask], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(target)}, capture_output=True, text=True, check=True)
+    environment = os.environ | {"PYTHONPATH": str(target)}
+    answer = subprocess.run([sys.executable, "-c", ask], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     assert answer.stdout.split() == [str(target / "megagpt/kernels/select.py"), "None"], answer.stdout + answer.stderr
