@@ -101,6 +101,13 @@ def ppo_loss(rows: int, width: int, dtype: torch.dtype, device: str) -> Call:
     return partial(ppo_policy_loss, logprobs, old.detach(), advantages.detach(), mask, 0.2, implementation="fused"), 5 * old.nbytes
 
 
+def sample(rows: int, width: int, dtype: torch.dtype, device: str) -> Call:
+    from megagpt.kernels.sample import sample
+
+    (logits,), draws = _random(1, (rows, width), dtype, device), torch.rand(rows, dtype=torch.float64, device=device)
+    return partial(sample, logits.detach(), draws, implementation="fused"), logits.nbytes
+
+
 def _random(number: int, shape: tuple[int, ...], dtype: torch.dtype, device: str) -> list[Tensor]:
     return [torch.randn(shape, dtype=dtype, device=device).requires_grad_() for _ in range(number)]
 
@@ -116,5 +123,5 @@ def _forward_backward(forward: Callable[[], object], inputs: tuple[Tensor, ...],
 
 CALLS: dict[str, Callable[[int, int, torch.dtype, str], Call]] = {
     function.__name__: function
-    for function in (norm, token_logprob, masked_softmax, rotary, bias_gelu, bias_swiglu, bias_dropout_add, adamw, gae, ppo_loss)
+    for function in (norm, token_logprob, masked_softmax, rotary, bias_gelu, bias_swiglu, bias_dropout_add, adamw, gae, ppo_loss, sample)
 }

@@ -12,6 +12,7 @@ from megagpt.data.batch import TokenBatch
 from megagpt.engine.build import Engine
 from megagpt.engine.schedule_run import infer
 from megagpt.engine.token_steps import part_of_rows
+from megagpt.kernels.select import set_kernels
 from megagpt.model.gpt import GPT, build_chunks
 from megagpt.model.layout import Layout
 from megagpt.model.shape import ModelShape
@@ -62,9 +63,10 @@ def accumulate(engine: Engine, batch: TinyBatch, dropout_key: tuple[int, int] | 
 
 def sharded_train(
     config: ModelConfig, state: Mapping[str, Tensor], batches: Sequence[TinyBatch], optimizer: OptimizerConfig, grid: Grid, zero_stage: int,
-    layout: Layout = Layout(), **engine_options,
+    layout: Layout = Layout(), kernels: str = "auto", **engine_options,
 ) -> PlainRun:
-    """`plain_train` on a grid; the tensors are those of this rank's stage."""
+    """`plain_train` on a grid, with these kernels; the tensors are those of this rank's stage."""
+    set_kernels(kernels)
     engine = Engine(sharded_chunks(config, state, grid, layout), optimizer, zero_stage, **engine_options)
     losses, norms, gradients_of_step_0 = [], [], {}
     for batch in batches:
@@ -73,6 +75,7 @@ def sharded_train(
         norms.append(engine.step(optimizer.lr))
     parameters = held_here(engine.canonical_parameters())
     engine.close()
+    set_kernels("auto")
     return PlainRun(losses, norms, gradients_of_step_0, parameters)
 
 

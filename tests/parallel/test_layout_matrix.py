@@ -1,5 +1,5 @@
 """Parity of every further way to cut and compute a model: sequence parallel, interleaved and uneven pipelines, context parallel,
-recomputation, offload, 16-bit weights, in a set of cases in which every two of them meet; each equals the plain reference.
+recomputation, offload, 16-bit weights, fused and plain kernels, in a set of cases in which every two of them meet; each equals the plain reference.
 """
 
 import functools
@@ -36,6 +36,7 @@ FACTORS = {
     "offload": ["none", "cpu"],
     "dtype": ["fp32", "bf16"],
     "optimizer": ["adamw", "sgd"],
+    "kernels": ["fused", "reference"],
 }  # fmt: skip
 STAGE_LAYERS = {"equal": None, "uneven": [3, 1], "interleaved": None, "interleaved-uneven": [2, 1, 1, 1]}
 
@@ -72,7 +73,7 @@ def name_of(case) -> str:
     grid = case["grid"]
     parts = [f"{axis}{size}" for axis, size in zip(("tp", "cp", "dp", "pp"), grid.shape) if size > 1] or ["one"]
     parts += [f"zero{case['zero']}", case["model"], case["stages"], f"recompute_{case['recompute']}", case["dtype"], case["optimizer"]]
-    parts += ["sp"] * case["sequence_parallel"] + ["offload"] * (case["offload"] == "cpu")
+    parts += ["sp"] * case["sequence_parallel"] + ["offload"] * (case["offload"] == "cpu") + [case["kernels"]]
     return "-".join(parts)
 
 
@@ -102,7 +103,7 @@ def test_parity_of_layouts_with_plain_training(case):
     layout = Layout.of(parallel, precision)
     ranks = run_ranks(
         case["grid"].size, sharded_train, config, plain_init(config, seed=1), BATCHES, OPTIMIZERS[case["optimizer"]], case["grid"], case["zero"],
-        layout, offload_optimizer=case["offload"],
+        layout, kernels=case["kernels"], offload_optimizer=case["offload"],
     )
     expected = plain_reference(config, case["optimizer"], layout.dtype)
     gradients, parameters = merge_ranks([rank.gradients for rank in ranks]), merge_ranks([rank.parameters for rank in ranks])
