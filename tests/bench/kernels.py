@@ -1,11 +1,11 @@
 """Speed and memory of the fused CPU kernels, side by side with eager PyTorch and torch.compile.
 
-    python tests/bench/kernels.py [--rounds 9] [--only log_prob gae …]      (inside .venv; about 4 minutes)
+    python tests/bench/kernels.py [--rounds 9] [--only log_prob gae …]      (inside .venv; about a minute)
 
 For float32 and bfloat16, with 1 and 2 threads: milliseconds of forward, and of forward and backward, medians over rounds in which all contenders
 run one after the other. The last line is one JSON object: how many times as fast as eager each op is, forward and backward, in float32 with 2
 threads (for adamw: as torch's own fused one, on large tensors; for gae: as a Python loop), and the share of eager's extra memory that log_prob
-takes. README.md holds the figures of a quiet machine.
+takes. csrc/README.md holds the figures of a quiet machine.
 """
 
 from __future__ import annotations
@@ -116,9 +116,9 @@ def adamw_of(count: int, size: int) -> dict[str, tuple[Work, Work]]:
 def gae_op(dtype: torch.dtype) -> dict[str, tuple[Work, Work]]:
     rewards, values, mask = torch.randn(64, 1024), torch.randn(64, 1024), torch.ones(64, 1024)
 
-    def run(implementation: Callable[..., object], **options) -> tuple[Work, Work]:
+    def run(function: Callable[..., object], **options) -> tuple[Work, Work]:
         def work() -> object:
-            return implementation(rewards, values, mask, gamma=1.0, gae_lambda=0.95, **options)
+            return function(rewards, values, mask, gamma=1.0, gae_lambda=0.95, **options)
 
         return work, work
 

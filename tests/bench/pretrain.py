@@ -34,7 +34,7 @@ CONTENDERS = {
     "megagpt": (Path(sys.executable), 1, 2, []),
     "dp2": (Path(sys.executable), 2, 1, ["--data-parallel", "2"]),
     # The head costs as much as 1.8 blocks, so the first stage gets more of these.
-    "pp2": (Path(sys.executable), 2, 1, ["--pipeline-parallel", "2", "--micro-batch-size", "1", "--stage-layers", "4", "2"]),
+    "pp2": (Path(sys.executable), 2, 1, ["--pipeline-parallel", "2", "--micro-batch-size", "2", "--stage-layers", "4", "2"]),
     "tp2": (Path(sys.executable), 2, 1, ["--tensor-parallel", "2"]),
 }
 

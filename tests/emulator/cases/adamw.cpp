@@ -23,6 +23,7 @@ CASES(adamw) {
         }
       };
       for (int64_t size : {5, 40, 2050}) {
+        if (size > 2048 && grad_dtype != copy_dtype) continue;  // several blocks: slow under ThreadSanitizer, and the same for all types
         const Example example(size, grad_dtype, copy_dtype);
         const Buffer scale = floats(1), overflow = floats(1);
         const AdamWTensor whole = example.slice(0, size), odd = example.slice(1, size - 1);
@@ -30,11 +31,12 @@ CASES(adamw) {
         call(&odd, 1, scale, nullptr);
         call(&odd, 1, scale, overflow);
       }
+      if (grad_dtype != Dtype::f32 || copy_dtype != Dtype::f32) continue;
       constexpr int64_t kMany = 66;  // more than one launch takes
       const Example example(kMany, grad_dtype, copy_dtype);
       AdamWTensor tensors[kMany];
       for (int64_t i = 0; i < kMany; ++i) tensors[i] = example.slice(i, 1);
-      call(tensors, grad_dtype == copy_dtype ? kMany : 2, nullptr, nullptr);
+      call(tensors, kMany, nullptr, nullptr);
     }
   }
 }
