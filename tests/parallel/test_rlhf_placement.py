@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from unittest import mock
 
 import pytest
@@ -24,6 +25,7 @@ from megagpt.config.schema import (
     RunConfig,
 )
 from megagpt.data.prompts import load_prompts
+from megagpt.kernels.select import set_kernels
 from megagpt.parallel.placement import build_grids
 from megagpt.rlhf import trainer as rlhf_trainer
 from megagpt.rlhf import update as rlhf_update
@@ -136,11 +138,13 @@ def before_the_first_update(config: RlhfConfig) -> dict[str, float | Tensor]:
 
 
 def two_steps(config: RlhfConfig):
-    """Metrics of two steps, and what this rank holds of policy and value after them."""
+    """Metrics of two steps with the kernels of the configuration, and what this rank holds of policy and value after them."""
+    set_kernels(config.kernels)
     with ppo_trainer(config) as trainer:
         metrics = [{name: value for name, value in trainer.step(step).items() if not name.endswith("_seconds")} for step in (1, 2)]
         engines = (trainer.models.policy, trainer.models.value)
         parameters = [{} if engine is None else held_here(engine.canonical_parameters()) for engine in engines]
+    set_kernels("auto")
     return metrics, parameters
 
 
@@ -177,10 +181,10 @@ def test_rlhf_reference_run_is_worth_comparing_with(on_one_rank):
     assert len(first) == len(second) >= 17
 
 
-@pytest.mark.parametrize("name", FOUR_RANKS)
-def test_rlhf_placement_does_not_change_two_steps(folder, on_one_rank, name):
+@pytest.mark.parametrize(("name", "kernels"), zip(FOUR_RANKS, itertools.cycle(["auto", "reference"])))
+def test_rlhf_placement_and_kernels_do_not_change_two_steps(folder, on_one_rank, name, kernels):
     expected_metrics, expected_parameters = on_one_rank
-    ranks = run_ranks(4, two_steps, ppo_config(folder, FOUR_RANKS[name]))
+    ranks = run_ranks(4, two_steps, ppo_config(folder, FOUR_RANKS[name]).model_copy(update={"kernels": kernels}))
     for metrics, _ in ranks:
         for ours, theirs in zip(metrics, expected_metrics, strict=True):
             # Absolutely: what is nothing but rounding before the first update.
