@@ -69,6 +69,11 @@ WIDE = "50257 or very_wide"
 # (file, what the line has become) -> why no test could see it.
 EQUIVALENT: dict[tuple[str, str], str] = {
     ("norm.cu", "if (threadIdx.x == 1) {"): "every thread of the block has the row's statistics; any one may store them",
+    ("gae.cu", "for (int distance = 1; distance <= kWarp; distance *= 2) {"): "no lane has another one 32 lanes behind it",
+    (
+        "masked_softmax.cu",
+        "for (int i = 0; i <= N; ++i) total += seen >> i & 1 ? to_float(g.v[i]) * to_float(y.v[i]) : 0.f;",
+    ): "bit N of what is seen is never set",
 }
 
 
