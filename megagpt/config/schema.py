@@ -91,7 +91,8 @@ class ParallelConfig(Frozen):
     virtual_pipeline_size: int = Field(1, gt=0)
     """Blocks of layers on each pipeline rank (interleaved 1F1B); more than one shrinks the pipeline's idle time."""
     stage_layers: list[int] | None = None
-    """Layers of each pipeline stage, where they are not to be equal; with virtual stages in the order that a token passes them."""
+    """Layers of each pipeline stage, where they are not to be equal; with virtual stages in the order that a token passes them.
+    0 in the first or the last leaves it the embedding or the head alone."""
     recompute: Literal["none", "selective", "full"] = "none"
     """Activations computed again in the backward pass instead of kept: those of attention alone, or those of whole layers."""
     offload_optimizer: Literal["none", "cpu", "nvme"] = "none"

@@ -17,7 +17,9 @@ def stage_layers(
         num_stages: pipeline ranks.
         stage: this rank's place among them.
         num_chunks, chunk: blocks on each rank, and which of them.
-        layers_of_stages: layers of each block in the order that a token passes them; default: equal numbers.
+        layers_of_stages: layers of each block in the order that a token passes them; default: equal numbers. 0 in the first
+            leaves it the embedding alone, 0 in the last the head alone, which costs as much as a layer or more where the
+            vocabulary is large.
 
     Raises:
         ValueError: a block without a layer, equal numbers that do not exist, or numbers that do not add up.
@@ -30,7 +32,11 @@ def stage_layers(
         if num_layers % num_blocks:
             raise ValueError(f"num_layers {num_layers} is not divisible by {what}")
         layers_of_stages = [num_layers // num_blocks] * num_blocks
-    if len(layers_of_stages) != num_blocks or sum(layers_of_stages) != num_layers or min(layers_of_stages) < 1:
-        raise ValueError(f"stage_layers {list(layers_of_stages)}: must be {num_blocks} numbers of at least 1 that add up to num_layers {num_layers}")
+    inner, ends = layers_of_stages[1:-1], (layers_of_stages[0], layers_of_stages[-1])
+    if len(layers_of_stages) != num_blocks or sum(layers_of_stages) != num_layers or min(inner, default=1) < 1 or min(ends) < 0:
+        raise ValueError(
+            f"stage_layers {list(layers_of_stages)}: must be {num_blocks} numbers that add up to num_layers {num_layers}, "
+            f"0 in the first or the last at most (embedding or head alone)"
+        )
     start = sum(layers_of_stages[:block])
     return range(start, start + layers_of_stages[block])

@@ -2,8 +2,8 @@
 
 The schedule runs over the bare module, never over the engine: DeepSpeed then sees one backward of many and reduces once.
 ZeRO 1-3 do so inside `coalesce_grad_reduction`; ZeRO 0 has no such block, so there the reduction and the clipping are
-called by hand. (DeepSpeed's own clipping at ZeRO 0 forgets replicated parameters of later pipeline stages and counts tied
-embeddings twice.)
+ours. (DeepSpeed's own reduction at ZeRO 0 copies every gradient into a bucket and back; its clipping forgets replicated
+parameters of later pipeline stages and counts tied embeddings twice.)
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from megagpt.engine.sharding import useful_zero_stage
 from megagpt.kernels.adamw import FusedAdamW
 from megagpt.model import param_map
 from megagpt.model.gpt import GPT
+from megagpt.parallel.collectives import sum_in_place
 from megagpt.parallel.mpu import DeepSpeedMpu
 
 LossFunction = Callable[[Tensor, Any], tuple[Tensor, dict[str, float | Tensor]]]
@@ -133,8 +134,9 @@ class Engine:
         """
         for model in self.models:
             model.train(dropout_key is not None)
-        # The schedule divides by its microbatches (and multiplies by cp), DeepSpeed divides by dp x cp; the loss is a plain sum.
-        scale = len(microbatches) * self.groups.grid.dp / denominator * self.loss_scale
+        # The schedule divides by its microbatches and multiplies by cp, ZeRO divides by dp x cp; the loss is a plain sum.
+        factor = self.groups.grid.dp if self.zero_stage > 0 else 1 / self.groups.grid.cp
+        scale = len(microbatches) * factor / denominator * self.loss_scale
 
         def forward_step(model: GPT, batch: Any):
             def loss(output: Tensor):
@@ -150,7 +152,7 @@ class Engine:
                 self.deepspeed.set_gradient_accumulation_boundary(True)
                 collected = run_schedule(self.models, microbatches, forward_step, **arguments)
                 self._sum_shared_gradients()
-                self.deepspeed.allreduce_gradients()
+                sum_in_place([p.grad for p, _ in self.entries if p.grad is not None], self.groups.collection.dp_cp)
             else:
                 with self.deepspeed.coalesce_grad_reduction():
                     collected = run_schedule(self.models, microbatches, forward_step, **arguments)
@@ -161,12 +163,7 @@ class Engine:
         """Gradients of weights that several ranks of a replica hold: tied embeddings, and what sequence parallelism splits over tokens."""
         for weight, _ in self._tied:
             dist.all_reduce(weight.grad, group=self.groups.collection.embd)
-        if self._shared_over_tp:
-            gradients = [parameter.grad for parameter in self._shared_over_tp]
-            flat = torch.cat([gradient.flatten() for gradient in gradients])
-            dist.all_reduce(flat, group=self.groups.collection.tp)
-            for gradient, summed in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
-                gradient.copy_(summed.view_as(gradient))
+        sum_in_place([parameter.grad for parameter in self._shared_over_tp], self.groups.collection.tp)
         if getattr(self.deepspeed.optimizer, "use_grad_accum_attribute", False):
             for parameter, _ in self.entries:  # where ZeRO 1 and 2 then look for float32 gradients
                 parameter.grad_accum, parameter.grad = parameter.grad, None

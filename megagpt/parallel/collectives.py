@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 
@@ -14,6 +16,24 @@ def sum_over(group: dist.ProcessGroup, *values: float, device: torch.device | st
     if group.size() > 1:
         dist.all_reduce(packed, group=group)
     return packed.tolist()
+
+
+def sum_in_place(tensors: Sequence[torch.Tensor], group: dist.ProcessGroup, small: int = 65536) -> None:
+    """Replace each tensor by its sum over a group; all ranks hold the same shapes in the same order.
+
+    Tensors of `small` numbers and more are summed where they lie, all on their way at once; the others travel as one message.
+    (A bucket for all costs two copies of everything: 8 % of a small model's step.)
+    """
+    if group.size() == 1 or not tensors:
+        return
+    whole = [tensor for tensor in tensors if tensor.numel() >= small and tensor.is_contiguous()]
+    parts = [tensor for tensor in tensors if tensor.numel() < small or not tensor.is_contiguous()]
+    packed = [torch.cat([part.flatten() for part in parts])] if parts else []
+    for work in [dist.all_reduce(tensor, group=group, async_op=True) for tensor in (*whole, *packed)]:
+        work.wait()
+    if parts:
+        for part, summed in zip(parts, packed[0].split([part.numel() for part in parts]), strict=True):
+            part.copy_(summed.view_as(part))
 
 
 def max_over(group: dist.ProcessGroup, value: float, device: torch.device | str = "cpu") -> float:

@@ -32,9 +32,10 @@ CONTENDERS = {
     # name: (interpreter, ranks, threads of each, options of the worker)
     "huggingface": (PEERS / "bin/python", 1, 2, []),
     "megagpt": (Path(sys.executable), 1, 2, []),
-    "dp2": (Path(sys.executable), 2, 1, ["--data-parallel", "2"]),
-    # The head costs as much as 1.8 blocks, so the first stage gets more of these.
-    "pp2": (Path(sys.executable), 2, 1, ["--pipeline-parallel", "2", "--micro-batch-size", "2", "--stage-layers", "4", "2"]),
+    # Replicas of 55 MB have nothing to gain from ZeRO 1, which would send the weights around as well.
+    "dp2": (Path(sys.executable), 2, 1, ["--data-parallel", "2", "--zero-stage", "0"]),
+    # Two blocks a rank halve the idle time; the head costs as much as 1.3 to 1.8 layers, so it is a block of its own.
+    "pp2": (Path(sys.executable), 2, 1, ["--pipeline-parallel", "2", "--micro-batch-size", "2", "--stage-layers", "2", "2", "2", "0"]),
     "tp2": (Path(sys.executable), 2, 1, ["--tensor-parallel", "2"]),
 }
 
@@ -96,9 +97,10 @@ def train_megagpt(steps: int, options: argparse.Namespace) -> list[float]:
     world = start("cpu")
     torch.set_num_threads(options.threads)
     grid = Grid(tp=options.tensor_parallel, dp=options.data_parallel, pp=options.pipeline_parallel)
-    layout = Layout(stage_layers=tuple(options.stage_layers) if options.stage_layers else None)
+    layers = options.stage_layers
+    layout = Layout(stage_layers=tuple(layers), num_chunks=len(layers) // grid.pp) if layers else Layout()
     chunks = new_chunks(config, build_groups(grid), world.device, layout, seed=0)
-    engine = Engine(chunks, OptimizerConfig(lr=1e-4), useful_zero_stage(1, grid))
+    engine = Engine(chunks, OptimizerConfig(lr=1e-4), useful_zero_stage(options.zero_stage, grid))
     micro, seconds = options.micro_batch_size or ROWS // grid.dp, []
     for ids in batches(steps):
         began = time.perf_counter()
@@ -177,6 +179,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), help="leave the others out")
     for name in ("tensor", "data", "pipeline"):
         parser.add_argument(f"--{name}-parallel", type=int, default=1, help=argparse.SUPPRESS)
+    parser.add_argument("--zero-stage", type=int, default=1, help=argparse.SUPPRESS)
     parser.add_argument("--micro-batch-size", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--stage-layers", type=int, nargs="+", help=argparse.SUPPRESS)
     parser.add_argument("--worker", choices=CONTENDERS, help=argparse.SUPPRESS)

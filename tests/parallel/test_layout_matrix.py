@@ -38,7 +38,7 @@ FACTORS = {
     "optimizer": ["adamw", "sgd"],
     "kernels": ["fused", "reference"],
 }  # fmt: skip
-STAGE_LAYERS = {"equal": None, "uneven": [3, 1], "interleaved": None, "interleaved-uneven": [2, 1, 1, 1]}
+STAGE_LAYERS = {"equal": None, "uneven": [3, 1], "interleaved": None, "interleaved-uneven": [0, 3, 2, 0]}
 
 
 def the_model(case):

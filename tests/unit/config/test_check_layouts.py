@@ -30,7 +30,7 @@ def test_layouts_that_are_legal(parallel):
         ({"pipeline_parallel_size": 7}, {}, "model.num_layers = 6: less than the pipeline-parallel size 7"),
         ({"pipeline_parallel_size": 4}, {}, r"not divisible by pipeline_parallel_size 4; stage_layers \[2, 2, 1, 1\] would do"),
         ({"pipeline_parallel_size": 2, "virtual_pipeline_size": 4}, {}, "num_layers 6 is less than .* 2 x virtual_pipeline_size 4.*; 3 virtual stages at most"),
-        ({"pipeline_parallel_size": 2, "stage_layers": [5, 2]}, {}, r"must be 2 numbers .* add up to num_layers 6; stage_layers \[3, 3\] would do"),
+        ({"pipeline_parallel_size": 2, "stage_layers": [5, 2]}, {}, r"must be 2 numbers .* add up to num_layers 6, .*; stage_layers \[3, 3\] would do"),
         ({"virtual_pipeline_size": 2}, {}, "virtual_pipeline_size = 2 with pipeline_parallel_size = 1: .*; take 1"),
         ({"pipeline_parallel_size": 2, "zero_stage": 3}, {}, "zero_stage = 3 with pipeline_parallel_size = 2: .* take zero_stage 1 or 2"),
         ({"zero_stage": 0}, {"dtype": "bf16"}, "precision.dtype = bf16 with parallel.zero_stage = 0: .*; take zero_stage 1"),

@@ -19,3 +19,14 @@ def test_stages_hold_every_layer_once_in_order(num_layers, num_stages):
 def test_stages_refuse_uneven_pipelines(num_layers, num_stages, rule):
     with pytest.raises(ValueError, match=rule):
         stage_layers(num_layers, num_stages, 0)
+
+
+def test_stages_may_leave_the_embedding_and_the_head_alone():
+    blocks = [stage_layers(5, 2, block % 2, num_chunks=2, chunk=block // 2, layers_of_stages=[0, 3, 2, 0]) for block in range(4)]
+    assert [list(block) for block in blocks] == [[], [0, 1, 2], [3, 4], []]
+
+
+@pytest.mark.parametrize("layers", [[2, 0, 3, 0], [3, 3, -1, 0], [2, 2], [2, 2, 2, 2], [6, 0, 0, -1]])
+def test_stages_refuse_a_block_without_work(layers):
+    with pytest.raises(ValueError, match=r"must be 4 numbers that add up to num_layers 5, 0 in the first or the last at most"):
+        stage_layers(5, 2, 0, num_chunks=2, layers_of_stages=layers)
