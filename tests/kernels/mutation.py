@@ -78,6 +78,10 @@ EQUIVALENT: dict[tuple[str, str], str] = {
         "columns.cuh",
         "return {part, part * part_rows + threadIdx.y, end <= rows ? end : rows, (blockIdx.x % tiles * kWarp + threadIdx.x) * N};",
     ): "end and rows are the same there",
+    (
+        "ppo_loss.cu",
+        "if (threadIdx.x == 1) partial[blockIdx.x * L::kSums + s] = total;",
+    ): "every thread of the block has the sum; any one may store it",
     ("ppo_loss.cu", "sums[2] += fabsf(1.f - ratio) * shown;"): "a magnitude has no sign",
     (
         "adamw.cu",
