@@ -222,8 +222,8 @@ def annotator_agreement(judgements: Sequence[Ranking]) -> dict[str, Any] | None:
     """How far annotators agree who judged the same answers to the same prompt: each pair of answers is first better, tied, or second better.
 
     `agreement` is the mean share of two annotators who say the same; `kappa` is Fleiss' (1971), what of it is above chance. Which
-    answer of a pair is called the first says nothing, so both orders count, and chance does not depend on it. None where no two
-    annotators (of different `annotator`) judged a pair.
+    answer of a pair is called the first says nothing, so both orders count, and chance does not depend on it. Of an annotator who judged
+    the same answers twice the last word counts. None where no two annotators (of different `annotator`) judged a pair.
     """
     opinions: dict[Hashable, dict[str, Ranking]] = defaultdict(dict)
     for record in judgements:

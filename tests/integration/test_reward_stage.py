@@ -17,8 +17,8 @@ from megagpt.tokenizer.chat import encode_chat
 from tests.helpers.plain import PlainGPT
 from tests.helpers.tiny_checkpoint import make_checkpoint
 from tests.helpers.tiny_run import demonstrations, facts, finished, megagpt, question, rankings, toy_tokenizer, write_rows
+from tests.helpers.tolerance import NORMALISED_SCORE_ABSOLUTE
 
-SCALE_ABSOLUTE = 1e-3  # scores are within 1e-4 of the plain ones (LOGITS_ABSOLUTE), their deviation may be a tenth
 MARKS = ([0, 1], [0, 1], [1, 0], [0, 0])
 
 
@@ -87,4 +87,4 @@ def test_reward_stage_puts_the_demonstrations_at_mean_0_and_deviation_1(stage):
                 tokens, _ = encode_chat(tokenizer, row["messages"])
                 scores.append(float(model(torch.tensor([tokens]))[0, -1]))
         normalised = (np.array(scores) - checkpoint.state["reward_mean"]) / checkpoint.state["reward_std"]
-        assert normalised.mean() == pytest.approx(0, abs=SCALE_ABSOLUTE) and normalised.std() == pytest.approx(1, abs=SCALE_ABSOLUTE)
+        assert normalised.mean() == pytest.approx(0, abs=NORMALISED_SCORE_ABSOLUTE) and normalised.std() == pytest.approx(1, abs=NORMALISED_SCORE_ABSOLUTE)

@@ -14,9 +14,7 @@ from megagpt.parallel.grid import Coordinates, Grid
 from megagpt.reward.data import replica_batches
 from megagpt.reward.loss import ranking_loss
 from megagpt.reward.normalise import score_statistics
-
-ROUNDING = 1e-12  # of float64, in sums of at most 36 pairs of order 1
-STEP, CURVATURE = 1e-5, 1e-8  # central differences in float64: error about STEP^2 times a third derivative below 1
+from tests.helpers.tolerance import FINITE_DIFFERENCE_ABSOLUTE, FINITE_DIFFERENCE_STEP, FLOAT64_ABSOLUTE
 
 
 def some_ranks(size: int, seed: int) -> list[int | None]:
@@ -50,7 +48,7 @@ def test_kway_loss_and_gradient_equal_brute_force(size):
         loss, _ = loss_of(scores, ranks)
         loss.backward()
         values = scores.tolist()
-        assert loss.item() == pytest.approx(brute_force(values, ranks), abs=ROUNDING)
+        assert loss.item() == pytest.approx(brute_force(values, ranks), abs=FLOAT64_ABSOLUTE)
         closed, num_pairs = [0.0] * size, 0
         for i, j in itertools.permutations(range(size), 2):
             if ranks[i] is not None and ranks[j] is not None and ranks[i] < ranks[j]:
@@ -58,10 +56,10 @@ def test_kway_loss_and_gradient_equal_brute_force(size):
                 surprise = 1 / (1 + math.exp(values[i] - values[j]))  # 1 - sigma(difference)
                 closed[i] -= surprise
                 closed[j] += surprise
-        assert scores.grad.tolist() == pytest.approx([part / num_pairs for part in closed], abs=ROUNDING)
+        assert scores.grad.tolist() == pytest.approx([part / num_pairs for part in closed], abs=FLOAT64_ABSOLUTE)
         for i in range(size):
-            up, down = ([value + sign * STEP * (j == i) for j, value in enumerate(values)] for sign in (1, -1))
-            assert scores.grad[i].item() == pytest.approx((brute_force(up, ranks) - brute_force(down, ranks)) / (2 * STEP), abs=CURVATURE)
+            up, down = ([value + sign * FINITE_DIFFERENCE_STEP * (j == i) for j, value in enumerate(values)] for sign in (1, -1))
+            assert scores.grad[i].item() == pytest.approx((brute_force(up, ranks) - brute_force(down, ranks)) / (2 * FINITE_DIFFERENCE_STEP), abs=FINITE_DIFFERENCE_ABSOLUTE)
 
 
 def test_kway_loss_of_equal_scores_is_log_two_for_every_length_of_ranking():
@@ -78,7 +76,7 @@ def test_kway_sums_of_parts_add_up():
     whole = ranking_loss(scores, winners, losers, weights, margins=margins, **terms)
     parts = [ranking_loss(scores, winners[part], losers[part], weights[part], margins=margins[part], **terms) for part in (slice(3), slice(3, 7))]
     for number in (0, 1):
-        assert whole[number].item() == pytest.approx(sum(part[number].item() for part in parts), abs=ROUNDING)
+        assert whole[number].item() == pytest.approx(sum(part[number].item() for part in parts), abs=FLOAT64_ABSOLUTE)
 
 
 def test_kway_draw_counts_half_and_a_wrong_pair_nothing():
@@ -103,7 +101,7 @@ PAIR = torch.tensor([LOG3, 0.0], dtype=torch.float64)
 )
 def test_ranking_terms_by_hand(terms, expected):
     loss, correct = loss_of(PAIR, [0, 1], **terms)
-    assert loss.item() == pytest.approx(expected, abs=ROUNDING)
+    assert loss.item() == pytest.approx(expected, abs=FLOAT64_ABSOLUTE)
     assert correct.item() == 1  # a margin does not change which answer won
 
 
@@ -111,14 +109,14 @@ def test_label_smoothing_is_least_where_the_model_expects_the_swapped_share():
     """d/d(difference) of -(1 - s) log sigma - s log(1 - sigma) is sigma - (1 - s)."""
     scores = torch.tensor([math.log(0.9 / 0.1), 0.0], dtype=torch.float64, requires_grad=True)
     loss_of(scores, [0, 1], label_smoothing=0.1)[0].backward()
-    assert scores.grad.tolist() == pytest.approx([0, 0], abs=ROUNDING)
+    assert scores.grad.tolist() == pytest.approx([0, 0], abs=FLOAT64_ABSOLUTE)
 
 
 def test_centring_moves_both_scores_and_leaves_their_difference():
     scores = torch.tensor([3.0, 2.0], dtype=torch.float64, requires_grad=True)
     with_centring, without = (loss_of(scores, [0, 1], centring=centring)[0] for centring in (0.01, 0.0))
     (gradient,) = torch.autograd.grad(with_centring - without, scores)
-    assert gradient.tolist() == pytest.approx([0.01 * 2 * 5.0] * 2, abs=ROUNDING)
+    assert gradient.tolist() == pytest.approx([0.01 * 2 * 5.0] * 2, abs=FLOAT64_ABSOLUTE)
 
 
 # ---------------------------------------------------------------- batches
@@ -161,7 +159,7 @@ def test_reward_statistics_put_demonstrations_at_mean_0_and_deviation_1():
     scores = np.random.default_rng(0).normal(3, 5, 100)
     scale = score_statistics(scores.tolist())
     normalised = (scores - scale["reward_mean"]) / scale["reward_std"]
-    assert normalised.mean() == pytest.approx(0, abs=ROUNDING) and normalised.std() == pytest.approx(1, abs=ROUNDING)
+    assert normalised.mean() == pytest.approx(0, abs=FLOAT64_ABSOLUTE) and normalised.std() == pytest.approx(1, abs=FLOAT64_ABSOLUTE)
 
 
 def test_reward_statistics_never_divide_by_zero():

@@ -26,9 +26,9 @@ from megagpt.reward.report import (
     within_correlation,
     write_evaluation,
 )
+from tests.helpers.tolerance import FLOAT64_ABSOLUTE
 
 SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"
-ROUNDING = 1e-12
 
 
 def ranking(question="q", answers=("a", "b"), ranks=(0, 1), **more) -> Ranking:
@@ -121,7 +121,7 @@ def test_report_kendall_tau_b_equals_brute_force(size):
     generator = np.random.default_rng(size)
     for _ in range(20):
         x, y = generator.integers(0, size, size).tolist(), generator.integers(0, 4, size).tolist()
-        assert kendall_tau_b(x, y) == pytest.approx(brute_tau_b(x, y), abs=ROUNDING)
+        assert kendall_tau_b(x, y) == pytest.approx(brute_tau_b(x, y), abs=FLOAT64_ABSOLUTE)
 
 
 def test_report_kendall_tau_b_by_hand():
@@ -162,7 +162,7 @@ def test_report_ece_equals_brute_force():
     for num_bins in (1, 7, 10):
         difference, weight = generator.normal(0.5, 2, 300), generator.random(300) + 0.1
         difference[:5] = 0
-        assert calibration(difference, weight, num_bins)["ece"] == pytest.approx(brute_ece(difference, weight, num_bins), abs=ROUNDING)
+        assert calibration(difference, weight, num_bins)["ece"] == pytest.approx(brute_ece(difference, weight, num_bins), abs=FLOAT64_ABSOLUTE)
 
 
 def test_report_calibration_by_hand():
@@ -257,15 +257,15 @@ def test_report_agreement_does_not_depend_on_which_answer_is_called_first():
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="no ../shared/data")
 def test_report_agreement_of_pandalm_is_what_its_marks_say():
-    """All three say the same in 684 of 782 pairs; the published kappas of its annotators are 0.85 and above."""
+    """A line is a pair; a few pairs of the same texts stand in several lines, of which the last counts."""
     records = read_rankings(SHARED / "pandalm_human" / "pairs.jsonl")
     found = annotator_agreement(records)
     by_pair = {}
     for record in records:
-        by_pair.setdefault((record.where, record.prompt), []).append(record.ranks)
+        by_pair.setdefault(record.where, []).append(record.ranks)
     same = [sum(a == b for a, b in itertools.combinations(ranks, 2)) / 3 for ranks in by_pair.values()]
     assert found["annotators"] == 3 and found["agreement"] == pytest.approx(np.mean(same), abs=0.01)
-    assert 0.8 < found["kappa"] < 0.95
+    assert len(by_pair) == 735 and 0.8 < found["kappa"] < found["agreement"]
 
 
 # ---------------------------------------------------------------- the file
