@@ -1,4 +1,4 @@
-"""Batched decoding with a key/value cache, under any tensor x pipeline layout."""
+"""Continuous batching with a key/value cache, under any tensor x pipeline layout."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megagpt.generation.sample import Sampling, choose
-from megagpt.model.attention import KeyValueCache
+from megagpt.generation.slots import SlotTable, Step
+from megagpt.model.decode import can_decode, decoding_pass
 from megagpt.model.gpt import GPT
+from megagpt.model.key_value_cache import KeyValueCache
 from megagpt.parallel.collectives import gather_last_dim, max_over
 
 
@@ -26,16 +28,21 @@ class Generated:
     """Their log-probabilities under softmax(logits / temperature)."""
     stopped: list[bool]
     """False where the row was cut at max_new_tokens."""
+    prompt_tokens: int = 0
+    """Tokens that passed through the model as part of a whole prompt."""
+    response_tokens: int = 0
+    """Tokens that passed through it one a row."""
 
 
 @torch.no_grad()
 def generate(
     model: GPT, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, stop_ids: Sequence[int], sampling: Sampling,
-    prompt_ids: Sequence[int] | None = None, sample_numbers: Sequence[int] | None = None, lockstep: dist.ProcessGroup | None = None,
+    prompt_ids: Sequence[int] | None = None, sample_numbers: Sequence[int] | None = None, max_rows: int | None = None,
+    lockstep: dist.ProcessGroup | None = None,
 ) -> Generated:
     """Continue every prompt. All ranks of one replica (tp x pp) call this with the same arguments and get the same answer.
 
-    Prompts may differ in length: they are padded on the right and every row keeps its own position, so padding is never seen.
+    Nothing is padded, a prompt that several rows have is computed once, and a row that has ended makes room for the next.
 
     Args:
         prompts: token ids, none empty.
@@ -43,6 +50,7 @@ def generate(
         stop_ids: a row ends with the first of these.
         prompt_ids: counters for randomness; default 0, 1, …
         sample_numbers: which of several samples of one prompt this row is; default 0.
+        max_rows: rows decoded at the same time; default all. No answer depends on it.
         lockstep: replicas that must take the same number of steps, since ZeRO 3 gathers weights over them at each one.
 
     Raises:
@@ -51,12 +59,14 @@ def generate(
     """
     if not prompts:
         return Generated([], [], [])
-    lengths = np.array([len(prompt) for prompt in prompts])
-    longest, context = int(lengths.max()), model.shape.config.max_sequence_length
+    lengths = [len(prompt) for prompt in prompts]
+    longest, context = max(lengths), model.shape.config.max_sequence_length
+    if max_rows is not None and max_rows < 1:
+        raise ValueError(f"max_rows = {max_rows}: must be 1 or more")
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens = {max_new_tokens}: must be 1 or more")
-    if lengths.min() == 0:
-        raise ValueError(f"prompt {int(lengths.argmin())} is empty: at least one token is needed")
+    if 0 in lengths:
+        raise ValueError(f"prompt {lengths.index(0)} is empty: at least one token is needed")
     for number, prompt in enumerate(prompts):
         if min(prompt) < 0 or max(prompt) >= model.shape.vocab_size:
             raise ValueError(f"prompt {number} holds a token outside the vocabulary: ids are 0 to {model.shape.vocab_size - 1}")
@@ -65,70 +75,83 @@ def generate(
             raise ValueError(f"{name}: {len(counters)} counters for {len(prompts)} prompts")
     if longest + max_new_tokens > context:
         raise ValueError(f"prompt of {longest} tokens + max_new_tokens {max_new_tokens} is longer than the context of {context}")
-    device = next(model.parameters()).device
-    rows = np.arange(len(prompts))  # the rows that still run, by their place in `prompts`
-    ids = rows if prompt_ids is None else np.asarray(prompt_ids, dtype=np.int64)
-    numbers = np.zeros_like(rows) if sample_numbers is None else np.asarray(sample_numbers, dtype=np.int64)
-    stop = torch.tensor(list(stop_ids), device=device)
+    ids = np.arange(len(prompts)) if prompt_ids is None else np.asarray(prompt_ids, dtype=np.int64)
+    numbers = np.zeros_like(ids) if sample_numbers is None else np.asarray(sample_numbers, dtype=np.int64)
+    stops, device = frozenset(stop_ids), next(model.parameters()).device
     tokens_out: list[list[int]] = [[] for _ in prompts]
     logprobs_out: list[list[float]] = [[] for _ in prompts]
     stopped = [False] * len(prompts)
 
-    padded = torch.zeros(len(prompts), longest, dtype=torch.int64)
-    for row, prompt in enumerate(prompts):
-        padded[row, : len(prompt)] = torch.as_tensor(prompt)
     was_training = model.training
     model.eval()
-    cache = KeyValueCache(len(prompts), longest + max_new_tokens)
-    positions = torch.arange(longest, device=device).expand(len(prompts), -1)
-    last = torch.as_tensor(lengths - 1, device=device)
-    step_tokens = padded.to(device)
-    for count in range(max_new_tokens):
-        new_tokens, new_logprobs = _step(model, step_tokens, positions, cache, last, sampling, ids[rows], numbers[rows], lengths[rows] + count)
-        ended = torch.isin(new_tokens, stop)
-        for row, token, logprob, end in zip(rows, new_tokens.tolist(), new_logprobs.tolist(), ended.tolist()):
-            if not stopped[row]:
-                tokens_out[row].append(token)
-                logprobs_out[row].append(logprob)
-                stopped[row] = end
-        running = torch.tensor([place for place, row in enumerate(rows) if not stopped[row]], dtype=torch.int64, device=device)
-        if not _anyone_runs(len(running) > 0, lockstep, device):
+    num_slots = min(max_rows or len(prompts), len(prompts))
+    cache = model.new_cache(num_slots, longest + max_new_tokens)
+    table = SlotTable(prompts, num_slots, cache.copy)
+    run = _Passes(model, cache, sampling)
+    while True:
+        step = table.next_step()
+        if not _anyone_runs(step is not None, lockstep, device):
             break
-        if len(running) == 0:
-            running = running.new_zeros(1)  # a finished row goes along until the other replicas are done
-        if len(running) < len(rows):
-            rows, new_tokens = rows[running.cpu().numpy()], new_tokens[running]
-            cache.keep_rows(running)
-        step_tokens = new_tokens[:, None]
-        positions = torch.as_tensor(lengths[rows] + count, device=device)[:, None]
-        last = torch.zeros(len(rows), dtype=torch.int64, device=device)
+        if step is None:
+            run(_ALONG, ids[:1], numbers[:1])
+            continue
+        rows = table.rows
+        tokens, logprobs = run(step, ids[rows], numbers[rows])
+        for slot, others, length in step.shares:
+            cache.copy(slot, others, length)
+        for row, token, logprob in zip(rows, tokens, logprobs, strict=True):
+            tokens_out[row].append(token)
+            logprobs_out[row].append(logprob)
+            stopped[row] = token in stops
+        table.advance(tokens, [stopped[row] or len(tokens_out[row]) == max_new_tokens for row in rows])
     model.train(was_training)
-    return Generated(tokens_out, logprobs_out, stopped)
+    return Generated(tokens_out, logprobs_out, stopped, run.prompt_tokens, run.response_tokens)
+
+
+_ALONG = Step(tokens=[0], positions=[0], going_on=[0], last=[0])
+"""What a replica computes for nothing while others still have rows."""
 
 
 def _anyone_runs(here: bool, lockstep: dist.ProcessGroup | None, device: torch.device) -> bool:
     return here if lockstep is None else max_over(lockstep, float(here), device) > 0
 
 
-def _step(
-    model: GPT, tokens: Tensor, positions: Tensor, cache: KeyValueCache, last: Tensor, sampling: Sampling,
-    prompt_ids: np.ndarray, sample_numbers: np.ndarray, counters: np.ndarray,
-) -> tuple[Tensor, Tensor]:
-    """Tokens [b, s] through all stages; returns the next token of each row and its log-probability, [b] on every rank."""
-    groups, pp = model.groups, model.groups.collection.pp
-    neighbours = dist.get_process_group_ranks(pp)
-    batch, length = tokens.shape
-    if not groups.is_first_stage:
-        hidden = torch.empty(length, batch, model.config.hidden_size, dtype=model.config.params_dtype, device=tokens.device)
-        dist.recv(hidden, neighbours[groups.coordinates.pp - 1], group=pp)
-        model.set_input_tensor(hidden)
-    output = model(tokens, positions, cache, only=last)
-    chosen = torch.empty(2, batch, dtype=torch.float64, device=tokens.device)
-    if groups.is_last_stage:
-        logits = gather_last_dim(output[:, 0], groups.collection.tp)[:, : model.shape.vocab_size]
-        chosen[0], chosen[1] = choose(logits, sampling, prompt_ids, sample_numbers, counters)
-    else:
-        dist.send(output.contiguous(), neighbours[groups.coordinates.pp + 1], group=pp)
-    if pp.size() > 1:
-        dist.broadcast(chosen, neighbours[-1], group=pp)
-    return chosen[0].long(), chosen[1].float()
+class _Passes:
+    """Steps through all pipeline stages."""
+
+    def __init__(self, model: GPT, cache: KeyValueCache, sampling: Sampling) -> None:
+        self.model, self.cache, self.sampling = model, cache, sampling
+        self.decode = can_decode(model)
+        self.prompt_tokens = self.response_tokens = 0
+
+    def __call__(self, step: Step, prompt_ids: np.ndarray, sample_numbers: np.ndarray) -> tuple[list[int], list[float]]:
+        """Returns the next token of each slot and its log-probability, the same on every rank."""
+        model, device = self.model, self.cache.device
+        groups, pp = model.groups, model.groups.collection.pp
+        neighbours = dist.get_process_group_ranks(pp)
+        self.response_tokens += len(step.going_on)
+        self.prompt_tokens += len(step.tokens) - len(step.going_on)
+        self.cache.expect(step.going_on, step.positions[: len(step.going_on)], step.prompts)
+        tokens, positions = torch.tensor([step.tokens, step.positions], device=device)[:, None]
+        last, received = torch.tensor(step.last, device=device), None
+        if not groups.is_first_stage:
+            received = torch.empty(len(step.tokens), 1, model.config.hidden_size, dtype=model.config.params_dtype, device=device)
+            dist.recv(received, neighbours[groups.coordinates.pp - 1], group=pp)
+        output = self._stage(tokens, positions, last, received)
+        chosen = torch.empty(2, len(last), dtype=torch.float64, device=device)
+        if groups.is_last_stage:
+            logits = gather_last_dim(output[0], groups.collection.tp)[:, : model.shape.vocab_size]
+            counters = np.array(step.positions)[step.last] + 1  # where the new tokens will stand
+            chosen[0], chosen[1] = choose(logits, self.sampling, prompt_ids, sample_numbers, counters)
+        else:
+            dist.send(output.contiguous(), neighbours[groups.coordinates.pp + 1], group=pp)
+        if pp.size() > 1:
+            dist.broadcast(chosen, neighbours[-1], group=pp)
+        return chosen[0].long().tolist(), chosen[1].tolist()
+
+    def _stage(self, tokens: Tensor, positions: Tensor, last: Tensor, received: Tensor | None) -> Tensor:
+        if self.decode:
+            return decoding_pass(self.model, tokens, positions, self.cache, last, received)
+        if received is not None:
+            self.model.set_input_tensor(received)
+        return self.model(tokens, positions, self.cache, last)

@@ -21,40 +21,6 @@ from megagpt.model.dropout import ATTENTION, DropoutState
 from megagpt.model.forward_pass import CurrentPass
 
 
-class KeyValueCache:
-    """Keys and values of one stage's layers for a batch of rows; slot p of a row holds its token at position p.
-
-    `positions` [b, s] (set by the model for each call) says where the s new tokens of every row stand.
-    """
-
-    def __init__(self, batch_size: int, max_length: int) -> None:
-        self.batch_size, self.max_length = batch_size, max_length
-        self.positions: Tensor | None = None
-        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def update(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Write new keys and values [b, heads, s, d] at `positions`; returns all slots [b, heads, max_length, d]."""
-        if layer not in self._layers:
-            # Zeros, not uninitialised memory: a masked NaN would still poison the product with the values.
-            empty = key.new_zeros(self.batch_size, key.size(1), self.max_length, key.size(3))
-            self._layers[layer] = (empty, torch.zeros_like(empty))
-        keys, values = self._layers[layer]
-        where = self.positions[:, None, :, None].expand(-1, key.size(1), -1, key.size(3))
-        keys.scatter_(2, where, key)
-        values.scatter_(2, where, value)
-        return keys, values
-
-    def mask(self) -> Tensor:
-        """True where a new token may look: slots up to its own position. [b, 1, s, max_length]"""
-        slots = torch.arange(self.max_length, device=self.positions.device)
-        return (slots <= self.positions[:, :, None])[:, None]
-
-    def keep_rows(self, rows: Tensor) -> None:
-        """Drop finished rows: keep those listed in `rows` [n]."""
-        self.batch_size = len(rows)
-        self._layers = {layer: (keys[rows], values[rows]) for layer, (keys, values) in self._layers.items()}
-
-
 class RotaryTable:
     """Cosines and sines of all positions of a model, made on each device where they are asked for."""
 
@@ -105,13 +71,13 @@ class CausalAttention(MegatronModule):
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """query [b, s, heads, d], key and value [b, s, groups, d] with all tokens of the rows -> [b, s, heads, d]."""
         now, mask, drops = self.current.value, None, self.training and self.dropout_state.active
-        if now.segments is not None and now.cache is None and not drops and select.flash_attention_runs(query):
+        if now.cache is not None:
+            pairs = torch.stack((key[0], value[0]), dim=2)
+            return now.cache.attend(self.layer_number, query[0], pairs, self.softmax_scale or query.size(-1) ** -0.5)[None]
+        if now.segments is not None and not drops and select.flash_attention_runs(query):
             return flash_attention.within_documents(query, key, value, now.segments, self.softmax_scale)
         query, key, value = (x.transpose(1, 2) for x in (query, key, value))
-        if now.cache is not None:
-            key, value = now.cache.update(self.layer_number, key, value)
-            mask = now.cache.mask()
-        elif now.segments is not None:
+        if now.segments is not None:
             same = now.segments[:, :, None] == now.segments[:, None, :]
             mask = same.tril()[:, None]
         if drops:

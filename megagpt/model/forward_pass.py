@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 if TYPE_CHECKING:
-    from megagpt.model.attention import KeyValueCache
+    from megagpt.model.key_value_cache import KeyValueCache
 
 
 @dataclass(frozen=True, eq=False)

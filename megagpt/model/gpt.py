@@ -17,8 +17,9 @@ from torch import Tensor
 from megagpt.config.stages import stage_layers
 from megagpt.model import dropout as drop
 from megagpt.model import megatron_globals, param_map
-from megagpt.model.attention import CausalAttention, KeyValueCache, RotaryTable
+from megagpt.model.attention import CausalAttention, RotaryTable
 from megagpt.model.forward_pass import CurrentPass, ForwardPass
+from megagpt.model.key_value_cache import KeyValueCache
 from megagpt.model.layout import Layout
 from megagpt.model.megatron_config import transformer_config
 from megagpt.model.mlp import mlp_forward
@@ -107,17 +108,17 @@ class GPT(GPTModel):
         Args:
             tokens: [b, s] ids (read on the first stage; the others take what `set_input_tensor` gave them). With context
                 parallelism this rank's part of each row.
-            positions: [b, s] position of each token; default 0, 1, 2 … in each segment. With a cache also the slots written.
-            cache: keys and values of the earlier tokens.
-            only: [b] index of the one position of each row whose output is wanted; the head is spared the others.
+            positions: [b, s] position of each token; default 0, 1, 2 … in each segment.
+            cache: keys and values of the earlier tokens; b is 1 and the row holds what the cache expects.
+            only: [n] places in a single row whose output is wanted; the head is spared the others.
             segments: [b, length of the whole rows] document that each token belongs to; attention stays within it.
             dropout_key: (seed, step); None: no dropout.
             row_ids: numbers of the rows in the global batch, for dropout.
 
         Returns:
             last stage: logits [b, s, padded vocabulary / tp] of this tensor-parallel rank, or scalars [b, s];
-            other stages: hidden states [s, b, h] ([s / tp, b, h] with sequence parallelism). With `only`, s is 1 in the
-            last stage's output.
+            other stages: hidden states [s, b, h] ([s / tp, b, h] with sequence parallelism). With `only`, the last
+            stage's s is n.
         """
         cp, length = self.groups.collection.cp, tokens.size(1)
         if positions is None:
@@ -125,8 +126,6 @@ class GPT(GPTModel):
             if segments is not None:
                 positions = positions - _segment_starts(segments, positions)
             positions = positions[:, cp.rank() * length : (cp.rank() + 1) * length]
-        if cache is not None:
-            cache.positions = positions.expand_as(tokens)
         self.current.value = ForwardPass(dropout_key, tuple(row_ids), segments, cache, positions)
         self._only = only
         return super().forward(tokens, positions, attention_mask=None)
@@ -138,7 +137,7 @@ class GPT(GPTModel):
 
     def _postprocess(self, hidden_states: Tensor, **_) -> Tensor:
         if self.post_process and self._only is not None:
-            hidden_states = hidden_states[self._only, torch.arange(hidden_states.size(1), device=hidden_states.device)][None]
+            hidden_states = hidden_states[self._only]
         if self.has_scalar_head and self.post_process:
             if self.layout.sequence_parallel:
                 # Every tensor-parallel rank computes the same scalars: each takes its own tokens' part of the gradient.
@@ -151,6 +150,12 @@ class GPT(GPTModel):
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
         logits, _ = self.output_layer(hidden_states, weight=weight)
         return logits.transpose(0, 1)  # a view: the largest tensor of all is not copied, nor is its gradient
+
+    def new_cache(self, num_rows: int, length: int) -> KeyValueCache:
+        """For decoding that many texts at the same time, each of that many tokens at most; `ModelShape.cache_bytes` says its size."""
+        layers = range(self._layer_offset + 1, self._layer_offset + 1 + len(self.decoder.layers))
+        groups, device = self.shape.num_query_groups // self.groups.grid.tp, next(self.parameters()).device
+        return KeyValueCache(layers, num_rows, length, groups=groups, size=self.shape.head_size, dtype=self.layout.dtype, device=device)
 
     # ------------------------------------------------------------ canonical names
 

@@ -44,6 +44,10 @@ class ModelShape:
         """Vocabulary rows that `tp` tensor-parallel ranks hold together: the next multiple of tp."""
         return math.ceil(self.vocab_size / tp) * tp
 
+    def cache_bytes(self, num_rows: int, length: int, *, num_layers: int, tp: int, num_bytes: int) -> int:
+        """Of the keys and values that a rank holds while it decodes `num_rows` texts of `length` tokens, each number of `num_bytes`."""
+        return 2 * num_rows * length * num_layers * self.head_size * self.num_query_groups // tp * num_bytes
+
     def flops_per_token(self, sequence_length: int, num_parameters: int) -> float:
         """Forward and backward, matrix products only: 6 N + 12 layers x hidden x sequence (Chowdhery et al. 2022, appendix B)."""
         return 6.0 * num_parameters + 12.0 * self.config.num_layers * self.config.hidden_size * sequence_length
