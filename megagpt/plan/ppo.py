@@ -123,18 +123,23 @@ def _phases(config: RlhfConfig, jobs: dict[str, Job], roles: dict[str, int]) -> 
 
 
 def _rollout_memory(config: RlhfConfig, job: Job, stage: int) -> Memory:
-    """All rows of a replica are answered at once, in an evaluation as in a round: keys and values of every layer and token, and
+    """As many rows of a replica as it answers at once, in an evaluation as in a round: keys and values of every layer and token, and
     the prompts' first pass."""
-    rows, shape = max(config.ppo.rollout_batch_size, config.prompts.eval_prompts) // job.grid.dp, job.shape
+    rows, shape = _rows_at_once(config, job, max(config.ppo.rollout_batch_size, config.prompts.eval_prompts)), job.shape
     prompts = rows * config.prompts.max_prompt_length
     passing = prompts * (2 * shape.ffn_hidden_size // job.grid.tp + 2 * shape.config.hidden_size) * job.num_bytes
-    cache = rows * _cache_bytes(job, sum(job.layers(stage)))
+    cache = _cache_bytes(job, rows, sum(job.layers(stage)))
     return Memory(kv_cache=cache, activations=passing + 2 * rows * shape.vocab_size * 4, buffers=memory.gathered_bytes(job, stage))
 
 
-def _cache_bytes(job: Job, num_layers: int) -> int:
-    """Keys and values of one row, prompt and response."""
-    return 2 * num_layers * job.length * job.shape.head_size * job.shape.num_query_groups // job.grid.tp * job.num_bytes
+def _rows_at_once(config: RlhfConfig, job: Job, rows: int) -> int:
+    """Of one replica, when all replicas together answer so many."""
+    return min(rows // job.grid.dp, config.ppo.generation_batch_size or rows)
+
+
+def _cache_bytes(job: Job, rows: int, num_layers: int) -> int:
+    """Keys and values, prompt and response."""
+    return job.shape.cache_bytes(rows, job.length, num_layers=num_layers, tp=job.grid.tp, num_bytes=job.num_bytes)
 
 
 def _scoring_memory(job: Job, stage: int) -> Memory:
@@ -166,14 +171,16 @@ def _slowest(jobs: dict[str, Job], seconds: dict[str, float]) -> float:
 def _rollout_seconds(config: RlhfConfig, job: Job) -> float:
     """The prompts' first pass, then token by token: each reads all weights and the cache, or is bound by arithmetic or launches
     (Pope et al. 2022, section 2). Pipeline stages take turns, so all of them count. ZeRO 3 gathers all weights for each token."""
-    hardware, rows, layers = job.hardware, config.ppo.rollout_batch_size // job.grid.dp, job.shape.config.num_layers
+    hardware, all_rows, layers = job.hardware, config.ppo.rollout_batch_size // job.grid.dp, job.shape.config.num_layers
+    rows = _rows_at_once(config, job, config.ppo.rollout_batch_size)
     rate = getattr(hardware.peak_flops, job.dtype) * speed.MATMUL_EFFICIENCY
     weights = sum(total(job.parameters(stage)) for stage in range(job.grid.pp))
-    cache = rows * _cache_bytes(job, layers) / 2  # half full on average
+    cache = _cache_bytes(job, rows, layers) / 2  # half full on average
     token = max(weights * job.num_bytes / hardware.memory_bandwidth, 2.0 * weights * rows / rate) + cache / hardware.memory_bandwidth
     gather = speed.gather_seconds(job)
-    prefill = 2.0 * weights * rows * config.prompts.max_prompt_length / rate + gather
-    return prefill + config.prompts.max_response_length * (token + gather + layers * speed.LAUNCH_SECONDS_PER_LAYER)
+    prefill = 2.0 * weights * all_rows * config.prompts.max_prompt_length / rate + gather
+    steps = config.prompts.max_response_length * all_rows / rows  # a row that ends makes room for the next at once
+    return prefill + steps * (token + gather + layers * speed.LAUNCH_SECONDS_PER_LAYER)
 
 
 def _petaflop_s_days(plan: PpoPlan, attention: bool) -> float:

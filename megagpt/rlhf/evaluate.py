@@ -12,7 +12,7 @@ from megagpt.data.prompts import EncodedPrompt
 from megagpt.rlhf.experience import Rollout
 from megagpt.rlhf.four_models import FourModels
 from megagpt.rlhf.rollout import roll_out
-from megagpt.rlhf.score import language_model_logprobs, reward_scores
+from megagpt.rlhf.score import language_model_logprobs, policy_logprobs, reward_scores
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,12 @@ class Evaluation:
 
 def evaluate(models: FourModels, config: RlhfConfig, prompts: list[EncodedPrompt], stop_ids: tuple[int, ...], device: torch.device) -> Evaluation:
     """Sample once from every prompt, with randomness of its own, the same before and after training."""
-    rollout, _ = roll_out(
+    rollout = roll_out(
         models, config, [p.tokens for p in prompts], [p.number for p in prompts], [0] * len(prompts),
         stop_ids=stop_ids, seed=config.run.seed + 1, device=device,
     )
     scores = reward_scores(models, rollout, config, device)
-    difference = language_model_logprobs(models, "policy", rollout, config, device) - language_model_logprobs(models, "reference", rollout, config, device)
+    difference = policy_logprobs(models, rollout, config, device)[0] - language_model_logprobs(models, "reference", rollout, config, device)
     kl = (difference * rollout.response_mask).sum(dim=1)
     return Evaluation(
         reward=float(scores.mean()), reward_std=float(scores.std(correction=min(1, scores.numel() - 1))), kl=float(kl.mean()),

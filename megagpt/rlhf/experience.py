@@ -24,6 +24,12 @@ class Rollout:
     """[n] int64, prompt and response together"""
     stopped: Tensor
     """[n] bool, False where the response was cut"""
+    sampler_logprobs: Tensor | None = None
+    """[n, P] of the sampled tokens, as the sampler saw them; 0 outside the response"""
+
+    def first(self, num_rows: int) -> Rollout:
+        """The first rows alone."""
+        return Rollout(**{name: part if part is None else part[:num_rows] for name, part in vars(self).items()})
 
     @property
     def response_mask(self) -> Tensor:
@@ -51,6 +57,8 @@ class Experience:
     """[n, P]"""
     returns: Tensor
     """[n, P] targets of the value model"""
+    sampler_gap: float = 0.0
+    """Largest difference between the sampler's log-probability of a token and the trainer's, over the rows for which both are known"""
 
     @property
     def kl(self) -> Tensor:

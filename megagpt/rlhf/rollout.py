@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from megagpt.config.schema import RlhfConfig
 from megagpt.generation.generate import generate
@@ -18,15 +17,12 @@ from megagpt.rlhf.four_models import FourModels
 def roll_out(
     models: FourModels, config: RlhfConfig, prompts: Sequence[Sequence[int]], prompt_ids: Sequence[int], sample_numbers: Sequence[int],
     *, stop_ids: Sequence[int], seed: int, device: torch.device,
-) -> tuple[Rollout, Tensor]:
+) -> Rollout:
     """Sample one response for each prompt with the current policy; equal on every rank of the job.
 
     Args:
         prompts: token ids of all rows of the rollout, the same on every rank.
         prompt_ids, sample_numbers: counters of randomness, one for each row.
-
-    Returns:
-        the rollout, and the sampler's own log-probabilities [n, P].
     """
     length = config.prompts.max_prompt_length + config.prompts.max_response_length
     grid, groups = models.grids["policy"], models.groups["policy"]
@@ -38,7 +34,7 @@ def roll_out(
                 models.policy.model, [prompts[i] for i in mine], max_new_tokens=config.prompts.max_response_length, stop_ids=stop_ids,
                 sampling=Sampling(temperature=config.ppo.temperature, seed=seed),
                 prompt_ids=[prompt_ids[i] for i in mine], sample_numbers=[sample_numbers[i] for i in mine],
-                lockstep=groups.collection.dp_cp if models.policy.zero_stage == 3 else None,
+                max_rows=config.ppo.generation_batch_size, lockstep=groups.collection.dp_cp if models.policy.zero_stage == 3 else None,
             )
         # One float64 row for each response: tokens | log-probabilities | prompt length, length, stopped.
         packed = torch.zeros(len(mine), 2 * length + 3, dtype=torch.float64)
@@ -50,7 +46,7 @@ def roll_out(
             packed[row, -3:] = torch.tensor([len(prompt), len(prompt) + len(response), generated.stopped[row]], dtype=torch.float64)
         packed = packed.to(device)
     rows = share_rows(packed, grid, (len(prompts), 2 * length + 3), torch.float64, device)
-    rollout = Rollout(
-        tokens=rows[:, :length].long(), prompt_lengths=rows[:, -3].long(), lengths=rows[:, -2].long(), stopped=rows[:, -1] > 0
+    return Rollout(
+        tokens=rows[:, :length].long(), prompt_lengths=rows[:, -3].long(), lengths=rows[:, -2].long(), stopped=rows[:, -1] > 0,
+        sampler_logprobs=rows[:, length : 2 * length - 1].float(),
     )
-    return rollout, rows[:, length : 2 * length - 1].float()

@@ -63,6 +63,19 @@ def language_model_logprobs(models: FourModels, role: str, rollout: Rollout, con
     return score_rows(models, role, rollout, config.ppo.micro_batch_size, read, rollout.tokens.size(1) - 1, device)
 
 
+def policy_logprobs(models: FourModels, rollout: Rollout, config: RlhfConfig, device: torch.device) -> tuple[Tensor, float]:
+    """Of the policy before the update, [n, P], from whom the configuration says; and the largest gap between sampler and trainer.
+
+    The trainer scores the whole rollout, or one microbatch of each replica where only the gap is asked of it.
+    """
+    scored = rollout
+    if config.ppo.logprobs == "sampler":
+        scored = rollout.first(config.ppo.micro_batch_size * models.grids["policy"].dp)
+    logprobs = language_model_logprobs(models, "policy", scored, config, device)
+    gap = float(((scored.sampler_logprobs - logprobs) * scored.response_mask).abs().max())
+    return (rollout.sampler_logprobs if config.ppo.logprobs == "sampler" else logprobs), gap
+
+
 def reward_scores(models: FourModels, rollout: Rollout, config: RlhfConfig, device: torch.device) -> Tensor:
     """Normalised score of each row, read at its last token; [n]."""
 
@@ -80,7 +93,7 @@ def score(models: FourModels, rollout: Rollout, config: RlhfConfig, kl_coefficie
     scores = reward_scores(models, rollout, config, device)
     values = score_rows(models, "value", rollout, ppo.micro_batch_size, lambda scalars, batch: scalars[:, :-1], width, device)
     reference_logprobs = language_model_logprobs(models, "reference", rollout, config, device)
-    logprobs = language_model_logprobs(models, "policy", rollout, config, device)
+    logprobs, sampler_gap = policy_logprobs(models, rollout, config, device)
     rewards = token_rewards(
         scores, rollout.stopped, logprobs, reference_logprobs, mask,
         kl_coefficient=kl_coefficient, clip_reward=ppo.clip_reward, missing_eos_penalty=ppo.missing_eos_penalty,
@@ -88,4 +101,4 @@ def score(models: FourModels, rollout: Rollout, config: RlhfConfig, kl_coefficie
     advantages, returns = generalised_advantages(rewards, values, mask, gamma=ppo.gamma, gae_lambda=ppo.gae_lambda)
     if ppo.whiten_advantages:
         advantages = whiten(advantages, mask)
-    return Experience(rollout, mask, logprobs, reference_logprobs, values, scores, advantages, returns)
+    return Experience(rollout, mask, logprobs, reference_logprobs, values, scores, advantages, returns, sampler_gap)

@@ -127,7 +127,7 @@ class Trainer:
         with self._phase(phase, "rollout"):
             chosen = step_rows(seed, step - 1, ppo.rollout_batch_size, len(self.prompts))
             rows = [self.prompts[item] for _, item in chosen]
-            rollout, sampler_logprobs = roll_out(
+            rollout = roll_out(
                 self.models, self.config, [p.tokens for p in rows], [p.number for p in rows], [epoch for epoch, _ in chosen],
                 stop_ids=self.stop_ids, seed=seed, device=self.world.device,
             )
@@ -135,7 +135,7 @@ class Trainer:
             experience = score(self.models, rollout, self.config, self.kl.coefficient, self.world.device)
         with self._phase(phase, "update"):
             updates = self._update(experience, step)
-        metrics = {**_describe(experience, sampler_logprobs), **updates, "kl_coefficient": self.kl.coefficient, **self._seconds}
+        metrics = {**_describe(experience), **updates, "kl_coefficient": self.kl.coefficient, **self._seconds}
         self.kl.update(metrics["kl"], ppo.rollout_batch_size)
         if step % self.config.every.log == 0:
             self._peek(experience)
@@ -172,7 +172,7 @@ class Trainer:
         self._seconds[f"{name}_seconds"] = time.perf_counter() - began
 
 
-def _describe(experience: Experience, sampler_logprobs: torch.Tensor) -> dict[str, float]:
+def _describe(experience: Experience) -> dict[str, float]:
     """Metrics of a scored rollout, before the update."""
     mask, rollout = experience.mask, experience.rollout
     count = mask.sum()
@@ -186,7 +186,7 @@ def _describe(experience: Experience, sampler_logprobs: torch.Tensor) -> dict[st
         "length": float((rollout.lengths - rollout.prompt_lengths).float().mean()),
         "stopped": float(rollout.stopped.float().mean()),
         "logprob": float((experience.logprobs * mask).sum() / count),
-        "sampler_gap": float(((sampler_logprobs - experience.logprobs) * mask).abs().max()),
+        "sampler_gap": experience.sampler_gap,
         "explained_variance": float(1.0 - residual / spread.clamp(min=1e-12)),
     }
 
