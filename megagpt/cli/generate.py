@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser, verb: str) -> None:
     add_model_arguments(parser)
     parser.add_argument("--prompts", required=True, metavar="FILE", help="prompt records (JSONL, JSONL.gz or parquet)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="JSONL to write (default: standard output)")
-    parser.add_argument("--num-samples", type=int, default=1, metavar="K", help="with K > 1: ranking records without ranks, for annotators")
+    parser.add_argument("--num-samples", type=int, default=1, metavar="K", help="answers to each prompt, which is computed once for all (default 1); with K > 1: ranking records without ranks, for annotators")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="rows decoded at the same time (default 32)")
 
 
@@ -36,8 +36,9 @@ def sampling_of(options: argparse.Namespace):
     """How to sample."""
     from megagpt.generation.sample import Sampling
 
-    if options.max_new_tokens < 1:
-        raise ConfigError(f"--max-new-tokens {options.max_new_tokens}: must be 1 or more")
+    for name in ("max_new_tokens", "num_samples", "batch_size"):
+        if getattr(options, name, 1) < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} {getattr(options, name)}: must be 1 or more")
     try:
         return Sampling(options.temperature, options.top_k, options.top_p, options.seed)
     except ValueError as error:
@@ -91,16 +92,19 @@ def run(options: argparse.Namespace, verb: str) -> int | None:
             raise DataError(prompt.where, f"{len(tokens)} tokens + max_new_tokens {options.max_new_tokens} is longer than the context of {context}")
     model = start_model(checkpoint, grid)
     rows = [(number, sample) for number in range(len(prompts)) for sample in range(options.num_samples)]
-    answers: list[str] = []
-    for first in range(0, len(rows), options.batch_size):
-        part = rows[first : first + options.batch_size]
-        generated = generate(
-            model, [encoded[number] for number, _ in part], max_new_tokens=options.max_new_tokens, stop_ids=stop_ids(tokenizer), sampling=sampling,
-            prompt_ids=[number for number, _ in part], sample_numbers=[sample for _, sample in part],
-        )
-        answers += [tokenizer.decode(tokens) for tokens in generated.tokens]
-        if is_main_rank():
-            print(f"{len(answers)}/{len(rows)} answers", file=sys.stderr, flush=True)
+    said = 0
+
+    def report(ended: int) -> None:
+        nonlocal said
+        if is_main_rank() and (ended - said >= options.batch_size or ended == len(rows)):
+            said = ended
+            print(f"{ended}/{len(rows)} answers", file=sys.stderr, flush=True)
+
+    generated = generate(
+        model, [encoded[number] for number, _ in rows], max_new_tokens=options.max_new_tokens, stop_ids=stop_ids(tokenizer), sampling=sampling,
+        prompt_ids=[number for number, _ in rows], sample_numbers=[sample for _, sample in rows], max_rows=options.batch_size, on_ended=report,
+    )
+    answers = [tokenizer.decode(tokens) for tokens in generated.tokens]
     lines = []
     for number, prompt in enumerate(prompts):
         given = answers[number * options.num_samples : (number + 1) * options.num_samples]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,7 +38,7 @@ class Generated:
 def generate(
     model: GPT, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, stop_ids: Sequence[int], sampling: Sampling,
     prompt_ids: Sequence[int] | None = None, sample_numbers: Sequence[int] | None = None, max_rows: int | None = None,
-    lockstep: dist.ProcessGroup | None = None,
+    lockstep: dist.ProcessGroup | None = None, on_ended: Callable[[int], None] | None = None,
 ) -> Generated:
     """Continue every prompt. All ranks of one replica (tp x pp) call this with the same arguments and get the same answer.
 
@@ -52,6 +52,7 @@ def generate(
         sample_numbers: which of several samples of one prompt this row is; default 0.
         max_rows: rows decoded at the same time; default all. No answer depends on it.
         lockstep: replicas that must take the same number of steps, since ZeRO 3 gathers weights over them at each one.
+        on_ended: called with the number of rows that have ended, whenever there are more.
 
     Raises:
         ValueError: a prompt that is empty, holds an unknown token or leaves no room for max_new_tokens in the context; or
@@ -88,6 +89,7 @@ def generate(
     cache = model.new_cache(num_slots, longest + max_new_tokens)
     table = SlotTable(prompts, num_slots, cache.copy)
     run = _Passes(model, cache, sampling)
+    num_ended = 0
     while True:
         step = table.next_step()
         if not _anyone_runs(step is not None, lockstep, device):
@@ -103,7 +105,11 @@ def generate(
             tokens_out[row].append(token)
             logprobs_out[row].append(logprob)
             stopped[row] = token in stops
-        table.advance(tokens, [stopped[row] or len(tokens_out[row]) == max_new_tokens for row in rows])
+        ended = [stopped[row] or len(tokens_out[row]) == max_new_tokens for row in rows]
+        table.advance(tokens, ended)
+        if on_ended is not None and any(ended):
+            num_ended += sum(ended)
+            on_ended(num_ended)
     model.train(was_training)
     return Generated(tokens_out, logprobs_out, stopped, run.prompt_tokens, run.response_tokens)
 

@@ -155,11 +155,13 @@ def _seconds(config: RlhfConfig, jobs: dict[str, Job]) -> dict[str, float]:
     """Of one round. Roles on the same ranks work one after the other, roles on different ranks at the same time."""
     ppo = config.ppo
     updates = ppo.epochs * (ppo.rollout_batch_size // ppo.minibatch_size)
-    passes = ppo.rollout_batch_size / ppo.minibatch_size
+    passes = {role: ppo.rollout_batch_size / ppo.minibatch_size for role in ROLES}
+    if ppo.logprobs == "sampler":
+        passes["policy"] = ppo.micro_batch_size * jobs["policy"].grid.dp / ppo.minibatch_size  # for the gap alone
     steps = {role: speed.step_time(job) for role, job in jobs.items()}
     return {
         "rollout": _rollout_seconds(config, jobs["policy"]),
-        "score": _slowest(jobs, {role: speed.forward_seconds(jobs[role], steps[role]) * passes for role in ROLES}),
+        "score": _slowest(jobs, {role: speed.forward_seconds(jobs[role], steps[role]) * passes[role] for role in ROLES}),
         "update": _slowest(jobs, {role: steps[role].total * updates for role in TRAINED}),
     }
 
@@ -184,13 +186,13 @@ def _rollout_seconds(config: RlhfConfig, job: Job) -> float:
 
 
 def _petaflop_s_days(plan: PpoPlan, attention: bool) -> float:
-    """A round passes each response through the policy's sampling, one scoring pass of each model, and `epochs` updates of two:
-    2 N a token forward, 6 N an update."""
+    """A round passes each response through the policy's sampling, one scoring pass of each model (of the policy where the sampler's
+    log-probabilities do not count), and `epochs` updates of two: 2 N a token forward, 6 N an update."""
     ppo, flops = plan.config.ppo, 0.0
     for role, job in plan.jobs.items():
         size = num_parameters(job.shape, job.scalar_head)
         per_token = job.shape.flops_per_token(job.length, size) if attention else 6.0 * size
-        forward = 1 + (role == "policy")
+        forward = 1 + (role == "policy" and ppo.logprobs == "trainer")
         flops += per_token * job.length * (forward / 3 + ppo.epochs * (role in TRAINED))
     return flops * ppo.rollout_batch_size * ppo.steps / compute.PETAFLOP_S_DAY
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from megagpt.model.attention import KeyValueCache
+from megagpt.model.decode import decoding_pass
 from megagpt.model.gpt import GPT
+from megagpt.model.key_value_cache import KeyValueCache
 from megagpt.parallel.grid import Grid
 from tests.helpers.plain import plain_init
 from tests.helpers.sharded import full_forward, sharded_model, whole_vocabulary
@@ -39,30 +40,38 @@ def logits_of_both(config, state, grid) -> torch.Tensor | None:
 
 
 @torch.no_grad()
-def cached_logits(model: GPT, tokens: torch.Tensor, first: int, cache: KeyValueCache) -> torch.Tensor | None:
-    """Logits of `tokens` at positions first, first + 1, … through the cache, stage by stage."""
+def cached_logits(model: GPT, tokens: torch.Tensor, positions: torch.Tensor, cache: KeyValueCache) -> torch.Tensor | None:
+    """Logits [rows, s, V] of `tokens` [rows, s], whole prompts or one token a row, through the cache and stage by stage."""
     groups, pp = model.groups, model.groups.collection.pp
-    stages = dist.get_process_group_ranks(pp)
+    stages, (num_rows, length), hidden = dist.get_process_group_ranks(pp), tokens.shape, None
     if not groups.is_first_stage:
-        hidden = torch.empty(tokens.shape[1], tokens.shape[0], model.config.hidden_size)
+        hidden = torch.empty(tokens.numel(), 1, model.config.hidden_size)
         dist.recv(hidden, stages[0], group=pp)
-        model.set_input_tensor(hidden)
-    output = model(tokens, first + torch.arange(tokens.shape[1]).expand_as(tokens), cache)
+    if length == 1:
+        cache.expect(range(num_rows), positions.flatten().tolist(), [])
+    else:
+        cache.expect([], [], [(row, length) for row in range(num_rows)])
+    output = decoding_pass(model, tokens.reshape(1, -1), positions.reshape(1, -1), cache, torch.arange(tokens.numel()), hidden)
     if groups.is_last_stage:
-        return whole_vocabulary(model, output)
+        return whole_vocabulary(model, output).unflatten(1, tokens.shape)[0]
     dist.send(output.contiguous(), stages[1], group=pp)
     return None
 
 
 def decode_after_the_future(config, state, grid) -> torch.Tensor | None:
-    """Fill the cache with a text and decode its tokens a second time, one by one, with the later ones still in the cache. [2, rows, s, V]."""
-    model = sharded_model(config, state, grid).eval()
-    both = []
+    """Fill the cache with a text and decode its tokens a second time, one by one, with the later ones still in the cache. [2, rows, s, V].
+
+    The rows are at different tokens, so that the later ones lie within what is read for the row that is farthest.
+    """
+    model, both = sharded_model(config, state, grid).eval(), []
     for text in two_texts():
-        cache = KeyValueCache(len(text), LENGTH)
-        cached_logits(model, text, 0, cache)
-        both.append([cached_logits(model, text[:, t : t + 1], t, cache) for t in range(LENGTH)])
-    return None if both[0][0] is None else torch.stack([torch.cat(steps, dim=1) for steps in both])
+        cache, rows = model.new_cache(len(text), LENGTH), torch.arange(len(text))[:, None]
+        cached_logits(model, text, torch.arange(LENGTH).expand_as(text), cache)
+        steps = [(rows + step) % LENGTH for step in range(LENGTH)]
+        logits = [cached_logits(model, text.gather(1, places), places, cache) for places in steps]
+        if logits[0] is not None:
+            both.append(torch.cat(logits, dim=1)[rows, torch.cat(steps, dim=1).argsort(dim=1)])
+    return torch.stack(both) if both else None
 
 
 @pytest.mark.parametrize("pass_", [logits_of_both, decode_after_the_future], ids=["forward", "cache"])

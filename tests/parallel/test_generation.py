@@ -1,15 +1,18 @@
-"""Generation: decoding with the cache equals full forwards of the plain model, and no layout, batch or order changes a sample."""
+"""Generation: decoding with the cache equals full forwards of the plain model, and no layout, batch, order or slot changes a sample."""
 
 import functools
 import re
+from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 
 from megagpt.config.schema import OptimizerConfig
 from megagpt.engine.build import Engine
+from megagpt.generation import generate as generation
 from megagpt.generation.generate import Generated, generate
-from megagpt.generation.sample import Sampling
+from megagpt.generation.sample import Sampling, choose
 from megagpt.parallel.grid import Grid
 from tests.helpers.plain import PlainGPT, plain_init
 from tests.helpers.sharded import sharded_model
@@ -44,6 +47,16 @@ def plain_greedy(family: str, prompt: list[int]) -> list[int]:
     text = list(prompt)
     for _ in range(NEW_TOKENS):
         text.append(plain_model(family)(torch.tensor([text]))[0, -1].argmax().item())
+    return text[len(prompt) :]
+
+
+def plain_sample(family: str, prompt: list[int], counters: tuple[int, int], sampling: Sampling, stop_ids: list[int]) -> list[int]:
+    """Token after token: this prompt's draws alone, each from the last logits of a full forward."""
+    text, (prompt_id, sample_number) = list(prompt), counters
+    while len(text) < len(prompt) + NEW_TOKENS and text[len(prompt) :][-1:] not in [[stop] for stop in stop_ids]:
+        logits = plain_model(family)(torch.tensor([text]))[0, -1:]
+        tokens, _ = choose(logits, sampling, *(np.array([counter]) for counter in (prompt_id, sample_number, len(text))))
+        text.append(tokens.item())
     return text[len(prompt) :]
 
 
@@ -89,6 +102,62 @@ def test_generation_logprobs_equal_a_full_forward(grid, family, sampling):
     for prompt, tokens, logprobs in zip(PROMPTS, generated.tokens, generated.logprobs, strict=True):
         expected = plain_logprobs(family, prompt, tokens, sampling.temperature or 1.0)
         assert logprobs == pytest.approx(expected.tolist(), abs=LOG_PROBABILITY_ABSOLUTE)
+
+
+BUSY = {  # four prompts, two of them several times, in any order
+    "prompts": [PROMPTS[i] for i in (1, 0, 3, 0, 2, 0, 3, 1)],
+    "prompt_ids": [1, 0, 3, 0, 2, 0, 3, 7],
+    "sample_numbers": [0, 0, 0, 1, 0, 2, 1, 0],
+    "stop_ids": list(range(0, 101, 6)),
+    "sampling": SAMPLED,
+}
+
+
+@FAMILIES
+@LAYOUTS
+def test_generation_of_rows_that_wait_equals_each_prompt_alone(grid, family):
+    expected = [plain_sample(family, *row, SAMPLED, BUSY["stop_ids"]) for row in zip(BUSY["prompts"], zip(BUSY["prompt_ids"], BUSY["sample_numbers"]))]
+    assert len({len(tokens) for tokens in expected}) > 3 and len({tuple(tokens) for tokens in expected}) == 8, "rows of different lengths"
+    response_tokens = sum(len(tokens) - 1 for tokens in expected)  # no pass reads a row's last token
+    for max_rows, generated in zip((None, 1, 2, 3, 5), answers(family, grid, *(BUSY | {"max_rows": n} for n in (None, 1, 2, 3, 5)))):
+        assert generated.tokens == expected
+        assert generated.stopped == [len(tokens) < NEW_TOKENS or tokens[-1] in BUSY["stop_ids"] for tokens in expected]
+        for prompt, tokens, logprobs in zip(BUSY["prompts"], generated.tokens, generated.logprobs, strict=True):
+            assert logprobs == pytest.approx(plain_logprobs(family, prompt, tokens, 0.7).tolist(), abs=LOG_PROBABILITY_ABSOLUTE)
+        if max_rows is None:
+            assert (generated.prompt_tokens, generated.response_tokens) == (sum(map(len, PROMPTS)), response_tokens)
+        else:  # a sample that starts later reads the last token of its prompt once more, the others are in the cache
+            assert generated.prompt_tokens == sum(map(len, PROMPTS)) < sum(map(len, BUSY["prompts"]))
+            assert response_tokens <= generated.response_tokens <= response_tokens + 4
+
+
+def in_training_modules(config, state, grid, calls: list[dict]) -> list[Generated]:
+    """As if ZeRO 3 had the weights: the pass of Megatron-core's modules."""
+    with mock.patch.object(generation, "can_decode", lambda model: False), mock.patch.object(generation, "decoding_pass", None):
+        return generate_on_grid(config, state, grid, calls)
+
+
+@FAMILIES
+@LAYOUTS
+def test_generation_in_training_modules_gives_the_same(grid, family):
+    (ours,) = answers(family, grid, BUSY | {"max_rows": 3})
+    for (theirs,) in run_ranks(grid.size, in_training_modules, *weights(family), grid, [BUSY | {"max_rows": 3}]):
+        assert_same_samples(ours, theirs)
+        assert (ours.prompt_tokens, ours.response_tokens) == (theirs.prompt_tokens, theirs.response_tokens)
+
+
+def cache_sizes(config, state, grid) -> tuple[int, int]:
+    """Bytes of this rank's cache for 5 rows of 16 tokens, and those known before."""
+    model = sharded_model(config, state, grid)
+    planned = model.shape.cache_bytes(5, 16, num_layers=config.num_layers // grid.pp, tp=grid.tp, num_bytes=4)
+    return model.new_cache(5, 16).num_bytes, planned
+
+
+@FAMILIES
+@LAYOUTS
+def test_generation_cache_has_the_size_known_before(grid, family):
+    for held, planned in run_ranks(grid.size, cache_sizes, *weights(family), grid):
+        assert held == planned
 
 
 @FAMILIES
@@ -139,7 +208,18 @@ def test_generation_ends_a_row_with_its_first_stop_token(grid, family):
     assert len({len(tokens) for tokens in generated.tokens}) > 2 and not all(generated.stopped), "rows end at different steps"
 
 
-def sharded_rollout(config, state, prompts_of_replica, stop_ids) -> tuple[Generated, int]:
+def test_generation_says_how_far_it_is():
+    (ended,) = run_ranks(1, ends_of_rows, *weights("gpt"))
+    assert ended[-1] == 8 and ended == sorted(set(ended)) and len(ended) > 2
+
+
+def ends_of_rows(config, state) -> list[int]:
+    ended: list[int] = []
+    generate(sharded_model(config, state, Grid()), max_new_tokens=NEW_TOKENS, max_rows=3, on_ended=ended.append, **BUSY)
+    return ended
+
+
+def sharded_rollout(config, state, prompts_of_replica, stop_ids, max_rows=None) -> tuple[Generated, int]:
     """Two replicas under ZeRO 3, which gather the weights together: the answer, and the number of forward passes."""
     engine = Engine(sharded_model(config, state, Grid(dp=2)), OptimizerConfig(lr=1.0), zero_stage=3)
     passes = []
@@ -148,7 +228,7 @@ def sharded_rollout(config, state, prompts_of_replica, stop_ids) -> tuple[Genera
     with engine.scope():
         generated = generate(
             engine.model, prompts_of_replica[groups.coordinates.dp], max_new_tokens=NEW_TOKENS, stop_ids=stop_ids, sampling=GREEDY,
-            lockstep=groups.collection.dp_cp,
+            max_rows=max_rows, lockstep=groups.collection.dp_cp,
         )
     handle.remove()
     engine.close()
@@ -166,6 +246,14 @@ def test_generation_under_zero_3_keeps_the_replicas_in_step(family):
     assert [passes for _, passes in results] == [len(expected[1])] * 2, "both stop when the last one is done"
 
 
+def test_generation_under_zero_3_with_rows_that_wait():
+    """One replica has one row, the other three that take turns: the first goes along to the end."""
+    expected = [plain_greedy("gpt", prompt) for prompt in PROMPTS]
+    results = run_ranks(2, sharded_rollout, *weights("gpt"), [PROMPTS[:1], PROMPTS[1:]], [], max_rows=1)
+    assert [generated.tokens for generated, _ in results] == [expected[:1], expected[1:]]
+    assert [passes for _, passes in results] == [3 * NEW_TOKENS] * 2
+
+
 def test_generation_of_nothing_is_nothing():
     assert answers("gpt", Grid(), dict(prompts=[], sampling=GREEDY)) == [Generated([], [], [])]
 
@@ -174,6 +262,7 @@ BAD_CALLS = {
     "prompt 1 is empty: at least one token is needed": dict(prompts=[[1], []]),
     "prompt of 9 tokens + max_new_tokens 8 is longer than the context of 16": dict(prompts=[[1], [2] * 9]),
     "max_new_tokens = 0: must be 1 or more": dict(prompts=[[1]], max_new_tokens=0),
+    "max_rows = 0: must be 1 or more": dict(prompts=[[1]], max_rows=0),
     "prompt 1 holds a token outside the vocabulary: ids are 0 to 100": dict(prompts=[[100], [5, 101]]),
     "prompt 0 holds a token outside the vocabulary": dict(prompts=[[-1]]),
     "prompt_ids: 1 counters for 2 prompts": dict(prompts=[[1], [2]], prompt_ids=[0]),
