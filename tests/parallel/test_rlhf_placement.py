@@ -27,6 +27,7 @@ from megagpt.config.schema import (
 from megagpt.data.prompts import load_prompts
 from megagpt.kernels.select import set_kernels
 from megagpt.parallel.placement import build_grids
+from megagpt.rlhf import score as rlhf_score
 from megagpt.rlhf import trainer as rlhf_trainer
 from megagpt.rlhf import update as rlhf_update
 from megagpt.rlhf.four_models import build_four_models
@@ -122,7 +123,10 @@ def ppo_trainer(config: RlhfConfig):
 
 def before_the_first_update(config: RlhfConfig) -> dict[str, float | Tensor]:
     """One step whose only minibatch is the whole rollout, so that the policy's training forward has met no update yet."""
-    with ppo_trainer(config) as trainer, recorded(rlhf_update, "policy_loss") as losses, recorded(rlhf_trainer, "score") as scores:
+    with (
+        ppo_trainer(config) as trainer, recorded(rlhf_update, "policy_loss") as losses, recorded(rlhf_trainer, "score") as scores,
+        recorded(rlhf_score, "language_model_logprobs") as scored,
+    ):  # fmt: skip
         metrics = trainer.step(1)
     ((_, experience),) = scores
     # (new, old, advantages, mask, clip_ratio) of every microbatch, on the ranks where the policy's logits appear
@@ -132,6 +136,7 @@ def before_the_first_update(config: RlhfConfig) -> dict[str, float | Tensor]:
         "response_tokens": int(experience.mask.sum()),
         "token_kl": ((experience.logprobs - experience.reference_logprobs) * experience.mask).abs().max(),
         "kl": metrics["kl"],
+        "rows_scored": {role: len(rollout.tokens) for (_, role, rollout, *_), _ in scored},
         "sampler_gap": metrics["sampler_gap"],
         "first_ratio_error": metrics["policy_first_ratio_error"],
     }
@@ -151,10 +156,11 @@ def two_steps(config: RlhfConfig):
 # ---------------------------------------------------------------- the cases
 
 
+@pytest.mark.parametrize("logprobs", ["sampler", "trainer"])
 @pytest.mark.parametrize("name", ["one_rank", "policy_tp2", "policy_pp2", "policy_zero3"])
-def test_rlhf_ratio_is_one_and_kl_zero_before_the_first_update(folder, name):
+def test_rlhf_ratio_is_one_and_kl_zero_before_the_first_update(folder, name, logprobs):
     where = FOUR_RANKS.get(name, ONE_RANK)
-    config = ppo_config(folder, where, minibatch_size=16, epochs=1)
+    config = ppo_config(folder, where, minibatch_size=16, epochs=1, logprobs=logprobs)
     ranks = run_ranks(1 if where is ONE_RANK else 4, before_the_first_update, config)
     seen = sum(len(rank["ratios"]) for rank in ranks)
     assert seen == ranks[0]["response_tokens"] * where.policy.tp and seen > 40  # every token's ratio, on each tensor-parallel rank
@@ -163,7 +169,9 @@ def test_rlhf_ratio_is_one_and_kl_zero_before_the_first_update(folder, name):
         assert abs(rank["first_ratio_error"]) <= RATIO_ABSOLUTE
         assert abs(rank["kl"]) <= KL_ABSOLUTE
         assert rank["token_kl"] <= RATIO_ABSOLUTE  # and not only because errors cancel in the mean
-        assert rank["sampler_gap"] <= LOG_PROBABILITY_ABSOLUTE
+        assert 0 < rank["sampler_gap"] <= LOG_PROBABILITY_ABSOLUTE
+        replicas = build_grids(where, len(ranks))["policy"].dp
+        assert rank["rows_scored"] == {"policy": 2 * replicas if logprobs == "sampler" else 16, "reference": 16}
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +192,8 @@ def test_rlhf_reference_run_is_worth_comparing_with(on_one_rank):
 @pytest.mark.parametrize(("name", "kernels"), zip(FOUR_RANKS, itertools.cycle(["fused", "reference"])))
 def test_rlhf_placement_and_kernels_do_not_change_two_steps(folder, on_one_rank, name, kernels):
     expected_metrics, expected_parameters = on_one_rank
-    ranks = run_ranks(4, two_steps, ppo_config(folder, FOUR_RANKS[name]).model_copy(update={"kernels": kernels}))
+    config = ppo_config(folder, FOUR_RANKS[name], generation_batch_size=3)  # on one rank all 16 rows are sampled at the same time
+    ranks = run_ranks(4, two_steps, config.model_copy(update={"kernels": kernels}))
     for metrics, _ in ranks:
         for ours, theirs in zip(metrics, expected_metrics, strict=True):
             # Absolutely: what is nothing but rounding before the first update.

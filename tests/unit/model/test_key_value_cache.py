@@ -31,14 +31,13 @@ def one_pass(cache: KeyValueCache, texts: Texts, going_on: list[int], prompts: l
     positions = [len(texts.rows[row]) for row in going_on]
     cache.expect(going_on, positions, prompts)
     where = [*zip(going_on, positions), *((row, place) for row, length in prompts for place in range(length))]
-    for layer in LAYERS[-1:]:
-        query, pairs = texts.draw(len(where), texts.heads, SIZE), texts.draw(len(where), texts.groups, 2, SIZE)
-        for row, length in prompts:
-            texts.rows[row] = texts.draw(0, texts.groups, 2, SIZE)
-        for (row, _), pair in zip(where, pairs):
-            texts.rows[row] = torch.cat([texts.rows[row], pair[None]])
-        expected = torch.stack([texts.attended(row, q, place) for (row, place), q in zip(where, query)])
-        torch.testing.assert_close(cache.attend(layer, query, pairs, SCALE), expected, rtol=0, atol=FLOAT64_ABSOLUTE)
+    query, pairs = texts.draw(len(where), texts.heads, SIZE), texts.draw(len(where), texts.groups, 2, SIZE)
+    for row, _ in prompts:
+        texts.rows[row] = texts.draw(0, texts.groups, 2, SIZE)
+    for (row, _), pair in zip(where, pairs):
+        texts.rows[row] = torch.cat([texts.rows[row], pair[None]])
+    expected = torch.stack([texts.attended(row, q, place) for (row, place), q in zip(where, query)])
+    torch.testing.assert_close(cache.attend(LAYERS[-1], query, pairs, SCALE), expected, rtol=0, atol=FLOAT64_ABSOLUTE)
 
 
 @pytest.mark.parametrize(("groups", "heads"), [(1, 1), (3, 3), (2, 6)], ids=["one", "multi-head", "grouped"])
