@@ -113,7 +113,7 @@ class SlotTable:
         for number in free[: len(self._waiting)]:
             row = self._waiting.popleft()
             prompt, where = self._prompts[row], self._number[row]
-            holder = self._holder(where, number, filling)
+            holder = self._holder(where, number)
             new = Slot(row, where, len(prompt) - 1, prompt[-1])
             if holder in filling:
                 filling[holder].append(number)
@@ -125,11 +125,10 @@ class SlotTable:
             self._slots[number : number + 1] = [new]
         return filling
 
-    def _holder(self, prompt: int, number: int, filling: dict[int, list[int] | None]) -> int | None:
-        """A slot that has this prompt in the cache or will get it in this step; slot `number` itself rather than another."""
+    def _holder(self, prompt: int, number: int) -> int | None:
+        """The first slot that has this prompt in the cache or gets it in this step, but slot `number` itself rather than another."""
         candidates = (number, *range(len(self._slots))) if self._count[prompt] > 1 else ()
-        holds = (other for other in candidates if other < len(self._slots) and self._slots[other].prompt == prompt)
-        return next((other for other in holds if filling.get(other, ()) is not None), None)
+        return next((other for other in candidates if other < len(self._slots) and self._slots[other].prompt == prompt), None)
 
     def _close_gaps(self) -> None:
         """Rows move down into slots that nobody waits for."""

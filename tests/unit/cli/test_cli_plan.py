@@ -103,6 +103,15 @@ def test_cli_plan_ppo_answers_the_evaluations_prompts_at_once_too(plan):
     assert longer["seconds_of_a_step"] == usual["seconds_of_a_step"], "a round has as many responses as before"
 
 
+def test_cli_plan_ppo_knows_how_many_rows_are_sampled_at_once_and_who_scores_them(plan):
+    words = ("--config", SMOKE / "quickstart_rlhf.yaml", "--hardware", "cpu")
+    usual, fewer, again = plan(*words), plan(*words, "--set", "ppo.generation_batch_size=16"), plan(*words, "--set", "ppo.logprobs=trainer")
+    assert fewer["memory"]["rollout"]["kv_cache"] == usual["memory"]["rollout"]["kv_cache"] / 4
+    assert fewer["seconds_of_a_step"]["rollout"] > usual["seconds_of_a_step"]["rollout"]
+    assert again["petaflop_s_days"] > usual["petaflop_s_days"]
+    assert again["seconds_of_a_step"]["score"] >= usual["seconds_of_a_step"]["score"]
+
+
 def test_cli_plan_ppo_gathers_weights_for_every_token_at_zero_3(plan):
     roles = [f"placement.{role}={{ranks: [0, 1], tp: 1, zero: %d}}" for role in ("policy", "value")]
     roles += [f"placement.{role}={{ranks: [0, 1]}}" for role in ("reference", "reward")]
