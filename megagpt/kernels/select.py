@@ -126,12 +126,17 @@ def extension_missing() -> str | None:
 def _obstacle(op: str, device_type: str, dtype: torch.dtype) -> str | None:
     if missing := extension_missing():
         return missing
-    key = torch._C._dispatch_key_for_device(device_type)
-    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"{library}::{OPS[op]}", key):
+    if not _is_built(f"{library}::{OPS[op]}", device_type):
         return f"not built for {device_type}"
     if dtype not in (FUSED_DTYPES if op not in FLOAT32_ONLY else (torch.float32,)):
         return f"it does not take {dtype}"
     return None
+
+
+@functools.cache
+def _is_built(operator: str, device_type: str) -> bool:
+    """Asking PyTorch takes up to 50 microseconds, and every call of every op asks."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(operator, torch._C._dispatch_key_for_device(device_type))
 
 
 def _checked(choice: str, who: str) -> str:
