@@ -56,7 +56,7 @@ class KeyValueCache:
             self._num_rows, self._longest = rows[-1] + 1, max(positions) + 1
             if len(rows) < self._num_rows:  # the rows between them are read as well and their results thrown away: cheaper than a copy of the others
                 self._going_on = self._rows
-            self._mask = self._mask_of_rows()
+            self._mask = None if self._going_on is None and min(positions) == max(positions) else self._mask_of_rows()
         self._prompts, begin, same = [], len(rows), []
         for number, (row, length) in enumerate(prompts):
             same.append(row)
@@ -64,10 +64,8 @@ class KeyValueCache:
                 self._prompts.append((torch.tensor(same, device=device), begin, length))
                 begin, same = begin + len(same) * length, []
 
-    def _mask_of_rows(self) -> Tensor | None:
+    def _mask_of_rows(self) -> Tensor:
         """0 where a row may look, at places up to its own position; -inf elsewhere. [rows, 1, 1, longest]"""
-        if self._going_on is None and (self._positions == self._longest - 1).all():
-            return None
         ends = self._positions
         if self._going_on is not None:
             ends = ends.new_zeros(self._num_rows).index_put((self._rows,), ends)
