@@ -181,7 +181,7 @@ class EveryConfig(Frozen):
     save: int = Field(0, ge=0)
     """Save a checkpoint; always done at the last step."""
     keep: int = Field(2, gt=0)
-    """Checkpoints kept in the stage's folder, newest first."""
+    """Checkpoints kept in the stage's folder, newest first; the best on held-out data stays too (SFT)."""
     keep_every: int = Field(0, ge=0)
     """Besides those, keep each checkpoint whose step is a multiple of this; 0: none."""
 
@@ -336,7 +336,7 @@ class RecordsConfig(Frozen):
     valid_fraction: float = Field(0.05, gt=0, lt=1)
     """Held-out share where `valid` is not given."""
     max_length: int = Field(gt=0)
-    """Longest conversation in tokens; longer ones are refused or cut as `overlong` says."""
+    """Longest conversation in tokens; longer ones are refused or left out as `overlong` says."""
     overlong: Literal["refuse", "drop"] = "refuse"
     """A record longer than max_length stops the run with its file and line (`refuse`) or is left out and counted (`drop`)."""
 
@@ -358,10 +358,17 @@ class SftConfig(StageConfig):
     dropout: float | None = Field(None, ge=0, lt=1)
     """Overrides the parent model's dropout."""
     optimizer: OptimizerConfig = OptimizerConfig(lr=1e-5, weight_decay=0.0, warmup_ratio=0.03)
+    """Defaults near Ouyang et al. 2022, appendix C.1: a cosine from 9.65e-6 (175B: 5.03e-6) down to a tenth, Adam with (0.9, 0.95).
+    The paper has no warm-up and a residual dropout of 0.2 (see `dropout`)."""
     batch: BatchConfig
+    """In rows: conversations, or packed rows of several. Ouyang et al. 2022, appendix C.1: 32 conversations (175B: 8)."""
     data: RecordsConfig
+    packing: bool = False
+    """Fill rows of max_length tokens with several conversations that do not see each other: less padding, and the same loss. A step then
+    reads more conversations, so divide global_batch_size by the number in a row, which is printed at the start."""
     epochs: int = Field(2, gt=0)
-    """Passes over the demonstrations."""
+    """Passes over the demonstrations. After each one a checkpoint is measured on held-out data; the best is the stage's result. The paper
+    makes 16 and chooses by reward-model score, held-out loss being lowest after the first (section 3.5)."""
     gates: SftGates = SftGates()
     """Checks at the end."""
 
