@@ -63,7 +63,7 @@ def fill(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 def describe(rows: Sequence[EncodedRow], packed: Sequence[EncodedRow], max_length: int) -> str:
     """What packing brought, in one line: how full rows of max_length tokens are, with it and without."""
     filled, before = (sum(map(len, rows)) / (len(held) * max_length) for held in (packed, rows))
-    return f"{len(packed)} rows of {max_length} tokens, {filled:.1%} filled (unpacked {before:.1%}), {len(rows) / len(packed):.1f} conversations a row"
+    return f"{len(packed)} rows of {max_length} tokens, {filled:.1%} filled (by one conversation each: {before:.1%}), {len(rows) / len(packed):.1f} conversations a row"
 
 
 def _join(rows: Sequence[EncodedRow]) -> EncodedRow:

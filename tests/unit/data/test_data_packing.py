@@ -74,7 +74,7 @@ def test_packed_rows_hold_whole_conversations_apart_from_each_other():
 
 def test_packing_says_how_full_rows_are():
     rows = conversations([4, 9, 3, 2])
-    assert describe(rows, pack_rows(rows, CAPACITY), CAPACITY) == "2 rows of 10 tokens, 90.0% filled (unpacked 45.0%), 2.0 conversations a row"
+    assert describe(rows, pack_rows(rows, CAPACITY), CAPACITY) == "2 rows of 10 tokens, 90.0% filled (by one conversation each: 45.0%), 2.0 conversations a row"
 
 
 @pytest.mark.parametrize(("epochs", "batch", "items"), [(3, 4, 10), (2, 5, 10), (4, 16, 3), (1, 1, 1)])
