@@ -13,6 +13,8 @@ from megagpt.config.schema import (
     ParallelConfig,
     PrecisionConfig,
     PretrainConfig,
+    RecordsConfig,
+    RecordSource,
     RewardConfig,
     RlhfConfig,
     SftConfig,
@@ -148,11 +150,21 @@ def check_parent(config: SftConfig | RewardConfig, model: ModelConfig, dp: int) 
         raise ConfigError(f"parallel.context_parallel_size = {config.parallel.context_parallel_size}: a reward is read at one token; take 1 here")
     if config.stage == "reward" and (config.parallel.sequence_parallel or config.parallel.virtual_pipeline_size > 1):
         raise ConfigError("parallel: sequence_parallel and virtual_pipeline_size are not built for the reward stage; leave them out")
+    if config.stage == "sft":
+        _check_plain_sources(config.data)
     check_steps(config.optimizer, "optimizer")
     check_parallel(config.parallel, config.precision, model, "parent model")
     num_microbatches(config.batch, dp)
     if config.data.max_length > model.max_sequence_length:
         raise ConfigError(f"data.max_length = {config.data.max_length}: longer than the model's context of {model.max_sequence_length}")
+
+
+def _check_plain_sources(data: RecordsConfig) -> None:
+    """Demonstrations have neither slices nor weights."""
+    for source in [*data.train, *(data.valid or [])]:
+        for name, value in (("slice", source.slice), ("weight", source.weight)):
+            if value != RecordSource.model_fields[name].default:
+                raise ConfigError(f"data: {name} = {value!r} of {source.path}: only rankings have a {name}; leave it out")
 
 
 def check_steps(optimizer: OptimizerConfig, where: str) -> None:

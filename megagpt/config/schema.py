@@ -328,11 +328,24 @@ class PretrainConfig(StageConfig):
     """Checks at the end."""
 
 
+class RecordSource(Frozen):
+    path: str
+    """Record file (JSONL, JSONL.gz or parquet); public formats are recognised by their rows."""
+    slice: str | None = Field(None, min_length=1)
+    """Rankings only: the part of the data that they are reported as; default: what each record says, else the file's name."""
+    weight: float = Field(1.0, gt=0, allow_inf_nan=False)
+    """Rankings only: factor of each of them in the loss, on top of (multiplied by) the weight that the record itself names."""
+
+
+def _as_sources(value: Any) -> Any:
+    return [{"path": source} if isinstance(source, str) else source for source in value] if isinstance(value, list) else value
+
+
 class RecordsConfig(Frozen):
-    train: list[str]
-    """Record files (JSONL, JSONL.gz or parquet); public formats are recognised by their rows."""
-    valid: list[str] | None = None
-    """Held-out record files; default: `valid_fraction` of the training records, split by prompt."""
+    train: Annotated[list[RecordSource], BeforeValidator(_as_sources)]
+    """Record files: the path of each, or {path, slice, weight}."""
+    valid: Annotated[list[RecordSource] | None, BeforeValidator(_as_sources)] = None
+    """Held-out record files, written as `train`; default: `valid_fraction` of the training records, split by prompt."""
     valid_fraction: float = Field(0.05, gt=0, lt=1)
     """Held-out share where `valid` is not given."""
     max_length: int = Field(gt=0)
@@ -389,6 +402,17 @@ class RewardGates(Frozen):
     """Share of held-out pairs in the right order at least this, and above both floors (longer answer, overlap of words with the prompt)."""
 
 
+class RankingLossConfig(Frozen):
+    """Terms beside the log-likelihood of the ranking (formula: `reward/loss.py`)."""
+
+    margin: float = Field(0.0, ge=0, allow_inf_nan=False)
+    """Lead that a better answer's score should have for every rank between the two, in units of the score (Touvron et al. 2023, eq. 2)."""
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    """Share of pairs that annotators are thought to have swapped."""
+    centring: float = Field(0.0, ge=0, allow_inf_nan=False)
+    """Penalty on the squared sum of a pair's scores, which keeps scores around 0; 0.01 is usual (Eisenstein et al. 2023, eq. 2)."""
+
+
 class RewardConfig(StageConfig):
     """Reward model from K-way human rankings (Bradley-Terry on all pairs of a prompt)."""
 
@@ -402,8 +426,13 @@ class RewardConfig(StageConfig):
     batch: BatchConfig
     """In groups: a micro-batch of one group of K = 4 answers has four rows."""
     data: RecordsConfig
+    loss: RankingLossConfig = RankingLossConfig()
+    """Plain Bradley-Terry unless a term is given."""
     epochs: int = Field(1, gt=0)
     """Passes over the rankings."""
+    normalise_on: list[str] | None = Field(None, min_length=1)
+    """Demonstration files whose answers are to score mean 0, standard deviation 1: all of them are scored at each save, the statistics are
+    kept with the model, and PPO normalises by them; default: the best held-out answers."""
     gates: RewardGates = RewardGates()
     """Checks at the end."""
 

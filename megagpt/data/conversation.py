@@ -26,7 +26,7 @@ def load_demonstrations(config: RecordsConfig, tokenizer: Tokenizer) -> tuple[Sp
         DataError: unreadable files; a conversation over max_length where `overlong` is `refuse`; nothing left.
     """
     dropped: Counter[str] = Counter()
-    records = read_split(config, read_demonstrations, lambda record: prompt_key(record.messages), dropped)
+    records = read_split(config, lambda source, dropped: read_demonstrations(source.path, dropped), lambda record: prompt_key(record.messages), dropped)
     rows = Split(
         *(encode_demonstrations(side, tokenizer, config.max_length, config.overlong, dropped) for side in records)
     )

@@ -101,7 +101,7 @@ def folder_corpus(config: DataConfig) -> Corpus:
     demonstrations = _read(files["demonstrations"], read_demonstrations, dropped["demonstrations"])
     demonstrations = _unique(demonstrations, lambda d: prompt_id(d.messages), dropped["demonstrations"])
     rankings = _read(files["rankings"], read_rankings, dropped["rankings"])
-    rankings = _unique(rankings, lambda r: (prompt_id(r.prompt), r.answers), dropped["rankings"])
+    rankings = _unique(rankings, lambda r: (prompt_id(r.prompt), r.answers, r.annotator), dropped["rankings"])
     try:
         held_out = held_out_keys((prompt_key(d.messages) for d in demonstrations), config.valid_fraction, "data")
         held_out |= held_out_keys((prompt_key(r.prompt) for r in rankings), config.valid_fraction, "data")

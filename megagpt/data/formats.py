@@ -9,6 +9,7 @@ formed but of no use. A row of another shape raises `UnknownShape`; a value of t
 | ours | `messages`; `prompt` + `answers` + `ranks`; `id` + `prompt` |
 | Anthropic HH | `chosen` + `rejected`, whole conversations with `Human:` and `Assistant:` |
 | pairs | `prompt` + `chosen` + `rejected`, texts or messages |
+| PandaLM | `instruction`, perhaps `input`, + `response1` + `response2` + `annotator1`, `annotator2`, …: a ranking for each annotator |
 | OpenAssistant | `context` + `ranked` (K-way rankings); `message_tree_id` + `prompt` with `replies` (trees) |
 | self-instruct | `instruction` + `instances` |
 | Alpaca | `instruction` + `output`, perhaps `input`, `system`, and `history` of (question, answer) |
@@ -37,6 +38,9 @@ _ROLES = {
     "assistant": "assistant",
 }
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
+_ANNOTATOR = re.compile(r"annotator\d+")
+_MARKS = {0: [0, 0], 1: [0, 1], 2: [1, 0]}
+"""PandaLM's marks of a pair, as ranks: a tie, the first response, the second one."""
 _EVALUATION_ONLY = re.compile(r"user_oriented_task_\d+")
 """Ids of self-instruct's second set, which its authors reserve for evaluation."""
 
@@ -51,6 +55,10 @@ class UnknownShape(ValueError):
     def __init__(self, row: Any, kind: str):
         found = f"keys {', '.join(map(str, row))}" if isinstance(row, dict) else type(row).__name__
         super().__init__(f"unknown shape of a {kind}: {found}")
+
+
+class UnknownMark(ValueError):
+    """An annotator's mark without a meaning."""
 
 
 def to_demonstrations(row: Any) -> Iterator[Row | Dropped]:
@@ -90,6 +98,9 @@ def to_rankings(row: Any) -> Iterator[Row | Dropped]:
             yield _hh_pair(chosen, rejected)
         case {"prompt": prompt, "chosen": chosen, "rejected": rejected}:
             yield _pair(_messages(prompt), _last_content(chosen), _last_content(rejected))
+        case {"instruction": str(instruction), "response1": first, "response2": second} if any(map(_ANNOTATOR.fullmatch, row)):
+            for name in sorted(name for name in row if _ANNOTATOR.fullmatch(name)):
+                yield _judged_pair(_question(instruction, row.get("input")), first, second, name, row[name])
         case {"context": list(context), "ranked": list(ranked)}:
             prompt = [_turn(turn, "role", "text") for turn in context]
             yield _ranking({"prompt": prompt} | _ranked(_objects(ranked, "ranked answer")))
@@ -187,9 +198,12 @@ def _before_answer(messages: Any) -> Row | Dropped:
 
 
 def _instruction(instruction: str, given: Any, output: Any) -> list[Row]:
+    return [{"role": "user", "content": _question(instruction, given)}, {"role": "assistant", "content": output}]
+
+
+def _question(instruction: str, given: Any) -> str:
     has_input = isinstance(given, str) and given.strip() not in ("", "<noinput>")
-    question = f"{instruction}\n\n{given}" if has_input else instruction
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": output}]
+    return f"{instruction}\n\n{given}" if has_input else instruction
 
 
 def _hh_messages(conversation: str) -> list[Row]:
@@ -220,6 +234,14 @@ def _pair(prompt: list[Any], better: Any, worse: Any) -> Row | Dropped:
     return _ranking({"prompt": prompt, "answers": [better, worse], "ranks": [0, 1]})
 
 
+def _judged_pair(question: str, first: Any, second: Any, annotator: str, mark: Any) -> Row | Dropped:
+    if type(mark) is not int or mark not in _MARKS:
+        raise UnknownMark(f"{annotator} is {mark!r}, must be 0 (tie), 1 or 2 (the better response)")
+    if not (isinstance(first, str) and isinstance(second, str)):
+        return Dropped("a response is not a text")  # published rows have `true` and `false` for what once were words
+    return _ranking({"prompt": _messages(question), "answers": [first, second], "ranks": _MARKS[mark], "annotator": annotator})
+
+
 def _last_content(answer: Any) -> Any:
     """A text, or the last of some messages."""
     return answer[-1].get("content") if isinstance(answer, list) and answer and isinstance(answer[-1], dict) else answer
@@ -233,8 +255,8 @@ def _ranking(row: Row) -> Row | Dropped:
         return Dropped("empty answer")
     if len(set(map(str, answers))) < len(answers):
         return Dropped("two answers are equal")
-    if len({rank for rank in ranks if isinstance(rank, int)}) < 2 and all(r is None or type(r) is int for r in ranks):
-        return Dropped("no answer is ranked above another")
+    if sum(rank is not None for rank in ranks) < 2 <= len(ranks):
+        return Dropped("fewer than two answers are ranked")
     return row
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from megagpt.config.schema import RecordsConfig
+from megagpt.config.schema import RecordsConfig, RecordSource
 from megagpt.data.batch import EncodedRow, encoded_row
-from megagpt.data.records import Ranking, read_rankings
+from megagpt.data.errors import DataError
+from megagpt.data.records import Ranking, read_demonstrations, read_rankings
 from megagpt.data.split import Split, prompt_key
 from megagpt.data.stage_records import fits, read_split, require_both
 from megagpt.tokenizer.chat import Message, encode_chat
@@ -31,6 +32,24 @@ class EncodedGroup:
     def weight(self) -> float:
         return self.record.weight
 
+    @property
+    def answers(self) -> list[str]:
+        """[K]; the texts of `rows`."""
+        return [answer for answer, rank in zip(self.record.answers, self.record.ranks) if rank is not None]
+
+    @property
+    def levels(self) -> list[int]:
+        """[K]; place of each answer's rank among the ranks that occur, 0 is best: ranks 1, 4, 4 are levels 0, 1, 1."""
+        ranks = [rank for rank in self.record.ranks if rank is not None]
+        order = {rank: level for level, rank in enumerate(sorted(set(ranks)))}
+        return [order[rank] for rank in ranks]
+
+    @property
+    def distances(self) -> list[int]:
+        """[pairs]; levels between winner and loser, 1 for neighbours."""
+        levels = self.levels
+        return [levels[loser] - levels[winner] for winner, loser in self.pairs]
+
 
 def load_rankings(config: RecordsConfig, tokenizer: Tokenizer) -> tuple[Split[EncodedGroup], Counter[str]]:
     """Read, split and encode the rankings of a stage.
@@ -42,10 +61,33 @@ def load_rankings(config: RecordsConfig, tokenizer: Tokenizer) -> tuple[Split[En
         DataError: unreadable files; an answer over max_length where `overlong` is `refuse`; nothing left.
     """
     dropped: Counter[str] = Counter()
-    records = read_split(config, read_rankings, lambda record: prompt_key(record.prompt), dropped)
+    return encode_split(read_ranking_split(config, dropped), config, tokenizer, dropped), dropped
+
+
+def read_ranking_split(config: RecordsConfig, dropped: Counter[str]) -> Split[Ranking]:
+    """All that annotators said, to train on and to hold out; among it rankings in which all answers are tied.
+
+    Raises:
+        DataError: unreadable files, or fewer than two prompts to split.
+    """
+    return read_split(config, read_source, lambda record: prompt_key(record.prompt), dropped)
+
+
+def read_source(source: RecordSource, dropped: Counter[str]) -> list[Ranking]:
+    """Rankings of a source: under its slice if it names one, their own weights times its weight."""
+    records = read_rankings(source.path, dropped)
+    return [replace(record, slice=source.slice or record.slice, weight=record.weight * source.weight) for record in records]
+
+
+def encode_split(records: Split[Ranking], config: RecordsConfig, tokenizer: Tokenizer, dropped: Counter[str]) -> Split[EncodedGroup]:
+    """Both sides as groups.
+
+    Raises:
+        DataError: an answer over max_length where `overlong` is `refuse`; a side with nothing left.
+    """
     groups = Split(*(encode_rankings(side, tokenizer, config.max_length, config.overlong, dropped) for side in records))
     require_both(config, groups)
-    return groups, dropped
+    return groups
 
 
 def encode_rankings(
@@ -57,16 +99,38 @@ def encode_rankings(
 ) -> list[EncodedGroup]:
     """Groups of rows. Answers without a rank are left out; a group with an overlong answer is refused or dropped whole.
 
+    A ranking that puts no answer above another is dropped: it has no pair.
+
     Raises:
         DataError: prompt and answer over max_length tokens and `overlong` is `refuse`.
     """
     groups = []
     for record in records:
         ranked = [i for i, rank in enumerate(record.ranks) if rank is not None]
+        pairs = tuple(ranked_pairs([record.ranks[i] for i in ranked]))
+        if not pairs:
+            dropped["all answers are tied"] += 1
+            continue
         rows = tuple(_encode_answer(tokenizer, record.prompt, record.answers[i]) for i in ranked)
         if fits(max(map(len, rows)), max_length, overlong, record.where, dropped):
-            pairs = tuple(ranked_pairs([record.ranks[i] for i in ranked]))
             groups.append(EncodedGroup(rows, pairs, record))
+    return groups
+
+
+def load_single_answers(files: Iterable[str], config: RecordsConfig, tokenizer: Tokenizer, dropped: Counter[str]) -> list[EncodedGroup]:
+    """Demonstrations as groups of one answer without any pair: something to score.
+
+    Raises:
+        DataError: unreadable files; a conversation over max_length where `overlong` is `refuse`; nothing left.
+    """
+    groups = []
+    for record in (record for file in files for record in read_demonstrations(file, dropped)):
+        *prompt, answer = record.messages
+        row = _encode_answer(tokenizer, prompt, answer["content"])
+        if fits(len(row), config.max_length, config.overlong, record.where, dropped):
+            groups.append(EncodedGroup((row,), (), Ranking(tuple(prompt), (answer["content"],), (0,), where=record.where)))
+    if not groups:
+        raise DataError(", ".join(files), f"no demonstration is left (max_length {config.max_length})")
     return groups
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from megagpt.data.errors import DataError
-from megagpt.data.formats import Dropped, UnknownShape, to_demonstrations, to_prompts, to_rankings
+from megagpt.data.formats import Dropped, UnknownMark, UnknownShape, to_demonstrations, to_prompts, to_rankings
 from megagpt.data.repair import repair_surrogates
 from megagpt.data.rows import is_text_file, read_rows, read_text
 from megagpt.tokenizer.chat import Message
@@ -58,7 +58,7 @@ class Ranking:
     answers: tuple[str, ...]
     """[K], all different."""
     ranks: tuple[int | None, ...]
-    """[K]; 0 is best, equal ranks are ties, None is not ranked. At least two answers have different ranks."""
+    """[K]; 0 is best, equal ranks are ties, None is not ranked. At least two answers are ranked."""
     slice: str = ""
     """Part of the data that metrics are reported for; default: name of the file."""
     weight: float = 1.0
@@ -161,7 +161,7 @@ def _read(
     for line, public_row in read_rows(path):
         try:
             rows = list(to_rows(public_row))
-        except UnknownShape as error:
+        except (UnknownShape, UnknownMark) as error:
             raise DataError(path, str(error), line) from error
         for row in rows:
             made = row if isinstance(row, Dropped) else build(row, path, line)
@@ -203,9 +203,11 @@ def _ranking(row: dict[str, Any], path: Path, line: int) -> Ranking | Dropped:
     answers, ranks, weight = row["answers"], row["ranks"], row.get("weight", 1.0)
     if not isinstance(answers, list) or not isinstance(ranks, list) or len(answers) != len(ranks):
         raise DataError(path, "answers and ranks must be lists of the same length", line)
+    if len(answers) < 2:
+        raise DataError(path, f"a ranking of {len(answers)} answer{'s' * (not answers)}; it takes two or more to compare", line)
     for rank in ranks:
         if rank is not None and (type(rank) is not int or rank < 0):
-            raise DataError(path, f"rank {rank!r} must be an integer from 0 (best), or null", line)
+            raise DataError(path, f"rank {rank!r} must be an integer from 0 (best), equal for tied answers, or null (not ranked)", line)
     if type(weight) not in (int, float) or not 0 < weight < float("inf"):
         raise DataError(path, f"weight {weight!r} must be a positive number", line)
     texts = tuple(_text(answer, f"answers[{i}]", path, line) for i, answer in enumerate(answers))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, TypeVar
 
-from megagpt.config.schema import RecordsConfig
+from megagpt.config.schema import RecordsConfig, RecordSource
 from megagpt.data.errors import DataError
 from megagpt.data.records import Demonstration, Ranking
 from megagpt.data.split import Split, held_out_keys, split_by
@@ -26,18 +26,18 @@ def fits(length: int, max_length: int, overlong: Literal["refuse", "drop"], wher
 
 def read_split(
     config: RecordsConfig,
-    read: Callable[[str, Counter[str]], list[Record]],
+    read: Callable[[RecordSource, Counter[str]], list[Record]],
     key: Callable[[Record], str],
     dropped: Counter[str],
 ) -> Split[Record]:
     """Records to train on and to hold out: from `config.valid`, or split by prompt where that is not given."""
-    train = [record for path in config.train for record in read(path, dropped)]
+    train = [record for source in config.train for record in read(source, dropped)]
     if config.valid is not None:
-        return Split(train, [record for path in config.valid for record in read(path, dropped)])
+        return Split(train, [record for source in config.valid for record in read(source, dropped)])
     try:
         held_out = held_out_keys(map(key, train), config.valid_fraction, "stage")
     except ValueError as error:
-        raise DataError(", ".join(config.train), str(error)) from error
+        raise DataError(_names(config.train), str(error)) from error
     return split_by(train, key, held_out)
 
 
@@ -46,4 +46,8 @@ def require_both(config: RecordsConfig, split: Split) -> None:
     for side, records in zip(split._fields, split, strict=True):
         if not records:
             files = config.train if side == "train" or config.valid is None else config.valid
-            raise DataError(", ".join(files), f"no record is left for {side} (max_length {config.max_length})")
+            raise DataError(_names(files), f"no record is left for {side} (max_length {config.max_length})")
+
+
+def _names(sources: Sequence[RecordSource]) -> str:
+    return ", ".join(source.path for source in sources)

@@ -27,6 +27,8 @@ def deepspeed_config(
         "stage": zero_stage,
         # Small models: parameters below this size stay whole on every rank. 0 shards everything, as the name says.
         "stage3_param_persistence_threshold": 0,
+        # It would replace torch's linear in the whole process and for good; Megatron-core's linears do not call it anyway.
+        "memory_efficient_linear": False,
         "reduce_bucket_size": REDUCE_BUCKET,
         "allgather_bucket_size": REDUCE_BUCKET,
     }

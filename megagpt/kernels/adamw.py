@@ -6,6 +6,7 @@ The fused version (csrc/ops/adamw.h) reads and writes each number once, whatever
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -72,6 +73,7 @@ class FusedAdamW(torch.optim.AdamW):
         self.implementation = implementation
         self.clip_coefficient: Tensor | None = None
         """One float32 that every gradient is multiplied by as it is read, on the parameters' device; None: 1."""
+        self._calls: dict[int, list[_Call]] = {}
 
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
         """Update every parameter that has a gradient, with one call for each group of equal step and types."""
@@ -79,22 +81,63 @@ class FusedAdamW(torch.optim.AdamW):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            lists = params, grads, exp_avgs, exp_avg_sqs, _, steps = [[] for _ in range(6)]
-            has_complex = self._init_group(group, *lists)
-            if has_complex or group["amsgrad"] or group["maximize"]:
-                raise NotImplementedError("FusedAdamW: a group asks for amsgrad, maximize or complex parameters; torch.optim.AdamW has them")
-            if steps:
-                torch._foreach_add_(steps, 1)
-            calls: dict[tuple, list[tuple[Tensor, ...]]] = {}
-            for param, grad, exp_avg, exp_avg_sq, step in zip(params, grads, exp_avgs, exp_avg_sqs, steps):
-                calls.setdefault((int(step), param.device, param.dtype, grad.dtype), []).append((param, grad, exp_avg, exp_avg_sq))
-            for (step, *_), tensors in calls.items():
+        for number, group in enumerate(self.param_groups):
+            calls = self._calls.get(number, [])
+            with_gradient = sum(param.grad is not None for param in group["params"])
+            unchanged = sum(len(call.params) for call in calls) == with_gradient and all(call.holds(self.state) for call in calls)
+            if not unchanged or group["amsgrad"] or group["maximize"]:
+                calls = self._calls[number] = self._sort(group)
+            for call in calls:
+                call.steps.add_(1)
                 adamw(
-                    *zip(*tensors), lr=float(group["lr"]), betas=group["betas"], eps=group["eps"], weight_decay=group["weight_decay"], step=step,
-                    grad_scale=self.clip_coefficient, implementation=self.implementation,
+                    call.params, [param.grad for param in call.params], call.exp_avgs, call.exp_avg_sqs, lr=float(group["lr"]), betas=group["betas"],
+                    eps=group["eps"], weight_decay=group["weight_decay"], step=int(call.steps[0]), grad_scale=self.clip_coefficient,
+                    implementation=self.implementation,
                 )  # fmt: skip
         return loss
+
+    def _sort(self, group: dict) -> list[_Call]:
+        """The calls that update this group. Their parameters' `step`s become views of one tensor each, so that counting is one operation."""
+        lists = params, grads, exp_avgs, exp_avg_sqs, _, steps = [[] for _ in range(6)]
+        has_complex = self._init_group(group, *lists)
+        if has_complex or group["amsgrad"] or group["maximize"]:
+            raise NotImplementedError("FusedAdamW: a group asks for amsgrad, maximize or complex parameters; torch.optim.AdamW has them")
+        alike: dict[tuple, list[tuple[Tensor, ...]]] = {}
+        for param, grad, exp_avg, exp_avg_sq, step in zip(params, grads, exp_avgs, exp_avg_sqs, steps):
+            alike.setdefault((int(step), param.device, param.dtype, grad.dtype), []).append((param, exp_avg, exp_avg_sq))
+        calls = []
+        for (step, _, _, grad_dtype), tensors in alike.items():
+            counted = torch.full((len(tensors),), float(step))
+            call = _Call(*map(list, zip(*tensors)), counted, list(counted.unbind()), grad_dtype)
+            for param, view in zip(call.params, call.step_views):
+                self.state[param]["step"] = view
+            calls.append(call)
+        return calls
+
+
+@dataclass(frozen=True)
+class _Call:
+    """Parameters that one kernel updates, and their state: reading it anew for every step takes longer than the update of small tensors."""
+
+    params: list[Tensor]
+    exp_avgs: list[Tensor]
+    exp_avg_sqs: list[Tensor]
+    steps: Tensor
+    """[parameters] float32 on the CPU, all equal"""
+    step_views: list[Tensor]
+    """Its elements, which stand in the optimizer's state."""
+    grad_dtype: torch.dtype
+
+    def holds(self, state: dict[Tensor, dict[str, Tensor]]) -> bool:
+        """Whether nobody has put other tensors, or other numbers of steps, into the optimizer's state since."""
+        for param, exp_avg, exp_avg_sq, step in zip(self.params, self.exp_avgs, self.exp_avg_sqs, self.step_views):
+            now = state[param]
+            if now.get("exp_avg") is not exp_avg or now.get("exp_avg_sq") is not exp_avg_sq or now.get("step") is not step:
+                return False
+            if param.grad is None or param.grad.dtype is not self.grad_dtype:
+                return False
+        low, high = self.steps.aminmax()
+        return bool(low == high)
 
 
 def _fake(*_) -> None:

@@ -14,7 +14,7 @@ import logging
 
 import torch
 
-from megagpt.kernels import apex
+from megagpt.kernels import apex, flash_attention
 from megagpt.runtime.errors import Foreseen
 
 CHOICES = ("auto", "fused", "reference", "apex")
@@ -101,8 +101,16 @@ def describe(device_type: str) -> list[str]:
         if _setting != "fused":
             obstacle = obstacle or SLOWER.get((op, device_type))
         found.setdefault("fused" if obstacle is None else f"PyTorch ({obstacle})", []).append(op)
+    if flash_attention.missing() is None and device_type == "cuda" and _setting != "reference":
+        found["flash-attention"] = ["attention within documents"]
     lines = [f"{how}: {', '.join(ops)}" for how, ops in found.items()]
-    return lines + [f"not used: NVIDIA's apex ({apex.missing()})"] if apex.missing() else lines
+    absent = {"NVIDIA's apex": apex.missing(), "flash-attention": flash_attention.missing()}
+    return lines + [f"not used: {name} ({why})" for name, why in absent.items() if why]
+
+
+def flash_attention_runs(query: torch.Tensor) -> bool:
+    """Whether the flash-attention package takes attention within documents."""
+    return _setting != "reference" and flash_attention.takes(query)
 
 
 @functools.cache

@@ -14,6 +14,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
+from megagpt.kernels import flash_attention, select
 from megagpt.kernels.masked_softmax import masked_softmax
 from megagpt.kernels.rotary import rotary, rotary_table
 from megagpt.model.dropout import ATTENTION, DropoutState
@@ -103,15 +104,17 @@ class CausalAttention(MegatronModule):
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """query [b, s, heads, d], key and value [b, s, groups, d] with all tokens of the rows -> [b, s, heads, d]."""
+        now, mask, drops = self.current.value, None, self.training and self.dropout_state.active
+        if now.segments is not None and now.cache is None and not drops and select.flash_attention_runs(query):
+            return flash_attention.within_documents(query, key, value, now.segments, self.softmax_scale)
         query, key, value = (x.transpose(1, 2) for x in (query, key, value))
-        now, mask = self.current.value, None
         if now.cache is not None:
             key, value = now.cache.update(self.layer_number, key, value)
             mask = now.cache.mask()
         elif now.segments is not None:
             same = now.segments[:, :, None] == now.segments[:, None, :]
             mask = same.tril()[:, None]
-        if self.training and self.dropout_state.active:
+        if drops:
             context = self._with_dropout(query, key, value, mask)
         else:
             grouped = query.size(1) != key.size(1)

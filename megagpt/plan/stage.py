@@ -137,9 +137,10 @@ def _train_records(data: RecordsConfig) -> int | None:
     Raises:
         ConfigError: the files hold none.
     """
-    records = count_records(data.train)
+    files = [source.path for source in data.train]
+    records = count_records(files)
     if records == 0:
-        raise ConfigError(f"data.train = {data.train}: no record in them; at least one is needed")
+        raise ConfigError(f"data.train = {files}: no record in them; at least one is needed")
     if records is None or data.valid is not None:
         return records
     return max(1, records - max(1, round(data.valid_fraction * records)))

@@ -14,6 +14,7 @@ from megagpt.data.python_docs import SOURCE as PYTHON_DOCS
 from megagpt.report.gates import failures, show
 from megagpt.report.page import Html, document, element, join, picture, table, verdict
 from megagpt.report.plots import PANELS, draw_stage
+from megagpt.report.reward import draw_evaluation, evaluation_tables, read_evaluation
 from megagpt.runtime import atomic
 from megagpt.runtime.metrics_file import read_metrics
 from megagpt.runtime.run_folder import RunFolder
@@ -127,11 +128,15 @@ def _curves(run: RunFolder, manifest: dict[str, dict[str, Any]], stage: str, row
     facts = {name: value for name, value in manifest.get(stage, {}).items() if isinstance(value, (int, float))}
     lines = facts | {f"gate:{gate['name']}": gate["bound"].split()[-1] for gate in run.gates if gate["stage"] == stage}
     pictures = [picture(path, f"{panel.title}, {panel.y_label}") for panel, path in draw_stage(stage, rows, lines, run.path / stage / "plots")]
+    evaluation = read_evaluation(run.path / stage) if stage == "reward" else None
+    if evaluation is not None:
+        pictures += [picture(path, title) for title, path in draw_evaluation(evaluation, run.path / stage / "plots")]
     notes = [f"{name.replace('_', ' ')} {show(value)}" for name, value in facts.items()]
     if stage == "reward" and manifest.get("data", {}).get("source") == PYTHON_DOCS:
         notes.append("synthetic rankings: ordered by a rule, not by people")
     notes += [f"{torn} unreadable line{'s' * (torn > 1)} of metrics.jsonl left out"] if torn else []
-    return [element("h2", STAGE_TITLES[stage]), element("p", " · ".join(notes), "soft"), element("div", join(pictures), "grid")]
+    tables = [] if evaluation is None else evaluation_tables(evaluation)
+    return [element("h2", STAGE_TITLES[stage]), element("p", " · ".join(notes), "soft"), *tables, element("div", join(pictures), "grid")]
 
 
 def _samples(path: Path) -> list[Html]:

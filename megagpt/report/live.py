@@ -35,7 +35,10 @@ def _draw(stage_folder: Path) -> None:
         return
     try:
         from megagpt.report.plots import draw_folder  # matplotlib takes a second, which only this rank needs to spend
+        from megagpt.report.reward import draw_evaluation, read_evaluation
 
         draw_folder(stage_folder)
+        if stage_folder.name == "reward" and (evaluation := read_evaluation(stage_folder)):
+            draw_evaluation(evaluation, stage_folder / "plots")
     except Exception as error:
         print(f"[{stage_folder.name}] curves not drawn: {type(error).__name__}: {error}", file=sys.stderr, flush=True)

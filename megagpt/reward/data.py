@@ -29,6 +29,8 @@ class RankingBatch:
     """[pairs]"""
     weights: Tensor
     """[pairs] float32: weight of the group / number of its pairs"""
+    distances: Tensor
+    """[pairs] float32: ranks between the two answers, 1 for neighbours"""
 
 
 def replica_batches(groups_of_batch: Sequence[EncodedGroup], groups: Groups, micro_batch_size: int, pad_id: int, device: torch.device) -> list[RankingBatch]:
@@ -52,7 +54,7 @@ def _batch(members: Sequence[EncodedGroup | None], first_row: int, rows_each: in
     num_rows = len(members) * rows_each
     tokens = torch.full((num_rows, length), pad_id, dtype=torch.int64)
     lengths = torch.ones(num_rows, dtype=torch.int64)
-    winners, losers, weights = [], [], []
+    winners, losers, weights, distances = [], [], [], []
     for index, group in enumerate(members):
         if group is None:
             continue
@@ -62,8 +64,10 @@ def _batch(members: Sequence[EncodedGroup | None], first_row: int, rows_each: in
             lengths[row] = len(encoded)
         winners += [start + winner for winner, _ in group.pairs]
         losers += [start + loser for _, loser in group.pairs]
-        weights += [group.weight / len(group.pairs)] * len(group.pairs)
+        weights += [group.weight / len(group.pairs) for _ in group.pairs]
+        distances += group.distances
     return RankingBatch(
-        tokens.to(device), lengths.to(device), torch.arange(first_row, first_row + num_rows), torch.tensor(winners, dtype=torch.int64, device=device),
-        torch.tensor(losers, dtype=torch.int64, device=device), torch.tensor(weights, dtype=torch.float32, device=device),
+        tokens.to(device), lengths.to(device), torch.arange(first_row, first_row + num_rows),
+        *(torch.tensor(rows, dtype=torch.int64, device=device) for rows in (winners, losers)),
+        *(torch.tensor(values, dtype=torch.float32, device=device) for values in (weights, distances)),
     )

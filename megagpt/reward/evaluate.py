@@ -21,7 +21,7 @@ def pair_accuracy(groups: Sequence[EncodedGroup], scores: Sequence[Sequence[floa
 
 def longer_answer_accuracy(groups: Sequence[EncodedGroup]) -> float:
     """The floor of a rule that prefers the longer answer, in characters."""
-    return pair_accuracy(groups, [[len(answer) for answer in _ranked_answers(group)] for group in groups])
+    return pair_accuracy(groups, [[len(answer) for answer in group.answers] for group in groups])
 
 
 def overlap_accuracy(groups: Sequence[EncodedGroup]) -> float:
@@ -32,12 +32,7 @@ def overlap_accuracy(groups: Sequence[EncodedGroup]) -> float:
         words = _words(answer)
         return sum(word in asked for word in words) / max(len(words), 1)
 
-    return pair_accuracy(groups, [[overlap(group, answer) for answer in _ranked_answers(group)] for group in groups])
-
-
-def _ranked_answers(group: EncodedGroup) -> list[str]:
-    """The texts of `group.rows`."""
-    return [answer for answer, rank in zip(group.record.answers, group.record.ranks) if rank is not None]
+    return pair_accuracy(groups, [[overlap(group, answer) for answer in group.answers] for group in groups])
 
 
 def _right(winner: float, loser: float) -> float:

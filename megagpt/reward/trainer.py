@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,10 +13,10 @@ from megagpt.checkpoint.layout import find_checkpoint
 from megagpt.checkpoint.load import Checkpoint, load_chunks
 from megagpt.checkpoint.stage_output import StageOutput
 from megagpt.config.check import check_parent
-from megagpt.config.schema import RewardConfig
+from megagpt.config.schema import RankingLossConfig, RewardConfig
 from megagpt.data.batch import fingerprint
 from megagpt.data.order import step_rows
-from megagpt.data.ranking import EncodedGroup, load_rankings
+from megagpt.data.ranking import EncodedGroup, encode_split, load_single_answers, read_ranking_split
 from megagpt.engine.build import Engine
 from megagpt.engine.schedule import learning_rate
 from megagpt.engine.schedule_run import infer
@@ -29,8 +30,9 @@ from megagpt.reward.data import RankingBatch, replica_batches
 from megagpt.reward.evaluate import longer_answer_accuracy, overlap_accuracy, pair_accuracy
 from megagpt.reward.loss import ranking_loss
 from megagpt.reward.normalise import score_statistics
+from megagpt.reward.report import clear_evaluation, evaluation_report, summary, write_evaluation
 from megagpt.runtime.distributed import start, world_size_from_environment
-from megagpt.runtime.log import left_out, say
+from megagpt.runtime.log import is_main_rank, left_out, say
 from megagpt.runtime.run_folder import RunFolder
 from megagpt.runtime.stage_run import StageRun
 
@@ -50,7 +52,10 @@ def fit(config: RewardConfig, original: str = "") -> Path:
     model_config = parent.model_config
     check_parent(config, model_config, grid.dp)
     tokenizer = parent.tokenizer()
-    (train, valid), dropped = load_rankings(run.resolve_records(config.data), tokenizer)
+    data, dropped = run.resolve_records(config.data), Counter()
+    records = read_ranking_split(data, dropped)
+    train, valid = encode_split(records, data, tokenizer, dropped)
+    good = load_single_answers([str(run.resolve(file)) for file in config.normalise_on], data, tokenizer, dropped) if config.normalise_on else None
     floors = {"longer_answer_floor": longer_answer_accuracy(valid), "overlap_floor": overlap_accuracy(valid)}
     fixed = {"data": fingerprint(row for group in train for row in group.rows), "batch": {"global_batch_size": config.batch.global_batch_size}, "optimizer": {"name": config.optimizer.name}}
     output = StageOutput(config, tokenizer, {"parent": parent}, original=original, fixed=fixed)
@@ -68,24 +73,28 @@ def fit(config: RewardConfig, original: str = "") -> Path:
     say(f"[reward] {len(train)} rankings, {len(valid)} held out{left_out(dropped)}, {grid}, ZeRO {engine.zero_stage}, {total_steps} steps")
     say(f"[reward] floors on held-out pairs: longer answer {floors['longer_answer_floor']:.3f}, overlap with the prompt {floors['overlap_floor']:.3f}")
 
-    def measure(step: int) -> tuple[float, dict[str, float]]:
-        """Pair accuracy on held-out groups, and the scale of the scores of their best answers."""
+    def measure(step: int) -> list[list[float]]:
+        """Scores of the held-out groups, and their pair accuracy in the log."""
         with around.phase("evaluation"):
             scores = score_groups(engine, valid, micro, tokenizer.pad_id, world.device)
-        accuracy = pair_accuracy(valid, scores)
-        around.log.evaluation(step, {"eval_accuracy": accuracy})
-        return accuracy, score_statistics(best_scores(valid, scores))
+        around.log.evaluation(step, {"eval_accuracy": pair_accuracy(valid, scores)})
+        return scores
 
-    def save(step: int) -> tuple[Path, float, dict[str, float]]:
+    def save(step: int) -> tuple[Path, list[list[float]], dict[str, float]]:
         """The scale of the scores goes with the weights: PPO normalises by it."""
-        accuracy, statistics = measure(step)
+        scores = measure(step)
+        with around.phase("evaluation"):
+            shown = None if good is None else score_groups(engine, good, micro, tokenizer.pad_id, world.device)
+        statistics = score_statistics(best_scores(valid, scores) if shown is None else [score for (score,) in shown])
         with around.phase("save"):
-            return output.save(step, engine, model_config, head="scalar", **statistics), accuracy, statistics
+            return output.save(step, engine, model_config, head="scalar", **statistics), scores, statistics
 
     shape = models[0].shape
     flops = shape.flops_per_token(config.data.max_length, num_parameters(shape))
     with StageRun(config, folder, total_steps, resumed["step"], world.device, flops) as around:
         if resumed["step"] == 0:
+            if is_main_rank():
+                clear_evaluation(folder)
             measure(0)
         for step in range(resumed["step"] + 1, total_steps + 1):
             with around.step(step):
@@ -93,14 +102,17 @@ def fit(config: RewardConfig, original: str = "") -> Path:
                     members = [train[item] for _, item in step_rows(seed, step - 1, groups_per_step, len(train))]
                     batches = replica_batches(members, engine.groups, micro, tokenizer.pad_id, world.device)
                 lr = learning_rate(config.optimizer, step, total_steps)
-                metrics = train_step(engine, batches, members, lr, (seed, step) if dropout else None)
+                metrics = train_step(engine, batches, members, lr, (seed, step) if dropout else None, config.loss)
             around.record(step, metrics, sum(len(row) for group in members for row in group.rows))
             if around.due(config.every.evaluate, step) and not around.due(config.every.save, step):
                 measure(step)
             around.end_step(step, save, output.wait)
-        checkpoint, accuracy, statistics = save(total_steps)
+        checkpoint, scores, statistics = save(total_steps)
         output.wait()
-    say(f"[reward] held-out pair accuracy {accuracy:.3f}")
+    accuracy, report = pair_accuracy(valid, scores), evaluation_report(valid, scores, records.valid)
+    if is_main_rank():
+        write_evaluation(folder, {"step": total_steps, **report})
+    say(f"[reward] {summary(report)}")
     if config.gates.min_pair_accuracy is not None:
         bound = config.gates.min_pair_accuracy
         output.gate("pair_accuracy", accuracy, f">= {bound}", accuracy >= bound)
@@ -110,11 +122,17 @@ def fit(config: RewardConfig, original: str = "") -> Path:
     return checkpoint
 
 
-def train_step(engine: Engine, batches: Sequence[RankingBatch], members: Sequence[EncodedGroup], lr: float, dropout_key: tuple[int, int] | None) -> dict[str, float]:
+def train_step(
+    engine: Engine, batches: Sequence[RankingBatch], members: Sequence[EncodedGroup], lr: float, dropout_key: tuple[int, int] | None,
+    terms: RankingLossConfig = RankingLossConfig(),
+) -> dict[str, float]:
     """One update on a global batch of groups. Returns mean loss and accuracy a prompt (nats, share), and grad_norm."""
 
     def loss(scalars: Tensor, batch: RankingBatch):
-        total, correct = ranking_loss(_last_scores(scalars, batch), batch.winners, batch.losers, batch.weights)
+        total, correct = ranking_loss(
+            _last_scores(scalars, batch), batch.winners, batch.losers, batch.weights,
+            margins=terms.margin * batch.distances, label_smoothing=terms.label_smoothing, centring=terms.centring,
+        )
         return total, {"loss": total.detach(), "correct": correct}
 
     weight = sum(group.weight for group in members)

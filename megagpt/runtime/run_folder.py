@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from megagpt.config.schema import RecordsConfig, RunConfig
+from megagpt.config.schema import RecordsConfig, RecordSource, RunConfig
 from megagpt.runtime import atomic
 
 
@@ -40,8 +40,12 @@ class RunFolder:
 
     def resolve_records(self, records: RecordsConfig) -> RecordsConfig:
         """The same with every file resolved."""
-        valid = None if records.valid is None else [str(self.resolve(path)) for path in records.valid]
-        return records.model_copy(update={"train": [str(self.resolve(path)) for path in records.train], "valid": valid})
+
+        def resolved(sources: list[RecordSource]) -> list[RecordSource]:
+            return [source.model_copy(update={"path": str(self.resolve(source.path))}) for source in sources]
+
+        valid = None if records.valid is None else resolved(records.valid)
+        return records.model_copy(update={"train": resolved(records.train), "valid": valid})
 
     # ------------------------------------------------------------ manifest
 

@@ -28,6 +28,15 @@ ADAMW_RELATIVE = 1e-6
 LOGITS_ABSOLUTE = 1e-4  # megagpt under any layout
 PLAIN_LOGITS_ABSOLUTE = 1e-5  # the plain reference itself, which has fewer reasons to differ
 
+# A formula in float64 against the same one written otherwise: sums of some dozen terms of order 1, each rounded to 1e-16.
+FLOAT64_ABSOLUTE = 1e-12
+
+# Central differences in float64 with steps of 1e-5: step^2 / 6 times a third derivative below 1, and rounding of 1e-16 / step.
+FINITE_DIFFERENCE_STEP, FINITE_DIFFERENCE_ABSOLUTE = 1e-5, 1e-8
+
+# Normalised scores: they are within LOGITS_ABSOLUTE of the plain ones, and are divided by a deviation that may be a tenth.
+NORMALISED_SCORE_ABSOLUTE = 10 * LOGITS_ABSOLUTE
+
 # The same rows inside a longer tensor: other blocks in the kernels, nothing else.
 PADDED_LOGITS_ABSOLUTE = 1e-6
 

@@ -58,8 +58,8 @@ RULES = [
 EACH = 12
 """Mutants of one file."""
 QUICK = 10
-SHARED = {"reduce.cuh": "norm"}
-"""Header of csrc/cuda -> whose tests try it. Others: the first op that includes it."""
+SHARED = {"reduce.cuh": ("norm",)}
+"""Header of csrc/cuda -> whose tests try it. Others: every op that includes it, one after the other."""
 SECONDS = 300
 """For the tests of one mutant on a machine that is busy; one that takes longer hangs, and is noticed."""
 UNCHANGED = "unchanged"
@@ -74,12 +74,25 @@ EQUIVALENT: dict[tuple[str, str], str] = {
         "masked_softmax.cu",
         "for (int i = 0; i <= N; ++i) total += seen >> i & 1 ? to_float(g.v[i]) * to_float(y.v[i]) : 0.f;",
     ): "bit N of what is seen is never set",
+    (
+        "columns.cuh",
+        "return {part, part * part_rows + threadIdx.y, end <= rows ? end : rows, (blockIdx.x % tiles * kWarp + threadIdx.x) * N};",
+    ): "end and rows are the same there",
+    (
+        "ppo_loss.cu",
+        "if (threadIdx.x == 1) partial[blockIdx.x * L::kSums + s] = total;",
+    ): "every thread of the block has the sum; any one may store it",
+    ("ppo_loss.cu", "sums[2] += fabsf(1.f - ratio) * shown;"): "a magnitude has no sign",
+    (
+        "adamw.cu",
+        "const int64_t whole = batch.wide[i] ? end - (end + begin) % M : begin;",
+    ): "chunks begin at multiples of M",
 }
 
 
 @dataclass(frozen=True)
 class Mutant:
-    op: str
+    ops: tuple[str, ...]  # whose kernels it breaks
     file: str  # of csrc/cuda
     line: int
     rule: str
@@ -114,7 +127,7 @@ def device_lines(text: str) -> Iterator[tuple[int, str]]:
             inside = False
 
 
-def mutants_of(file: str, op: str) -> list[Mutant]:
+def mutants_of(file: str, ops: tuple[str, ...]) -> list[Mutant]:
     found: dict[str, list[Mutant]] = {}
     for number, code in device_lines((ROOT / "csrc/cuda" / file).read_text()):
         if re.match(r"\s*(#|template|static|constexpr|if constexpr|SHARED|DYNAMIC_SHARED|using)", code):
@@ -122,7 +135,7 @@ def mutants_of(file: str, op: str) -> list[Mutant]:
         for rule, pattern, replacement in RULES:
             for match in re.finditer(pattern, code):
                 after = code[: match.start()] + match.expand(replacement) + code[match.end() :]
-                found.setdefault(rule, []).append(Mutant(op, file, number, rule, code, after))
+                found.setdefault(rule, []).append(Mutant(ops, file, number, rule, code, after))
     for rule, mutants in found.items():
         random.Random(file + rule).shuffle(mutants)
     in_turn = itertools.chain.from_iterable(itertools.zip_longest(*found.values()))
@@ -133,11 +146,11 @@ def all_mutants() -> list[Mutant]:
     """The files take turns, so that the first ones are of every op."""
     folder = ROOT / "csrc/cuda"
     ops = sorted(path.stem for path in folder.glob("*.cu"))
-    subjects = [(f"{op}.cu", op) for op in ops]
+    subjects = [(f"{op}.cu", (op,)) for op in ops]
     for header in sorted(path.name for path in folder.glob("*.cuh")):
-        users = [op for op in ops if f'"cuda/{header}"' in (folder / f"{op}.cu").read_text()]
-        if users and any(True for _ in mutants_of(header, "")):
-            subjects.append((header, SHARED.get(header, users[0])))
+        users = tuple(op for op in ops if f'"cuda/{header}"' in (folder / f"{op}.cu").read_text())
+        if users and mutants_of(header, users):
+            subjects.append((header, SHARED.get(header, users)))
     return [mutant for turn in itertools.zip_longest(*(mutants_of(*subject) for subject in subjects)) for mutant in turn if mutant]
 
 
@@ -146,26 +159,31 @@ def all_mutants() -> list[Mutant]:
 
 def verdict(mutant: Mutant, number: int) -> str:
     """What noticed it, "" for nothing."""
+    return next(filter(None, (verdict_of(op, mutant, number) for op in mutant.ops)), "")
+
+
+def verdict_of(op: str, mutant: Mutant, number: int) -> str:
+    """The same for the kernels of one op."""
     if mutant.rule == UNCHANGED:
-        return "" if tests_pass(kernels.build(), mutant.op, f"not fused and not ({WIDE})") else "tests"
-    name, overlay = f"mutant-{number}", CACHE / f"mutants/{number}"
+        return "" if tests_pass(kernels.build(), op, f"not fused and not ({WIDE})") else "tests"
+    name, overlay = f"mutant-{number}-{op}", CACHE / f"mutants/{number}"
     (overlay / "cuda").mkdir(parents=True, exist_ok=True)
     lines = (ROOT / "csrc/cuda" / mutant.file).read_text().splitlines()
     lines[mutant.line - 1] = mutant.after
     (overlay / "cuda" / mutant.file).write_text("\n".join(lines) + "\n")
-    kernel = f"{mutant.op}.cu"
+    kernel = f"{op}.cu"
     source = (overlay if mutant.file == kernel else ROOT / "csrc") / "cuda" / kernel
     broken = {"replace": {kernel: source}, "name": name, "overlay": overlay}
     try:
         library = build(**broken)
     except RuntimeError:
         return "compiler"
-    if not tests_pass(library, mutant.op, f"not fused and not ({WIDE})"):
+    if not tests_pass(library, op, f"not fused and not ({WIDE})"):
         return "tests"
-    if not tests_pass(library, mutant.op, f"not fused and ({WIDE})"):
+    if not tests_pass(library, op, f"not fused and ({WIDE})"):
         return "tests, wide"
     for sanitizer in ("thread", "address") if mutant.rule == "barrier dropped" else ("address", "thread"):
-        if subprocess.run([driver(sanitizer, **broken), mutant.op], capture_output=True, timeout=SECONDS).returncode:
+        if subprocess.run([driver(sanitizer, **broken), op], capture_output=True, timeout=SECONDS).returncode:
             return f"{sanitizer} sanitizer"
     return ""
 
@@ -211,10 +229,11 @@ def run(mutants: list[Mutant], at_once: int) -> dict[Mutant, str]:
             del running[process]
             noticed = results[mutant] or ("passes" if mutant.rule == UNCHANGED else "equivalent" if mutant.equivalent else "SURVIVED")
             print(f"{noticed:18} {mutant}", flush=True)
-            for left in [CACHE / "library" / f"mutant-{number}.so", *(CACHE / kind / f"mutant-{number}" for kind in ("address", "thread"))]:
-                left.unlink(missing_ok=True)
-                shutil.rmtree(left.with_name(left.name + ".d"), ignore_errors=True)
-                shutil.rmtree(left.with_name(f"{left.stem}.d"), ignore_errors=True)
+            for name in [f"mutant-{number}-{op}" for op in mutant.ops]:
+                for left in [CACHE / "library" / f"{name}.so", *(CACHE / kind / name for kind in ("address", "thread"))]:
+                    left.unlink(missing_ok=True)
+                    shutil.rmtree(left.with_name(left.name + ".d"), ignore_errors=True)
+                    shutil.rmtree(left.with_name(f"{left.stem}.d"), ignore_errors=True)
     return results
 
 
@@ -233,15 +252,15 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="say what would be tried")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="at once")
     arguments = parser.parse_args()
-    mutants = [mutant for mutant in all_mutants() if arguments.op in (None, mutant.op)]
+    mutants = [mutant for mutant in all_mutants() if arguments.op in (None, *mutant.ops)]
     if arguments.quick:
         mutants = [mutant for mutant in mutants if not mutant.equivalent][:QUICK]
     if arguments.list:
         print(*(f"{mutant}{'   (equivalent)' if mutant.equivalent else ''}" for mutant in mutants), sep="\n")
         return 0
-    as_they_are = [Mutant(op, f"{op}.cu", 0, UNCHANGED, "", "") for op in dict.fromkeys(mutant.op for mutant in mutants)]
+    as_they_are = [Mutant((op,), f"{op}.cu", 0, UNCHANGED, "", "") for op in dict.fromkeys(op for mutant in mutants for op in mutant.ops)]
     results = run([*as_they_are, *mutants], arguments.jobs)
-    if failed := [mutant.op for mutant in as_they_are if results.pop(mutant)]:
+    if failed := [mutant.ops[0] for mutant in as_they_are if results.pop(mutant)]:
         print(f"the tests of {', '.join(failed)} fail on the kernels as they are")
         return 1
     valid = [mutant for mutant, noticed in results.items() if noticed != "compiler" and (noticed or not mutant.equivalent)]

@@ -306,6 +306,40 @@ def test_fused_adamw_parameters_may_be_updates_apart():
     assert_same(ours, theirs)
 
 
+def test_fused_adamw_notices_state_that_others_put_in():
+    """It remembers what it updates; torch's reads the state anew for every step."""
+    xs = [torch.linspace(-1, 1, size) for size in (3, 40)]
+    ours, theirs = (kind([x.clone().requires_grad_() for x in xs]) for kind in (FusedAdamW, torch.optim.AdamW))
+
+    def step(missing: int | None = None) -> None:
+        for optimizer in (ours, theirs):
+            for number, x in enumerate(optimizer.param_groups[0]["params"]):
+                x.grad = None if number == missing else x.detach().sin() + 0.5
+            optimizer.step()
+        assert_same(ours, theirs)
+
+    def each_state():
+        for optimizer in (ours, theirs):
+            yield from (optimizer.state[x] for x in optimizer.param_groups[0]["params"])
+
+    step(), step()
+    step(missing=1)  # the two count apart from here
+    step(), step()
+    for state in each_state():
+        state["exp_avg"] = torch.ones_like(state["exp_avg"])
+    step()
+    for state in each_state():
+        state["step"].fill_(1.0)
+    step()
+    for state in each_state():
+        state["step"] = torch.tensor(7.0)
+    step(), step()
+    assert [float(state["step"]) for state in each_state()] == [9.0] * 4
+    ours.param_groups[0]["maximize"] = True
+    with pytest.raises(NotImplementedError, match="maximize"):
+        ours.step()
+
+
 def test_fused_adamw_calls_the_closure():
     x = torch.ones(2, requires_grad=True)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from megagpt.config.schema import ModelConfig, OptimizerConfig
+from megagpt.config.schema import ModelConfig, OptimizerConfig, RankingLossConfig
 from megagpt.data.batch import EncodedRow, encoded_row
 from megagpt.data.ranking import EncodedGroup, ranked_pairs
 from megagpt.data.records import Ranking
@@ -35,6 +35,7 @@ OPTIMIZER = OptimizerConfig(lr=1e-2, eps=1e-5, clip_grad=0.1)
 PAD, MICRO = 100, 2
 SAME_FOR_ALL_SCORES = {"scalar_head.bias", "final_norm.bias"}
 """They move all scores alike and no difference of two: like a key bias, their gradient is exactly zero but for rounding."""
+TERMS = RankingLossConfig(margin=0.3, label_smoothing=0.1, centring=0.2)
 LAYOUTS = [(Grid(), 1), (Grid(tp=2), 1), (Grid(pp=2), 2), (Grid(dp=2), 2), (Grid(dp=2), 3)]
 IDS = ["one_rank", "tp2", "pp2", "dp2-zero2", "dp2-zero3"]
 RANKS = [[0, 1], [2, 0, 1], [0, 1, 1, 2], [1, 1, 0, 0, 3], [1, 0]]
@@ -76,11 +77,26 @@ def plain_scores(model: PlainGPT, group: EncodedGroup) -> list[Tensor]:
 
 def plain_ranking_loss(model: PlainGPT, members: Sequence[EncodedGroup]) -> Tensor:
     """Weighted mean over prompts of the mean over the pairs of different rank of -log sigma(better - worse)."""
+    return plain_mean(model, members, lambda better, worse, _: -F.logsigmoid(better - worse))
+
+
+def plain_loss_with_terms(model: PlainGPT, members: Sequence[EncodedGroup]) -> Tensor:
+    """The same under TERMS."""
+
+    def loss(better: Tensor, worse: Tensor, distance: int) -> Tensor:
+        lead = better - worse - TERMS.margin * distance
+        smooth = -(1 - TERMS.label_smoothing) * F.logsigmoid(lead) - TERMS.label_smoothing * F.logsigmoid(-lead)
+        return smooth + TERMS.centring * (better + worse) ** 2
+
+    return plain_mean(model, members, loss)
+
+
+def plain_mean(model: PlainGPT, members: Sequence[EncodedGroup], loss: Callable[[Tensor, Tensor, int], Tensor]) -> Tensor:
     total = torch.zeros(())
     for group in members:
-        scores = plain_scores(model, group)
-        pairs = [(i, j) for i, j in itertools.permutations(range(len(scores)), 2) if group.record.ranks[i] < group.record.ranks[j]]
-        total = total + group.weight * sum(-F.logsigmoid(scores[i] - scores[j]) for i, j in pairs) / len(pairs)
+        scores, ranks = plain_scores(model, group), group.record.ranks
+        pairs = [(i, j) for i, j in itertools.permutations(range(len(scores)), 2) if ranks[i] < ranks[j]]
+        total = total + group.weight * sum(loss(scores[i], scores[j], len({rank for rank in ranks if ranks[i] < rank <= ranks[j]})) for i, j in pairs) / len(pairs)
     return total / sum(group.weight for group in members)
 
 
@@ -96,8 +112,9 @@ def plain_response_loss(model: PlainGPT, rows: Sequence[EncodedRow]) -> Tensor:
 
 
 @functools.cache
-def plain_step(config: ModelConfig, scalar_head: bool) -> PlainRun:
-    batch, loss = (groups(), plain_ranking_loss) if scalar_head else (rows(), plain_response_loss)
+def plain_step(config: ModelConfig, scalar_head: bool, terms: RankingLossConfig = RankingLossConfig()) -> PlainRun:
+    ranking_loss = plain_loss_with_terms if terms == TERMS else plain_ranking_loss
+    batch, loss = (groups(), ranking_loss) if scalar_head else (rows(), plain_response_loss)
     return plain_train(
         config, plain_init(config, 1, scalar_head), [(batch,)], lr=OPTIMIZER.lr, eps=OPTIMIZER.eps, clip=OPTIMIZER.clip_grad, loss_function=loss
     )
@@ -118,12 +135,12 @@ def with_gradients(engine: Engine) -> dict[str, Tensor]:
     return found
 
 
-def reward_step(config: ModelConfig, grid: Grid, zero_stage: int):
+def reward_step(config: ModelConfig, grid: Grid, zero_stage: int, terms: RankingLossConfig = RankingLossConfig()):
     engine = Engine(sharded_model(config, plain_init(config, 1, scalar_head=True), grid), OPTIMIZER, zero_stage)
     scores = reward.score_groups(engine, groups(), MICRO, PAD, torch.device("cpu"))
     gradients = with_gradients(engine)
     batches = ranking_batches(groups(), engine.groups, MICRO, PAD, torch.device("cpu"))
-    metrics = reward.train_step(engine, batches, groups(), OPTIMIZER.lr, None)
+    metrics = reward.train_step(engine, batches, groups(), OPTIMIZER.lr, None, terms)
     parameters = held_here(engine.canonical_parameters())
     engine.close()
     return metrics, gradients, parameters, scores
@@ -143,14 +160,14 @@ def sft_step(config: ModelConfig, grid: Grid, zero_stage: int):
 # ---------------------------------------------------------------- the cases
 
 
-def compare(expected: PlainRun, ranks: list) -> None:
+def compare(expected: PlainRun, ranks: list, *, without_gradient: set[str] = SAME_FOR_ALL_SCORES) -> None:
     """Metrics on every rank, gradients and parameters of all of them together."""
     assert expected.gradient_norms[0] > OPTIMIZER.clip_grad, "clipping must be active"
     for metrics, *_ in ranks:
         assert metrics["loss"] == pytest.approx(expected.losses[0], rel=PARITY_RELATIVE)
         assert metrics["grad_norm"] == pytest.approx(expected.gradient_norms[0], rel=PARITY_RELATIVE)
     gradients, parameters = (merge_ranks([rank[part] for rank in ranks]) for part in (1, 2))
-    apart = SAME_FOR_ALL_SCORES if "scalar_head.bias" in expected.gradients else set()
+    apart = without_gradient if "scalar_head.bias" in expected.gradients else set()
     for name in apart & expected.gradients.keys():
         assert (gradients.pop(name).abs() <= SCORE_SHIFT_ABSOLUTE).all()
         assert ((parameters.pop(name) - expected.parameters[name]).abs() <= OPTIMIZER.lr * SCORE_SHIFT_ABSOLUTE / OPTIMIZER.eps).all()
@@ -174,6 +191,13 @@ def test_kway_reward_step_equals_the_plain_one(grid, zero, family):
     for metrics, *_, scores in ranks:
         assert scores == [pytest.approx(row, abs=LOGITS_ABSOLUTE) for row in expected]
         assert metrics["accuracy"] == pytest.approx(np.average(right, weights=weights), rel=PARITY_RELATIVE)
+
+
+@pytest.mark.parametrize(("grid", "zero"), [(Grid(pp=2), 2), (Grid(dp=2), 2)], ids=["pp2", "dp2-zero2"])
+def test_kway_reward_step_with_margin_smoothing_and_centring_equals_the_plain_one(grid, zero):
+    """Centring fixes the level of the scores, so every parameter has a gradient."""
+    config = tiny_model("gpt", True, num_layers=2)
+    compare(plain_step(config, True, TERMS), run_ranks(grid.size, reward_step, config, grid, zero, TERMS), without_gradient=set())
 
 
 @pytest.mark.parametrize(("grid", "zero"), LAYOUTS, ids=IDS)

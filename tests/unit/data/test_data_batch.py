@@ -1,6 +1,7 @@
 """Rows, groups and prompts to tensors."""
 
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from megagpt.data.batch import EncodedRow, collate, encoded_row
 from megagpt.data.conversation import load_demonstrations
 from megagpt.data.errors import DataError
 from megagpt.data.prompts import load_prompts, prompt_number
-from megagpt.data.ranking import load_rankings, ranked_pairs
+from megagpt.data.ranking import load_rankings, load_single_answers, ranked_pairs, read_ranking_split
 from megagpt.data.split import prompt_key
 from megagpt.tokenizer.train import train_tokenizer
 
@@ -172,6 +173,35 @@ def test_kway_overlong_group_is_refused_or_dropped_whole(tokenizer, ranking_file
         load_rankings(config, tokenizer)
     split, dropped = load_rankings(config.model_copy(update={"max_length": 10, "overlong": "drop"}), tokenizer)
     assert len(split.train) + dropped["longer than max_length"] // 2 == 2
+
+
+def test_kway_source_names_the_slice_and_multiplies_the_weight(tokenizer, ranking_file):
+    plain, weighted = {"path": ranking_file}, {"path": ranking_file, "slice": "bias", "weight": 2.5}
+    config = RecordsConfig(train=[ranking_file, weighted], valid=[plain], max_length=32)
+    split, _ = load_rankings(config, tokenizer)
+    assert [(group.record.slice, group.weight) for group in split.train] == [("r", 1.0), ("r", 3.0), ("bias", 2.5), ("bias", 7.5)]
+    assert [(group.record.slice, group.weight) for group in split.valid] == [("r", 1.0), ("r", 3.0)]
+
+
+def test_kway_wholly_tied_rankings_are_read_but_give_no_group(tokenizer, ranking_file, tmp_path):
+    tied = {"prompt": "three", "answers": ["a", "b", "c"], "ranks": [1, 1, None]}
+    file = write(tmp_path / "t.jsonl", [tied])
+    config, dropped = RecordsConfig(train=[ranking_file, file], valid=[ranking_file, file], max_length=32), Counter()
+    assert len(read_ranking_split(config, dropped).valid) == 3 and not dropped
+    split, dropped = load_rankings(config, tokenizer)
+    assert (len(split.train), len(split.valid)) == (2, 2) and dropped == {"all answers are tied": 2}
+    with pytest.raises(DataError, match="t.jsonl: no record is left for train"):
+        load_rankings(RecordsConfig(train=[file], valid=[ranking_file], max_length=32), tokenizer)
+
+
+def test_demonstrations_to_score_are_groups_of_one_answer(tokenizer, tmp_path):
+    file, dropped = write(tmp_path / "d.jsonl", [conversation("q", "a"), conversation("q", "answer " * 50)]), Counter()
+    config = RecordsConfig(train=[file], max_length=40, overlong="drop")
+    (group,) = load_single_answers([file], config, tokenizer, dropped)
+    assert tokenizer.decode(group.rows[0].tokens, show_special=True) == "<|user|>q<|end|><|assistant|>a<|end|>"
+    assert group.pairs == () and dropped == {"longer than max_length": 1}
+    with pytest.raises(DataError, match=r"d.jsonl: no demonstration is left \(max_length 2\)"):
+        load_single_answers([file], config.model_copy(update={"max_length": 2}), tokenizer, dropped)
 
 
 def test_prompts_open_the_answer_and_some_are_kept_for_evaluation(tokenizer, tmp_path):

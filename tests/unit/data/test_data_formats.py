@@ -234,8 +234,16 @@ def test_context_and_ranked_replies():
     assert list(to_rankings(row)) == [{"prompt": [user("q")], "answers": ["b", "a", "c"], "ranks": [1, 0, 1]}]
 
 
+def test_judged_pair_gives_a_ranking_for_each_annotator():
+    row = {"instruction": "Add", "input": "1 2", "response1": "3", "response2": "4", "annotator1": 1, "annotator2": 2, "annotator3": 0}
+    made = list(to_rankings(row))
+    assert [(ranking["annotator"], ranking["ranks"]) for ranking in made] == [("annotator1", [0, 1]), ("annotator2", [1, 0]), ("annotator3", [0, 0])]
+    assert all((ranking["prompt"], ranking["answers"]) == ([user("Add\n\n1 2")], ["3", "4"]) for ranking in made)
+    assert list(to_rankings(row | {"response2": True})) == [Dropped("a response is not a text")] * 3
+
+
 @pytest.mark.parametrize("read", [to_demonstrations, to_rankings, to_prompts])
-@pytest.mark.parametrize("row", [None, 3, [], {}, {"turns": ["q"]}, {"context": "q", "ranked": []}])
+@pytest.mark.parametrize("row", [{"instruction": "Do", "response1": "a", "response2": "b"}, None, 3, [], {}, {"turns": ["q"]}, {"context": "q", "ranked": []}])
 def test_other_rows_are_an_unknown_shape(read, row):
     with pytest.raises(UnknownShape):
         list(read(row))
@@ -283,6 +291,14 @@ def test_oasst_rankings_and_trees_agree():
     assert {(str(r.prompt), r.answers, r.ranks) for r in from_trees} == {
         (str(r.prompt), r.answers, r.ranks) for r in rankings
     }
+
+
+@needs_shared
+def test_pandalm_pairs_load_with_their_known_defects():
+    dropped = Counter()
+    rankings = read_rankings(SHARED / "pandalm_human" / "pairs.jsonl", dropped)
+    assert Counter(ranking.annotator for ranking in rankings) == dict.fromkeys(["annotator1", "annotator2", "annotator3"], 735)
+    assert dropped == {"empty answer": 3 * 41, "a response is not a text": 3 * 6}
 
 
 @needs_shared

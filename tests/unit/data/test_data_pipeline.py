@@ -102,6 +102,16 @@ def test_what_the_source_knows_besides_is_kept_and_writable(folder, tmp_path):
     assert {document.meta["seen"] for document in documents} == {"2020-01-02 00:00:00", "?"}
 
 
+def test_every_annotator_is_kept_and_a_repeated_one_is_not(folder, tmp_path):
+    judged = {"prompt": "judged by two", "answers": ["a", "b"]}
+    marks = [("x", [0, 1]), ("y", [1, 0]), ("z", [0, 0]), ("x", [0, 1])]
+    write(folder / "rankings.jsonl", [judged | {"annotator": who, "ranks": ranks} for who, ranks in marks] + [{"prompt": "q", "chosen": "a", "rejected": "b"}])
+    statistics = run_data(config(folder), tmp_path / "out")
+    kept = [record for side in read_sides(tmp_path / "out", "rankings", read_rankings) for record in side if record.annotator]
+    assert [(record.annotator, list(record.ranks)) for record in kept] == marks[:3]
+    assert statistics["rankings"]["dropped"] == {"repeated": 1}
+
+
 def test_documents_are_dropped_with_reasons(folder, tmp_path):
     texts = ["long enough to keep", "Long  enough\nto KEEP", "short", "another one to keep"]
     write(folder / "documents.jsonl", [{"text": text} for text in texts])

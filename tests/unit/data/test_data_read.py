@@ -25,6 +25,7 @@ from megagpt.data.records import (
 ASKED = [{"role": "user", "content": "Why?"}]
 ANSWERED = [*ASKED, {"role": "assistant", "content": "Because."}]
 DEMONSTRATION = {"messages": ANSWERED}
+JUDGED = {"instruction": "Do", "input": "", "response1": "a", "response2": "b", "annotator1": 1, "annotator2": 0}
 RANKING = {"prompt": ASKED, "answers": ["a", "b", "c"], "ranks": [1, 0, None], "weight": 2, "annotator": "ann"}
 
 
@@ -162,6 +163,14 @@ def test_damaged_files_are_named(tmp_path, name, content, rule):
         (read_demonstrations, {"instruction": "Do", "output": 3}, r"messages\[1\].content must be a text, found int"),
         (read_rankings, RANKING | {"ranks": [0, 1]}, "lists of the same length"),
         (read_rankings, RANKING | {"ranks": [0, 1, "2"]}, "rank '2' must be an integer"),
+        (read_rankings, RANKING | {"ranks": [0, 1, "="]}, r"rank '=' must be an integer from 0 \(best\), equal for tied answers, or null"),
+        (read_rankings, RANKING | {"ranks": [0, 0.5, 1]}, "rank 0.5 must be an integer"),
+        (read_rankings, RANKING | {"answers": ["a"], "ranks": [0]}, "a ranking of 1 answer; it takes two or more"),
+        (read_rankings, RANKING | {"answers": [], "ranks": []}, "a ranking of 0 answers; it takes two or more"),
+        (read_rankings, {"context": [], "ranked": [{"text": "a", "rank": 0}]}, "a ranking of 1 answer"),
+        (read_rankings, JUDGED | {"annotator2": 3}, r"annotator2 is 3, must be 0 \(tie\), 1 or 2"),
+        (read_rankings, JUDGED | {"annotator2": "tie"}, "annotator2 is 'tie', must be 0"),
+        (read_rankings, JUDGED | {"annotator2": True}, "annotator2 is True, must be 0"),
         (read_rankings, RANKING | {"ranks": [0, 1, -1]}, "rank -1 must be"),
         (read_rankings, RANKING | {"ranks": [False, True, None]}, "rank False must be"),
         (read_rankings, RANKING | {"weight": 0}, "weight 0 must be a positive number"),
@@ -181,14 +190,14 @@ def test_wrong_document_text_names_the_field(tmp_path):
 
 def test_unusable_rows_are_dropped_with_a_reason(tmp_path):
     dropped = Counter()
-    tied, alike, silent, unranked = (
-        RANKING | {"ranks": [1, 1, None]},
+    alike, silent, unranked, only_one = (
         RANKING | {"answers": ["a", "b", "a"]},
         RANKING | {"answers": ["a", " ", "b"]},
         RANKING | {"ranks": [None] * 3},
+        RANKING | {"ranks": [None, 0, None]},
     )
-    read_rankings(write(tmp_path / "r.jsonl", RANKING, tied, alike, silent, unranked), dropped)
-    assert dropped == {"no answer is ranked above another": 2, "two answers are equal": 1, "empty answer": 1}
+    read_rankings(write(tmp_path / "r.jsonl", RANKING, alike, silent, unranked, only_one), dropped)
+    assert dropped == {"fewer than two answers are ranked": 2, "two answers are equal": 1, "empty answer": 1}
 
     dropped = Counter()
     read_demonstrations(
