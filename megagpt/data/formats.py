@@ -294,8 +294,13 @@ def _tree_demonstrations(root: Row) -> Iterator[Row | Dropped]:
             yield _demonstration(list(path))
 
 
+def _rank_or_0(reply: Row) -> int:
+    """0 for what is no rank, which `records.py` will refuse by name."""
+    return reply["rank"] if type(reply["rank"]) is int else 0
+
+
 def _tree_rankings(root: Row) -> Iterator[Row | Dropped]:
     for path, replies in _tree_paths(root):
         ranked = [reply for reply in replies if reply.get("role") == "assistant" and reply.get("rank") is not None]
         if len(ranked) > 1:
-            yield _ranking({"prompt": list(path)} | _ranked(sorted(ranked, key=lambda reply: reply["rank"])))
+            yield _ranking({"prompt": list(path)} | _ranked(sorted(ranked, key=_rank_or_0)))

@@ -249,6 +249,13 @@ def test_other_rows_are_an_unknown_shape(read, row):
         list(read(row))
 
 
+def test_tree_with_ranks_that_are_none_is_refused_by_name(tmp_path):
+    replies = [message("a", "assistant", rank=0), message("b", "assistant", rank="best")]
+    (tmp_path / "t.jsonl").write_text(json.dumps({"message_tree_id": "t", "prompt": message("q", "prompter", replies)}) + "\n")
+    with pytest.raises(DataError, match="t.jsonl:1: rank 'best' must be an integer from 0"):
+        read_rankings(tmp_path / "t.jsonl")
+
+
 @pytest.mark.parametrize("inner", [{"replies": "x"}, {"replies": [3]}])
 def test_malformed_trees_are_an_unknown_shape(inner):
     row = {"message_tree_id": "t", "prompt": {"text": "q", "role": "prompter"} | inner}
