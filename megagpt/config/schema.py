@@ -181,7 +181,7 @@ class EveryConfig(Frozen):
     save: int = Field(0, ge=0)
     """Save a checkpoint; always done at the last step."""
     keep: int = Field(2, gt=0)
-    """Checkpoints kept in the stage's folder, newest first."""
+    """Checkpoints kept in the stage's folder, newest first; the best on held-out data stays too (SFT)."""
     keep_every: int = Field(0, ge=0)
     """Besides those, keep each checkpoint whose step is a multiple of this; 0: none."""
 
@@ -349,7 +349,7 @@ class RecordsConfig(Frozen):
     valid_fraction: float = Field(0.05, gt=0, lt=1)
     """Held-out share where `valid` is not given."""
     max_length: int = Field(gt=0)
-    """Longest conversation in tokens; longer ones are refused or cut as `overlong` says."""
+    """Longest conversation in tokens; longer ones are refused or left out as `overlong` says."""
     overlong: Literal["refuse", "drop"] = "refuse"
     """A record longer than max_length stops the run with its file and line (`refuse`) or is left out and counted (`drop`)."""
 
@@ -361,6 +361,17 @@ class SftGates(Frozen):
     """Held-out response loss at most this fraction of what it was before the first step."""
 
 
+class SftOptimizerConfig(OptimizerConfig):
+    """The schedule of Ouyang et al. 2022, appendix C.1 (a cosine down to a tenth; Adam with 0.9 and 0.95), but for the warm-up."""
+
+    lr: float = Field(1e-5, gt=0)
+    """Peak learning rate; Ouyang et al. 2022, appendix C.1: 9.65e-6 at batches of 32 conversations (175B: 5.03e-6 and 8)."""
+    warmup_ratio: float = Field(0.03, ge=0, lt=1)
+    """Fraction of the run over which the learning rate rises linearly from zero; the paper has none."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled decay of the weight matrices, in units of the learning rate."""
+
+
 class SftConfig(StageConfig):
     """Supervised fine-tuning on demonstrations: the same objective, on the assistant's tokens."""
 
@@ -369,12 +380,17 @@ class SftConfig(StageConfig):
     parent: str = "pretrain"
     """Checkpoint to start from: a stage of the same run, a stage folder, or a checkpoint folder."""
     dropout: float | None = Field(None, ge=0, lt=1)
-    """Overrides the parent model's dropout."""
-    optimizer: OptimizerConfig = OptimizerConfig(lr=1e-5, weight_decay=0.0, warmup_ratio=0.03)
+    """Overrides the parent model's dropout; Ouyang et al. 2022, appendix C.1, have 0.2 on the residual stream."""
+    optimizer: SftOptimizerConfig = SftOptimizerConfig()
     batch: BatchConfig
+    """In rows: conversations, or packed rows of several."""
     data: RecordsConfig
+    packing: bool = False
+    """Fill rows of max_length tokens with several conversations that do not see each other: less padding, and the same loss. A step then
+    reads more conversations, so divide global_batch_size by the number in a row, which is printed at the start."""
     epochs: int = Field(2, gt=0)
-    """Passes over the demonstrations."""
+    """Passes over the demonstrations. After each one a checkpoint is measured on held-out data; the best is the stage's result. Ouyang et al.
+    2022 make 16 and choose by reward-model score; held-out loss, which chooses here, is lowest after the first of them (section 3.5)."""
     gates: SftGates = SftGates()
     """Checks at the end."""
 

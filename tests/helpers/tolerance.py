@@ -11,6 +11,9 @@ from torch import Tensor
 # three steps); the smallest real mistake met so far (a later pipeline stage's norms left out of the clipping) moved a tensor by 8e-5.
 PARITY_RELATIVE = 1e-5
 
+# The same conversations in rows of their own and packed into long ones, fp32: the same sums in another order.
+PACKED_RELATIVE = 1e-6
+
 # A key bias adds the same number to all scores of a query, so its true gradient is exactly zero and a relative error means nothing. What
 # remains is rounding: 1e-10 at most in the plain reference on the tiny models.
 KEY_BIAS_ABSOLUTE = 1e-8
