@@ -45,7 +45,9 @@ def write_files(folder: Path, stem: str, tensors: Iterable[tuple[str, Tensor]], 
     return index
 
 
-def write_checkpoint(final: Path, tensors: Iterable[tuple[str, Tensor]], state: Mapping[str, Any], *, config_yaml: str, tokenizer: SavesTokenizer) -> None:
+def write_checkpoint(
+    final: Path, tensors: Iterable[tuple[str, Tensor]], state: Mapping[str, Any], *, config_yaml: str, tokenizer: SavesTokenizer
+) -> None:
     """A whole checkpoint of a model's canonical tensors, without optimizer states; `final` is absent until it is whole.
 
     Args:
@@ -58,10 +60,8 @@ def write_checkpoint(final: Path, tensors: Iterable[tuple[str, Tensor]], state: 
     try:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        complete(
-            folder, final, {"model": write_files(folder, "model", tensors)} | {kind: {} for kind in INDEX if kind != "model"}, {"format": FORMAT, **state},
-            config_yaml=config_yaml, tokenizer=tokenizer,
-        )
+        index: dict[str, Any] = {kind: {} for kind in INDEX} | {"model": write_files(folder, "model", tensors)}
+        complete(folder, final, index, {"format": FORMAT, **state}, config_yaml=config_yaml, tokenizer=tokenizer)
     except (OSError, SafetensorError) as error:
         raise SaveError(f"{final}: cannot be written ({getattr(error, 'strerror', None) or error})") from error
     finally:

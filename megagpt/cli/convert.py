@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser, verb: str) -> None:
         parser_of_action.add_argument("--run", default="default", metavar="NAME", help="run below runs/ that CHECKPOINT names a stage of")
     give.add_argument("folder", type=Path, metavar="FOLDER", help="folder to write; must not exist")
     check.add_argument("source", type=Path, metavar="SOURCE", help="Hugging Face folder or .gguf file")
-    check.add_argument("--tolerance", type=float, default=0.0, metavar="X", help="largest absolute difference of two numbers that passes (default 0: the same bits)")
+    check.add_argument("--tolerance", type=float, default=0.0, metavar="X", help="largest absolute difference that passes (default 0: equal numbers)")
     for parser_of_action in (bring, give):
         parser_of_action.add_argument("--dtype", choices=DTYPES, help="type of the weights (default: as they are stored; GGUF: fp32)")
 

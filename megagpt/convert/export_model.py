@@ -58,7 +58,8 @@ def export_model(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | None
             os.replace(unfinished / files[0], unfinished / ONE_FILE)
         else:
             size = sum((unfinished / file).stat().st_size for file in files)
-            atomic.write_json(unfinished / INDEX, {"metadata": {"total_size": size}, "weight_map": {name: facts["file"] for name, facts in index.items()}})
+            weight_map = {name: facts["file"] for name, facts in index.items()}
+            atomic.write_json(unfinished / INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
         kind = str(dtype or stored).removeprefix("torch.")
         atomic.write_json(unfinished / CONFIG, huggingface_settings(model, kind, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id))
         atomic.write_json(unfinished / "generation_config.json", {"eos_token_id": sorted(set(stop_ids(tokenizer))), "pad_token_id": tokenizer.pad_id})

@@ -78,11 +78,11 @@ def gguf_tokenizer(metadata: Mapping[str, Any], where: object) -> Tokenizer:
     from tokenizers import Tokenizer as Library
 
     own = {name.removeprefix("tokenizer.ggml."): value for name, value in metadata.items()}
+    splitters, instead = _splitters(), "name the folder of the model's own tokenizer with --tokenizer"
     if own.get("model") != "gpt2":
-        raise ConvertError(f"{where}: tokenizer.ggml.model = {own.get('model')!r}: only 'gpt2' (byte-level BPE) is read; name the model's own with --tokenizer")
-    splitters = _splitters()
+        raise ConvertError(f"{where}: tokenizer.ggml.model = {own.get('model')!r}: only 'gpt2' (byte-level BPE) is read; {instead}")
     if own.get("pre") not in splitters:
-        raise ConvertError(f"{where}: tokenizer.ggml.pre = {own.get('pre')!r}: only {', '.join(splitters)} are known; name the model's own with --tokenizer")
+        raise ConvertError(f"{where}: tokenizer.ggml.pre = {own.get('pre')!r}: only {', '.join(splitters)} are known; {instead}")
     vocabulary = {piece: number for number, piece in enumerate(own["tokens"])}
     merges = [tuple(line.split(" ")) for line in own["merges"]]
     # Llama 3 was trained so: a word that is a piece itself is taken whole, whether or not merges lead to it.

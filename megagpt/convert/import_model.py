@@ -25,6 +25,7 @@ def import_model(source: Source, stage_folder: Path, dtype: torch.dtype | None =
 
     Control tokens that the vocabulary lacks (padding, and the chat tokens where it has not those of ChatML) have got ids behind
     it. Ids without a row in the embedding get one: the mean of the others, so that none is likelier than a token that is known.
+    A beginning-of-text token that a model saw in front of every text is not put there: our rows begin with the text.
 
     Args:
         dtype: of the weights; default: as they are stored, where that is float32, bfloat16 or float16, else float32.
@@ -40,13 +41,13 @@ def import_model(source: Source, stage_folder: Path, dtype: torch.dtype | None =
     tokenizer = tokenizer or source.tokenizer()
     rows = source.model.vocab_size
     if tokenizer.own_size > rows:
-        raise ConvertError(f"{source.path}: the tokenizer has {tokenizer.own_size} ids, the embedding only {rows} rows: not the tokenizer of this model")
+        raise ConvertError(f"{source.path}: the tokenizer has {tokenizer.own_size} ids, the embedding only {rows} rows: not this model's tokenizer")
     model = source.model.model_copy(update={"vocab_size": max(rows, tokenizer.vocab_size)})
     if added := model.vocab_size - rows:
         names = [name for name, number in tokenizer.special_ids.items() if number >= rows]
         say(f"[convert] the vocabulary grows from {rows} to {model.vocab_size} for {', '.join(names)}; new rows are the mean of the others")
     write_checkpoint(
-        final, progress(_finite(source, dtype, added), source.num_tensors, "import"),
+        final, progress(_written(source, dtype, added), source.num_tensors, "import"),
         {
             "step": 0, "stage": "import", "head": "lm", "model": model.model_dump(mode="json"), "tokenizer_hash": tokenizer.content_hash,
             "parents": {}, "code": code_version(), "source": {"path": str(source.path.resolve()), "vocab_size": rows},
@@ -56,8 +57,8 @@ def import_model(source: Source, stage_folder: Path, dtype: torch.dtype | None =
     return final
 
 
-def _finite(source: Source, dtype: torch.dtype | None, added: int) -> Iterator[tuple[str, Tensor]]:
-    """The source's tensors as they are written."""
+def _written(source: Source, dtype: torch.dtype | None, added: int) -> Iterator[tuple[str, Tensor]]:
+    """The source's tensors with the added rows, in the type that they are written in, without anything that is not finite."""
     for name, tensor in source.tensors():
         if name in VOCABULARY_TENSORS:
             tensor = with_mean_rows(tensor, added)

@@ -27,7 +27,8 @@ def huggingface_files(tokenizer: Tokenizer, max_length: int) -> dict[str, bytes]
     library.add_special_tokens([AddedToken(name, normalized=False) for _, name in added])
     for number, name in added:
         if library.token_to_id(name) != number:
-            raise TokenizerError(f"control token {name} has id {number}, and {library.token_to_id(name)} in Hugging Face's library: the vocabulary has gaps")
+            theirs = library.token_to_id(name)
+            raise TokenizerError(f"control token {name} has id {number}, and {theirs} in Hugging Face's library: the vocabulary has gaps")
     names = {role: library.id_to_token(tokenizer.special_ids[token]) for role, token in (("eos_token", EOS), ("pad_token", PAD))}
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast", **names, "model_max_length": max_length, "clean_up_tokenization_spaces": False,

@@ -13,8 +13,9 @@ from megagpt.tokenizer.chat import encode_chat
 from megagpt.tokenizer.special import END, EOS, PAD
 from tests.helpers import bpe
 from tests.helpers.huggingface import TEXTS, random_model, save_folder, tiny_vocabulary
+from tests.helpers.tolerance import Q8_0_STEPS
 
-gguf = pytest.importorskip("gguf")
+gguf = pytest.importorskip("gguf", reason="the gguf package is not installed (setup.py, extra gguf)")
 CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 
@@ -83,13 +84,14 @@ def test_convert_gguf_dequantises(tmp_path):
         ours = dict(source.tensors())["layers.0.mlp.up.weight"]
     step = exact.reshape(-1, 32).abs().amax(dim=1, keepdim=True) / 127
     error = (ours - exact).reshape(-1, 32).abs()
-    assert ours.dtype == torch.float32 and 0 < error.max() and (error <= 0.6 * step).all()
+    assert ours.dtype == torch.float32 and 0 < error.max() and (error <= Q8_0_STEPS * step).all()
 
 
 def test_convert_gguf_refuses_what_it_cannot_read(tmp_path):
     (tmp_path / "broken.gguf").write_bytes(b"GGUF\x03\0\0\0")
     (tmp_path / "other.txt").write_text("")
-    for name, message in [("broken.gguf", "not a whole GGUF file"), ("other.txt", "neither a Hugging Face folder nor a .gguf"), ("none.gguf", "no such folder")]:
+    expected = {"broken.gguf": "not a whole GGUF file", "other.txt": "neither a Hugging Face folder nor a .gguf", "none.gguf": "no such folder"}
+    for name, message in expected.items():
         with pytest.raises(ConvertError, match=message), open_source(tmp_path / name):
             pass
     whole = write_gguf(tmp_path / "m.gguf", random_model("llama")).read_bytes()
@@ -101,7 +103,10 @@ def test_convert_gguf_refuses_what_it_cannot_read(tmp_path):
 @pytest.mark.parametrize("pre", ["gpt-2", "smollm", "llama-bpe"])
 def test_convert_gguf_vocabulary_is_bpe_by_its_definition(pre):
     own = fields(pre)
+    own["tokenizer.ggml.tokens"].append("Ġcapital")  # no merge leads to it: Llama 3 takes it whole all the same
+    own["tokenizer.ggml.token_type"].append(1)
     tokenizer = gguf_tokenizer(own, "x")
+    assert (len(own["tokenizer.ggml.tokens"]) - 1 in tokenizer.encode(TEXTS[0])) == (pre == "llama-bpe")
     for text in TEXTS:
         ids = tokenizer.encode(text)
         assert ids == bpe.encode(text, pre, own["tokenizer.ggml.tokens"], own["tokenizer.ggml.merges"])

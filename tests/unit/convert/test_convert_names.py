@@ -41,7 +41,7 @@ def test_convert_names_gguf_rows_alternate_between_the_halves_of_a_head():
     [
         (lambda found: found.pop("model.norm.weight"), "x: holds no tensor 'model.norm.weight'"),
         (lambda found: found.update({"model.norm.weight": (31,)}), r"x: model.norm.weight has shape \[31\]; its settings ask for \[32\]"),
-        (lambda found: found.update({"model.layers.0.self_attn.q_proj.bias": (32,)}), "x: tensor 'model.layers.0.self_attn.q_proj.bias': the llama family has no"),
+        (lambda found: found.update({"model.layers.0.mlp.up_proj.bias": (96,)}), "x: tensor 'model.layers.0.mlp.up_proj.bias': the llama family has no"),
     ],
 )
 def test_convert_names_refuse_other_tensors(change, message):

@@ -1,6 +1,7 @@
 """Our tokenizers as AutoTokenizer reads them: the same ids, the same chat, and the same tokenizer when they come back."""
 
 import json
+from pydoc_data.topics import topics
 
 import pytest
 from transformers import AutoTokenizer
@@ -12,6 +13,7 @@ from megagpt.tokenizer.tokenizer import Tokenizer, TokenizerError, load_tokenize
 from megagpt.tokenizer.train import train_tokenizer
 from tests.helpers.huggingface import TEXTS, tiny_vocabulary
 
+LEARNED, UNSEEN = topics["class"] + topics["string-methods"][:40_000], topics["lambda"] + topics["exceptions"]
 TALK = [
     {"role": "system", "content": "Be brief."}, {"role": "user", "content": "Count to 12."},
     {"role": "assistant", "content": "1, 2 …"}, {"role": "user", "content": "Go on."},
@@ -36,7 +38,7 @@ def gpt2() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def tokenizers(tmp_path_factory):
-    trained = train_tokenizer(TEXTS * 20, 400, tmp_path_factory.mktemp("trained"))
+    trained = train_tokenizer([LEARNED, *TEXTS], 900, tmp_path_factory.mktemp("trained"))
     return {"huggingface": huggingface(), "chatml": chatml(), "gpt2": gpt2(), "sentencepiece": trained}
 
 
@@ -46,7 +48,7 @@ def test_tokenizer_export_has_the_same_ids(tokenizers, name, tmp_path):
     for file, content in huggingface_files(ours, 128).items():
         (tmp_path / file).write_bytes(content)
     theirs = AutoTokenizer.from_pretrained(tmp_path)
-    for text in [*TEXTS, "".join(TEXTS), "unseen: Ωμέγα 🎈 zzz"]:
+    for text in [*TEXTS, "".join(TEXTS), "unseen: Ωμέγα 🎈 zzz", UNSEEN]:
         ids = ours.encode(text)
         assert theirs(text, add_special_tokens=False)["input_ids"] == ids
         assert theirs.decode(ids) == text
