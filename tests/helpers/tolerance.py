@@ -54,7 +54,12 @@ PPO_METRIC_RELATIVE = 1e-4
 # up like a random walk: sqrt(40) * 2^-9 = 1.2e-2, and five times that for tensors in which terms cancel. A loss is a mean over many tokens.
 BF16_GRADIENT_RELATIVE = 6e-2
 BF16_LOSS_RELATIVE = 5e-3
+BF16_ROUNDING_RELATIVE = 2.0**-8  # one number, rounded once to the nearest
 FP16_GRADIENT_RELATIVE = 6e-2 / 8  # three bits more
+
+
+# GGUF's Q8_0 keeps 32 numbers in steps of their largest / 127: half a step of rounding, and the step itself in float16, 127 * 2^-11 of one.
+Q8_0_STEPS = 0.57
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
