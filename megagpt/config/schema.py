@@ -512,6 +512,61 @@ class PpoConfig(Frozen):
     """Taken off the score of a response that was cut at max_response_length."""
 
 
+Remedy = Literal["off", "warn", "pause", "rollback"]
+
+
+class DoctorConfig(Frozen):
+    """What PPO's doctor does about each sign of illness: `warn` says so, `pause` also saves and ends the run, `rollback` goes back to the last
+    checkpoint and on with other prompts (and pauses where there is none)."""
+
+    finite: Remedy = "pause"
+    """A metric that is not finite."""
+    ratio: Remedy = "warn"
+    """The ratio of new to old policy differs from 1 before the first update."""
+    max_ratio_error: float = Field(1e-3, gt=0)
+    """Largest mean difference of that ratio from 1 (16-bit weights need about 0.05)."""
+    sampler_gap: Remedy = "warn"
+    """Sampler and trainer give a token different log-probabilities."""
+    max_sampler_gap: float = Field(0.05, gt=0)
+    """Largest difference in nats (16-bit weights need about 0.5)."""
+    negative_kl: Remedy = "warn"
+    """The estimate of the KL to the reference stays negative."""
+    min_negative_kl: float = Field(0.1, ge=0)
+    """Nats a response below 0 that count as negative."""
+    padding: Remedy = "pause"
+    """A reward outside of a response."""
+    endless: Remedy = "warn"
+    """Answers that do not end."""
+    max_endless: float = Field(0.5, gt=0, le=1)
+    """Largest share of them."""
+    length: Remedy = "warn"
+    """Reward and length go together."""
+    max_length_correlation: float = Field(0.7, gt=0, le=1)
+    """Largest magnitude of Pearson's correlation within a rollout."""
+    value: Remedy = "warn"
+    """The value model explains nothing."""
+    min_explained_variance: float = 0.0
+    """Share of the returns' variance that it should explain."""
+    clip: Remedy = "warn"
+    """Too many tokens are clipped."""
+    max_clip_fraction: float = Field(0.3, gt=0, le=1)
+    """Largest share of them."""
+    entropy: Remedy = "warn"
+    """The policy's entropy collapses."""
+    min_entropy_share: float = Field(0.3, gt=0, lt=1)
+    """Smallest part of the entropy of the first `patience` steps."""
+    hacking: Remedy = "warn"
+    """The reward rises while that of a held-out reward model falls."""
+    min_held_out_drop: float = Field(0.0, ge=0)
+    """Standard deviations of the held-out score that count as a fall."""
+    patience: int = Field(5, gt=0)
+    """Steps for which a sign must last, where one step says little (KL, value, entropy)."""
+    repeat: int = Field(10, gt=0)
+    """A warning is said again at every so many findings."""
+    max_rollbacks: int = Field(3, ge=0)
+    """Returns to a checkpoint; after these `rollback` pauses."""
+
+
 class RlhfGates(Frozen):
     """Checks at the end of PPO, on prompts kept apart."""
 
