@@ -455,13 +455,20 @@ class PlacementConfig(Frozen):
 
     policy: RoleConfig
     reference: RoleConfig
-    reward: RoleConfig
-    value: RoleConfig
+    reward: RoleConfig | None = None
+    """Left out where a reward function stands in for the reward model (`reward: null`)."""
+    value: RoleConfig | None = None
+    """Left out with a critic-free advantage (`ppo.advantage: grpo` or `rloo`)."""
 
 
 class KlConfig(Frozen):
-    coefficient: float = Field(0.05, ge=0)
-    """beta in reward - beta * KL (initial value where a target is given)."""
+    coefficient: float = Field(0.02, ge=0)
+    """beta in reward - beta * KL (initial value where a target is given); 0.02 as in Ouyang et al. 2022, appendix C.4."""
+    estimator: Literal["k1", "k2", "k3"] = "k1"
+    """Of the KL of one token, with d = log pi - log pi_ref: k1 = d, k2 = d^2 / 2, k3 = exp(-d) - 1 + d (Schulman, Approximating KL
+    Divergence, 2020). k1 and k3 are unbiased; k2 is not, but never negative, as k3 is."""
+    where: Literal["reward", "loss"] = "reward"
+    """Taken off each token's reward (Ouyang et al. 2022, eq. 2), or added to the policy's loss (Shao et al. 2024, eq. 3)."""
     target: float | None = Field(None, gt=0)
     """Adaptive controller (Ziegler et al. 2019, section 2.2): KL aimed at, nats a response; default: fixed coefficient."""
     horizon: int = Field(10000, gt=0)
@@ -482,14 +489,23 @@ class PromptsConfig(Frozen):
 class PpoConfig(Frozen):
     steps: int = Field(gt=0)
     """Rollout-and-update rounds."""
-    rollout_batch_size: int = Field(gt=0)
-    """Responses in one rollout."""
-    minibatch_size: int = Field(gt=0)
-    """Responses in one optimizer step; divides rollout_batch_size."""
+    rollout_batch_size: int = Field(512, gt=0)
+    """Responses in one rollout (512: Ouyang et al. 2022, appendix C.4)."""
+    samples_per_prompt: int = Field(1, gt=0)
+    """Responses to each prompt of a rollout; divides rollout_batch_size. grpo and rloo compare them with each other."""
+    minibatch_size: int = Field(64, gt=0)
+    """Responses in one optimizer step; divides rollout_batch_size (64: Ouyang et al. 2022, appendix C.4)."""
     micro_batch_size: int = Field(gt=0)
     """Responses in one forward pass of one replica."""
-    epochs: int = Field(2, gt=0)
-    """Passes over each rollout."""
+    epochs: int = Field(1, gt=0)
+    """Passes over each rollout (one inner epoch: Ouyang et al. 2022, appendix C.4)."""
+    target_kl: float | None = Field(None, gt=0)
+    """The policy's remaining minibatches of a round are left out after one whose mean KL(old || new) is above this, nats a token."""
+    value_warmup_steps: int = Field(0, ge=0)
+    """First rounds in which only the value model learns."""
+    ema_decay: float | None = Field(0.992, ge=0, lt=1)
+    """Moving average of the policy's weights, decayed by this at every optimizer step and saved in `ema/` beside the policy (0.992: Ouyang et
+    al. 2022, appendix C.4); null: none."""
     temperature: float = Field(1.0, gt=0)
     """Sampling temperature; old, new and reference log-probabilities are all of logits / temperature."""
     top_k: None = None
@@ -497,19 +513,37 @@ class PpoConfig(Frozen):
     top_p: None = None
     """Refused here, for the same reason."""
     clip_ratio: float = Field(0.2, gt=0)
-    """epsilon of the clipped surrogate."""
+    """epsilon of the clipped surrogate (0.2: Ouyang et al. 2022, appendix C.4)."""
+    clip_ratio_high: float | None = Field(None, gt=0)
+    """Another epsilon for ratios above 1 (Yu et al. 2025, section 3.1); default: clip_ratio."""
+    dual_clip: float | None = Field(None, gt=1)
+    """Where the advantage is negative, the surrogate is never below this multiple of it (c of Ye et al. 2020, dual-clip PPO); default: unbounded."""
+    clamp_log_ratio: float | None = Field(None, gt=0)
+    """Largest magnitude of log pi - log pi_old before it is exponentiated; default: unbounded."""
+    entropy_coefficient: float = Field(0.0, ge=0)
+    """Factor of the mean entropy of the policy's next-token distribution, in nats, that is added to the objective (Schulman et al. 2017, eq. 9)."""
     clip_value: float = Field(0.2, gt=0)
     """Largest move of the value prediction that lowers its loss."""
+    advantage: Literal["gae", "grpo", "rloo"] = "gae"
+    """`gae`: from a value model. Without one, a response's return less the mean of its prompt's responses (`grpo`, Shao et al. 2024, section
+    4.1.2) or of the others of them (`rloo`, leave one out, Ahmadian et al. 2024)."""
+    grpo_divide_by_std: bool = True
+    """grpo: in units of the standard deviation of its prompt's responses; false as in Liu et al. 2025."""
     gamma: float = Field(1.0, gt=0, le=1)
-    """Discount."""
+    """Discount (none: Ouyang et al. 2022, appendix C.4)."""
     gae_lambda: float = Field(0.95, ge=0, le=1)
-    """lambda of generalised advantage estimation."""
+    """lambda of generalised advantage estimation (0.95: Stiennon et al. 2020, appendix B.1; Ouyang et al. name none)."""
     whiten_advantages: bool = True
-    """Advantages of a rollout get mean 0 and variance 1 over all its response tokens."""
+    """gae: advantages of a rollout get mean 0 and variance 1 over all its response tokens, on whatever ranks."""
+    normalise_reward: Literal["model", "running", "none"] = "model"
+    """Scores are shifted and scaled by the statistics stored with the reward model (`model`), on top of this by the mean and standard deviation
+    of all training scores so far (`running`), or neither (`none`)."""
     clip_reward: float = Field(10.0, gt=0)
-    """Largest magnitude of the (normalised) reward-model score."""
+    """Largest magnitude of the (normalised) score."""
     missing_eos_penalty: float = Field(0.0, ge=0)
     """Taken off the score of a response that was cut at max_response_length."""
+    length_penalty: float = Field(0.0, ge=0)
+    """Taken off the score for every token of the response."""
 
 
 Remedy = Literal["off", "warn", "pause", "rollback"]
@@ -587,8 +621,11 @@ class RlhfConfig(Frozen):
     """As in the other stages."""
     policy: str = "sft"
     """Checkpoint of the policy and of the frozen reference."""
-    reward: str = "reward"
-    """Checkpoint of the reward model and of the value model's start."""
+    reward: str | None = "reward"
+    """Checkpoint of the reward model and of the value model's start; null: reward_function alone, and a value model that starts from the policy."""
+    reward_function: str | None = Field(None, pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+    """`module:function` on Python's path, called with two lists of text, prompts and answers; the number that it returns for each is added to the
+    (normalised) score."""
     placement: PlacementConfig
     policy_optimizer: OptimizerConfig = OptimizerConfig(lr=1e-6, weight_decay=0.0, min_lr_ratio=1.0)
     value_optimizer: OptimizerConfig = OptimizerConfig(lr=5e-6, weight_decay=0.0, min_lr_ratio=1.0)

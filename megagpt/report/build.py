@@ -91,7 +91,7 @@ def _layout(folder: Path) -> str:
     if parallel := config.get("parallel"):
         sizes = _sizes(tp=parallel["tensor_parallel_size"], pp=parallel["pipeline_parallel_size"], dp=parallel["data_parallel_size"])
         return f"{sizes} · ZeRO {parallel['zero_stage']}"
-    roles = config.get("placement", {}).items()
+    roles = [(role, grid) for role, grid in config.get("placement", {}).items() if grid is not None]
     return "\n".join(f"{role}: {_sizes(tp=grid['tp'], pp=grid['pp'])} on ranks {', '.join(map(str, grid['ranks']))}" for role, grid in roles) or DASH
 
 

@@ -1,4 +1,4 @@
-"""fit(): rollout, score, advantages, update, log; PPO with four models on their own grids (Ouyang et al. 2022)."""
+"""fit(): rollout, score, advantages, update, log; PPO with up to four models on their own grids (Ouyang et al. 2022)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ from megagpt.rlhf.evaluate import Evaluation, evaluate
 from megagpt.rlhf.experience import Experience
 from megagpt.rlhf.four_models import FourModels, build_four_models
 from megagpt.rlhf.kl import KlController
+from megagpt.rlhf.reward_function import load_reward_function
 from megagpt.rlhf.rollout import roll_out
+from megagpt.rlhf.running import RunningMoments
 from megagpt.rlhf.score import score
 from megagpt.rlhf.update import POLICY_SUMS, VALUE_SUMS, policy_loss_of, update, value_loss_of
 from megagpt.runtime import atomic
@@ -50,12 +52,14 @@ def fit(config: RlhfConfig, original: str = "") -> Path:
     grids = build_grids(config.placement, world_size_from_environment())
     check_rlhf(config, {role: grid.dp for role, grid in grids.items()})
     run = RunFolder(config.run)
+    if config.reward_function is not None:
+        load_reward_function(config.reward_function)  # now, where nobody waits for this rank
     policy_start = Checkpoint.open(find_checkpoint(config.policy, run)).language_model()
-    reward_start = Checkpoint.open(find_checkpoint(config.reward, run)).reward_model()
-    if reward_start.state["tokenizer_hash"] != policy_start.state["tokenizer_hash"]:
+    reward_start = None if config.reward is None else Checkpoint.open(find_checkpoint(config.reward, run)).reward_model()
+    if reward_start is not None and reward_start.state["tokenizer_hash"] != policy_start.state["tokenizer_hash"]:
         raise CheckpointError(f"{reward_start.path}: was trained with another tokenizer than the policy {policy_start.path}")
     for role, grid in grids.items():
-        start_from = policy_start if role in ("policy", "reference") else reward_start
+        start_from = policy_start if role in ("policy", "reference") or reward_start is None else reward_start
         check_model(start_from.model_config, grid.tp, grid.pp, f"placement.{role}")
         _check_context(config, start_from, role)
     tokenizer = policy_start.tokenizer()
@@ -66,8 +70,8 @@ def fit(config: RlhfConfig, original: str = "") -> Path:
         "prompts": content_hash(repr([prompt.tokens for prompt in prompts.train])), "ppo": {"rollout_batch_size": config.ppo.rollout_batch_size},
         "policy_optimizer": {"name": config.policy_optimizer.name}, "value_optimizer": {"name": config.value_optimizer.name},
     }
-    parents = {"policy": policy_start, "reward": reward_start}
-    output = StageOutput(config, tokenizer, parents, original=original, fixed=fixed, subfolders=("", "value"))
+    parents = {"policy": policy_start} | ({} if reward_start is None else {"reward": reward_start})
+    output = StageOutput(config, tokenizer, parents, original=original, fixed=fixed, subfolders=("", *(["value"] if "value" in grids else [])))
 
     world = start(config.run.device, config.run.timeout_seconds)
     folder = output.open(world.device)
@@ -76,14 +80,13 @@ def fit(config: RlhfConfig, original: str = "") -> Path:
     eval_prompts = prompts.evaluation
     total = config.ppo.steps
     say(f"[rlhf] {len(prompts.train)} prompts, {len(eval_prompts)} kept apart{left_out(prompts.dropped)}")
-    resumed = output.resume(models.policy, models.value) or {"step": 0}
+    resumed = output.resume(models.policy, *([models.value] if "value" in grids else [])) or {"step": 0}
     total = max(total, resumed["step"])
-    trainer.kl.coefficient = resumed.get("kl_coefficient", trainer.kl.coefficient)
+    trainer.load(resumed)
 
     def save(step: int) -> Path:
-        facts = {"kl_coefficient": trainer.kl.coefficient, "opening": opening}
         with around.phase("save"):
-            return _save(output, models, policy_start, reward_start, step, facts)
+            return _save(output, models, policy_start, reward_start or policy_start, step, {**trainer.state(), "opening": opening})
 
     def measure(step: int) -> dict[str, Any]:
         with around.phase("evaluation"):
@@ -113,26 +116,38 @@ def fit(config: RlhfConfig, original: str = "") -> Path:
 
 
 class Trainer:
-    """State of the PPO loop beside the models: which prompts come next, and beta."""
+    """State of the PPO loop beside the models: which prompts come next, beta, and the moments of the scores."""
 
     def __init__(self, config: RlhfConfig, world: World, models: FourModels, tokenizer: Tokenizer, prompts: list[EncodedPrompt]) -> None:
         self.config, self.world, self.models, self.tokenizer, self.prompts = config, world, models, tokenizer, prompts
         self.kl = KlController(config.kl)
+        self.scores = RunningMoments() if config.ppo.normalise_reward == "running" else None
         self.stop_ids = chat_stop_ids(tokenizer)
         self._seconds: dict[str, float] = {}
+
+    def state(self) -> dict[str, Any]:
+        """What a resume needs beside the models."""
+        return {"kl_coefficient": self.kl.coefficient} | ({} if self.scores is None else {"score_moments": self.scores.state()})
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.kl.coefficient = state.get("kl_coefficient", self.kl.coefficient)
+        if self.scores is not None:
+            self.scores = RunningMoments(**state.get("score_moments", {}))
 
     def step(self, step: int, phase: Callable[[str], AbstractContextManager] = nullcontext) -> dict[str, float]:
         """One round: sample, score, update. Returns its metrics, the same on every rank."""
         seed, ppo = self.config.run.seed, self.config.ppo
         with self._phase(phase, "rollout"):
-            chosen = step_rows(seed, step - 1, ppo.rollout_batch_size, len(self.prompts))
-            rows = [self.prompts[item] for _, item in chosen]
+            samples = ppo.samples_per_prompt
+            chosen = step_rows(seed, step - 1, ppo.rollout_batch_size // samples, len(self.prompts))
+            rows = [self.prompts[item] for _, item in chosen for _ in range(samples)]
+            numbers = [epoch * samples + sample for epoch, _ in chosen for sample in range(samples)]
             rollout, sampler_logprobs = roll_out(
-                self.models, self.config, [p.tokens for p in rows], [p.number for p in rows], [epoch for epoch, _ in chosen],
+                self.models, self.config, [p.tokens for p in rows], [p.number for p in rows], numbers,
                 stop_ids=self.stop_ids, seed=seed, device=self.world.device,
             )
         with self._phase(phase, "score"):
-            experience = score(self.models, rollout, self.config, self.kl.coefficient, self.world.device)
+            experience = score(self.models, rollout, self.config, self.kl.coefficient, self.world.device, self.scores)
         with self._phase(phase, "update"):
             updates = self._update(experience, step)
         metrics = {**_describe(experience, sampler_logprobs), **updates, "kl_coefficient": self.kl.coefficient, **self._seconds}
@@ -145,14 +160,18 @@ class Trainer:
         """Policy and value learn at the same time where they live on different ranks, one after the other where they share."""
         config, ppo, seed = self.config, self.config.ppo, self.config.run.seed
         found: dict[str, dict[str, float] | None] = {"policy": None, "value": None}
-        if self.models.policy is not None:
+        reported = {"policy": (*POLICY_SUMS, "grad_norm", "updates", "first_ratio_error"), "value": (*VALUE_SUMS, "grad_norm")}
+        learns = [role for role in reported if role in self.models.grids and (role == "value" or step > ppo.value_warmup_steps)]
+        if self.models.policy is not None and "policy" in learns:
             lr = learning_rate(config.policy_optimizer, step, ppo.steps)
-            found["policy"] = update(self.models.policy, experience, ppo, policy_loss_of(self.models.policy, ppo), POLICY_SUMS, lr=lr, seed=seed, step=step)
+            loss = policy_loss_of(self.models.policy, config, self.kl.coefficient)
+            found["policy"] = update(self.models.policy, experience, ppo, loss, POLICY_SUMS, lr=lr, seed=seed, step=step)
         if self.models.value is not None:
             lr = learning_rate(config.value_optimizer, step, ppo.steps)
             found["value"] = update(self.models.value, experience, ppo, value_loss_of(ppo), VALUE_SUMS, lr=lr, seed=seed, step=step)
         metrics = {}
-        for role, names in (("policy", (*POLICY_SUMS, "grad_norm", "first_ratio_error")), ("value", (*VALUE_SUMS, "grad_norm"))):
+        for role in learns:
+            names = reported[role]
             known = None if found[role] is None else [found[role][name] for name in names]
             shared = share_numbers(known, len(names), self.models.grids[role], self.world.device)
             metrics |= {name if name.startswith(role) else f"{role}_{name}": value for name, value in zip(names, shared)}
@@ -176,19 +195,23 @@ def _describe(experience: Experience, sampler_logprobs: torch.Tensor) -> dict[st
     """Metrics of a scored rollout, before the update."""
     mask, rollout = experience.mask, experience.rollout
     count = mask.sum()
-    returns_mean = (experience.returns * mask).sum() / count
-    residual = ((experience.returns - experience.values).square() * mask).sum()
-    spread = ((experience.returns - returns_mean).square() * mask).sum()
-    return {
+    metrics = {
         "reward": float(experience.scores.mean()),
         "reward_std": float(experience.scores.std()),
         "kl": float(experience.kl.mean()),
-        "length": float((rollout.lengths - rollout.prompt_lengths).float().mean()),
+        "length": float(rollout.response_lengths.mean()),
         "stopped": float(rollout.stopped.float().mean()),
         "logprob": float((experience.logprobs * mask).sum() / count),
         "sampler_gap": float(((sampler_logprobs - experience.logprobs) * mask).abs().max()),
-        "explained_variance": float(1.0 - residual / spread.clamp(min=1e-12)),
     }
+    return metrics if experience.values is None else {**metrics, "explained_variance": _explained_variance(experience.values, experience.returns, mask)}
+
+
+def _explained_variance(values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor) -> float:
+    """1 - sum (R - V)^2 / sum (R - mean R)^2."""
+    mean = (returns * mask).sum() / mask.sum()
+    residual, spread = (((returns - other).square() * mask).sum() for other in (values, mean))
+    return float(1.0 - residual / spread.clamp(min=1e-12))
 
 
 def _check_context(config: RlhfConfig, checkpoint: Checkpoint, role: str) -> None:
@@ -202,7 +225,7 @@ def _save(output: StageOutput, models: FourModels, policy: Checkpoint, reward: C
     if models.policy is not None:
         output.save(step, models.policy, policy.model_config, head="lm", **facts)
     if models.value is not None:
-        statistics = {name: reward.state[name] for name in ("reward_mean", "reward_std")}
+        statistics = {"reward_mean": models.reward_mean, "reward_std": models.reward_std}
         output.save(step, models.value, reward.model_config, head="scalar", subfolder="value", **facts, **statistics)
     return output.folder / "checkpoints" / f"step_{step}"
 

@@ -82,7 +82,7 @@ def ppo_config(folder, where: PlacementConfig, **ppo) -> RlhfConfig:
         value_optimizer=OPTIMIZER,
         prompts=PromptsConfig(files=[str(folder / "prompts.jsonl")], max_prompt_length=32, max_response_length=8, eval_prompts=8),
         ppo=PpoConfig(
-            **{"steps": 4, "rollout_batch_size": 16, "minibatch_size": 8, "micro_batch_size": 2, "temperature": 0.7, "missing_eos_penalty": 0.5} | ppo
+            **{"steps": 4, "rollout_batch_size": 16, "minibatch_size": 8, "micro_batch_size": 2, "temperature": 0.7, "missing_eos_penalty": 0.5, "epochs": 2} | ppo
         ),
         kl=KlConfig(coefficient=0.1, target=0.5, horizon=40),
     )
