@@ -632,6 +632,8 @@ class RlhfConfig(Frozen):
     prompts: PromptsConfig
     ppo: PpoConfig
     kl: KlConfig = KlConfig()
+    doctor: DoctorConfig = DoctorConfig()
+    """What is watched at every step, and what is done about it."""
     gates: RlhfGates = RlhfGates()
     """Checks at the end."""
 

@@ -22,6 +22,7 @@ from megagpt.data.prompts import EncodedPrompt, load_prompts
 from megagpt.engine.schedule import learning_rate
 from megagpt.parallel.placement import build_grids
 from megagpt.parallel.route import share_numbers
+from megagpt.rlhf.doctor import Doctor, DoctorStop, Finding, correlation
 from megagpt.rlhf.evaluate import Evaluation, evaluate
 from megagpt.rlhf.experience import Experience
 from megagpt.rlhf.four_models import FourModels, build_four_models
@@ -80,7 +81,8 @@ def fit(config: RlhfConfig, original: str = "") -> Path:
     eval_prompts = prompts.evaluation
     total = config.ppo.steps
     say(f"[rlhf] {len(prompts.train)} prompts, {len(eval_prompts)} kept apart{left_out(prompts.dropped)}")
-    resumed = output.resume(models.policy, *([models.value] if "value" in grids else [])) or {"step": 0}
+    engines = (models.policy, *([models.value] if "value" in grids else []))
+    resumed = output.resume(*engines) or {"step": 0}
     total = max(total, resumed["step"])
     trainer.load(resumed)
 
@@ -88,22 +90,56 @@ def fit(config: RlhfConfig, original: str = "") -> Path:
         with around.phase("save"):
             return _save(output, models, policy_start, reward_start or policy_start, step, {**trainer.state(), "opening": opening})
 
-    def measure(step: int) -> dict[str, Any]:
+    def measure(step: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What is kept of an evaluation, and its metrics."""
         with around.phase("evaluation"):
             found = evaluate(models, config, eval_prompts, trainer.stop_ids, world.device)
         around.log.evaluation(step, found.metrics())
-        return {"reward": found.reward, "reward_std": found.reward_std, "kl": found.kl, "answers": _answers(tokenizer, found)}
+        kept = {"reward": found.reward, "reward_std": found.reward_std, "kl": found.kl, "answers": _answers(tokenizer, found)}
+        return kept, found.metrics()
+
+    def look(step: int, metrics: dict[str, Any]) -> list[Finding]:
+        """What the doctor says."""
+        findings = trainer.doctor.examine(step, metrics)
+        for finding in findings:
+            around.log.remark(step, "doctor", f"{finding.check}: {finding.text}")
+        return findings
+
+    def treat(step: int, metrics: dict[str, Any]) -> int | None:
+        """What is done about it. Returns the step of the checkpoint that the run went back to, if it did."""
+        findings = look(step, metrics)
+        if not findings or findings[0].action == "warn":
+            return None
+        first = findings[0]
+        if first.action == "rollback" and trainer.doctor.may_roll_back() and (state := output.reload(*engines)) is not None:
+            trainer.go_back(step, state)
+            around.log.go_back(state["step"])
+            say(f"[rlhf] doctor: back to step {state['step']}, and on with other prompts")
+            return state["step"]
+        if first.check != "finite" and step > 0:  # broken weights are not worth keeping
+            save(step)
+            output.wait()
+        raise DoctorStop(f"step {step}: paused by the doctor ({first.check}: {first.text}); start again to go on, with doctor.{first.check}=warn to pass it")
 
     with StageRun(config, folder, total, resumed["step"], world.device) as around:
-        opening = resumed.get("opening") or measure(0)
-        for step in range(resumed["step"] + 1, total + 1):
+        step, opening = resumed["step"], resumed.get("opening")
+        if opening is None:
+            opening, metrics = measure(0)
+            treat(0, metrics)
+        while step < total:
+            step += 1
             with around.step(step):
                 metrics = trainer.step(step, around.phase)
             around.record(step, metrics)
             if around.due(config.every.evaluate, step):
-                measure(step)
+                metrics |= measure(step)[1]
+            went_back_to = treat(step, metrics)
+            if went_back_to is not None:
+                step = went_back_to
+                continue
             around.end_step(step, save, output.wait)
-        closing = measure(total)
+        closing, metrics = measure(total)
+        look(total, metrics)
         checkpoint = save(total)
         output.wait()
     _judge(output, config, opening, closing)
@@ -122,14 +158,31 @@ class Trainer:
         self.config, self.world, self.models, self.tokenizer, self.prompts = config, world, models, tokenizer, prompts
         self.kl = KlController(config.kl)
         self.scores = RunningMoments() if config.ppo.normalise_reward == "running" else None
+        self.doctor = Doctor(config.doctor)
+        self.skipped_rounds = 0
+        """Rounds of prompts that were passed over after going back."""
         self.stop_ids = chat_stop_ids(tokenizer)
         self._seconds: dict[str, float] = {}
 
     def state(self) -> dict[str, Any]:
         """What a resume needs beside the models."""
-        return {"kl_coefficient": self.kl.coefficient} | ({} if self.scores is None else {"score_moments": self.scores.state()})
+        known = {"kl_coefficient": self.kl.coefficient, "skipped_rounds": self.skipped_rounds, "doctor": self.doctor.state()}
+        return known | ({} if self.scores is None else {"score_moments": self.scores.state()})
 
     def load(self, state: dict[str, Any]) -> None:
+        """Go on from `state()`; what it lacks stays as it is."""
+        self.skipped_rounds = state.get("skipped_rounds", self.skipped_rounds)
+        if "doctor" in state:
+            self.doctor.load(state["doctor"])
+        self._load_moments(state)
+
+    def go_back(self, step: int, state: dict[str, Any]) -> None:
+        """The models are those of an earlier step again: so is the rest, but the prompts since then are passed over, and the doctor remembers."""
+        self._load_moments(state)
+        self.skipped_rounds += step - state["step"]
+        self.doctor.went_back()
+
+    def _load_moments(self, state: dict[str, Any]) -> None:
         self.kl.coefficient = state.get("kl_coefficient", self.kl.coefficient)
         if self.scores is not None:
             self.scores = RunningMoments(**state.get("score_moments", {}))
@@ -139,7 +192,7 @@ class Trainer:
         seed, ppo = self.config.run.seed, self.config.ppo
         with self._phase(phase, "rollout"):
             samples = ppo.samples_per_prompt
-            chosen = step_rows(seed, step - 1, ppo.rollout_batch_size // samples, len(self.prompts))
+            chosen = step_rows(seed, step - 1 + self.skipped_rounds, ppo.rollout_batch_size // samples, len(self.prompts))
             rows = [self.prompts[item] for _, item in chosen for _ in range(samples)]
             numbers = [epoch * samples + sample for epoch, _ in chosen for sample in range(samples)]
             rollout, sampler_logprobs = roll_out(
@@ -203,6 +256,8 @@ def _describe(experience: Experience, sampler_logprobs: torch.Tensor) -> dict[st
         "stopped": float(rollout.stopped.float().mean()),
         "logprob": float((experience.logprobs * mask).sum() / count),
         "sampler_gap": float(((sampler_logprobs - experience.logprobs) * mask).abs().max()),
+        "reward_length_correlation": correlation(experience.scores.tolist(), rollout.response_lengths.tolist()),
+        "outside_response": float(sum((x * (1 - mask)).abs().sum() for x in (experience.advantages, experience.returns) if x is not None)),
     }
     return metrics if experience.values is None else {**metrics, "explained_variance": _explained_variance(experience.values, experience.returns, mask)}
 

@@ -86,6 +86,29 @@ def test_stage_resume_equals_a_stage_that_was_not_stopped(stage, folder):
     assert result_of(copy) == result_of(whole)
 
 
+def test_doctor_pauses_a_run_goes_back_and_lets_it_pass(folder):
+    """A policy of random weights whose answers never end."""
+
+    def run(*settings: str):
+        words = [word for setting in settings for word in ("--set", setting)]
+        return megagpt("rlhf", "--config", "rlhf.yaml", "--set", "run.name=ill", "--set", "doctor.max_endless=0.01", *words, cwd=folder)
+
+    stage = folder / "runs/ill/rlhf"
+    paused = run("doctor.endless=pause")
+    assert paused.returncode == 1 and paused.stderr.strip().splitlines()[-1].count("paused by the doctor (endless: ") == 1
+    assert steps_of(stage) == [1]
+    went_back = run("doctor.endless=rollback", "doctor.max_rollbacks=2")
+    assert went_back.returncode == 1 and steps_of(stage) == [1, 2]
+    assert went_back.stdout.count("doctor: back to step 1, and on with other prompts") == 2
+    assert json.loads((complete_checkpoints(stage)[-1] / "state.json").read_text())["skipped_rounds"] == 2
+    out = finished(run("doctor.repeat=2")).stdout
+    assert steps_of(stage) == [1, 2, 3, 4] and "doctor: step 3: endless: " in out
+    rows = list(map(json.loads, (stage / "metrics.jsonl").read_text().splitlines()))
+    said = [row["step"] for row in rows if row.get("doctor", "").startswith("endless: ")]
+    assert said == sorted(said) and set(said) <= {1, 2, 3, 4}
+    assert [row["step"] for row in rows if "policy_loss" in row] == [1, 2, 3, 4]
+
+
 def test_stage_resume_with_fewer_steps_than_were_made_ends_at_once(folder):
     if not (folder / "runs/whole/sft").exists():
         finished(megagpt("sft", "--config", "sft.yaml", cwd=folder))

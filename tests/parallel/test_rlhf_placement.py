@@ -181,7 +181,7 @@ def test_rlhf_reference_run_is_worth_comparing_with(on_one_rank):
     assert len(first) == len(second) >= 17
 
 
-@pytest.mark.parametrize(("name", "kernels"), zip(FOUR_RANKS, itertools.cycle(["fused", "reference"])))
+@pytest.mark.parametrize(("name", "kernels"), list(zip(FOUR_RANKS, itertools.cycle(["fused", "reference"]))))
 def test_rlhf_placement_and_kernels_do_not_change_two_steps(folder, on_one_rank, name, kernels):
     expected_metrics, expected_parameters = on_one_rank
     ranks = run_ranks(4, two_steps, ppo_config(folder, FOUR_RANKS[name]).model_copy(update={"kernels": kernels}))
