@@ -632,6 +632,9 @@ class RlhfConfig(Frozen):
     prompts: PromptsConfig
     ppo: PpoConfig
     kl: KlConfig = KlConfig()
+    held_out_reward: str | None = None
+    """Checkpoint of another reward model, trained on other rankings: evaluations report what it says, and the doctor looks for a reward that rises
+    while this one falls; the policy never trains on it."""
     doctor: DoctorConfig = DoctorConfig()
     """What is watched at every step, and what is done about it."""
     gates: RlhfGates = RlhfGates()

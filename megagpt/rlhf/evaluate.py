@@ -12,7 +12,7 @@ from megagpt.data.prompts import EncodedPrompt
 from megagpt.rlhf.experience import Rollout
 from megagpt.rlhf.four_models import FourModels
 from megagpt.rlhf.rollout import roll_out
-from megagpt.rlhf.score import language_model_logprobs, reward_scores
+from megagpt.rlhf.score import held_out_scores, language_model_logprobs, reward_scores
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,12 @@ class Evaluation:
     """share of responses that ended by themselves"""
     rollout: Rollout
     scores: torch.Tensor
+    held_out_reward: float | None = None
+    """by a reward model that the policy is not trained on, where there is one"""
 
     def metrics(self) -> dict[str, Any]:
-        names = ("reward", "reward_std", "kl", "length", "stopped")
-        return {f"eval_{name}": getattr(self, name) for name in names}
+        names = ("reward", "reward_std", "kl", "length", "stopped", "held_out_reward")
+        return {f"eval_{name}": value for name in names if (value := getattr(self, name)) is not None}
 
 
 def evaluate(models: FourModels, config: RlhfConfig, prompts: list[EncodedPrompt], stop_ids: tuple[int, ...], device: torch.device) -> Evaluation:
@@ -41,11 +43,11 @@ def evaluate(models: FourModels, config: RlhfConfig, prompts: list[EncodedPrompt
         models, config, [p.tokens for p in prompts], [p.number for p in prompts], [0] * len(prompts),
         stop_ids=stop_ids, seed=config.run.seed + 1, device=device,
     )
-    scores = reward_scores(models, rollout, config, device)
+    scores, held_out = reward_scores(models, rollout, config, device), held_out_scores(models, rollout, config, device)
     difference = language_model_logprobs(models, "policy", rollout, config, device) - language_model_logprobs(models, "reference", rollout, config, device)
     kl = (difference * rollout.response_mask).sum(dim=1)
     return Evaluation(
         reward=float(scores.mean()), reward_std=float(scores.std(correction=min(1, scores.numel() - 1))), kl=float(kl.mean()),
         length=float((rollout.lengths - rollout.prompt_lengths).float().mean()), stopped=float(rollout.stopped.float().mean()),
-        rollout=rollout, scores=scores,
+        rollout=rollout, scores=scores, held_out_reward=None if held_out is None else float(held_out.mean()),
     )

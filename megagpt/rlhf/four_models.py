@@ -38,6 +38,11 @@ class FourModels:
     reward_function: RewardFunction | None
     """What is added to these scores, or stands in for them."""
     tokenizer: Tokenizer
+    held_out: GPT | None = None
+    """A reward model that nothing is trained on, where the reward model lives (else where the reference does) …"""
+    held_out_mean: float = 0.0
+    held_out_std: float = 1.0
+    """… and its scale."""
 
     def module(self, role: str) -> GPT | None:
         """The bare model of a role."""
@@ -50,7 +55,10 @@ class FourModels:
         return held.scope() if isinstance(held, Engine) else contextlib.nullcontext()
 
 
-def build_four_models(config: RlhfConfig, grids: dict[str, Grid], policy: Checkpoint, reward: Checkpoint | None, device: torch.device) -> FourModels:
+def build_four_models(
+    config: RlhfConfig, grids: dict[str, Grid], policy: Checkpoint, reward: Checkpoint | None, device: torch.device,
+    held_out: Checkpoint | None = None,
+) -> FourModels:
     """Load every model that this rank holds. Collective over the world: groups are made for all grids, in their order.
 
     The reference is the policy's start, the value model starts from the reward model (from the policy, with a new head, where there is none).
@@ -60,12 +68,15 @@ def build_four_models(config: RlhfConfig, grids: dict[str, Grid], policy: Checkp
     groups = {role: build_groups(grids[role], config.run.timeout_seconds) for role in grids}
     for role in grids:
         say(f"[rlhf] {role:<9} {grids[role]}")
+    if held_out is not None:
+        beside = "reward" if "reward" in grids else "reference"
+        grids, groups = grids | {"held_out": grids[beside]}, groups | {"held_out": groups[beside]}
 
     def load(role: str) -> GPT | None:
         if groups.get(role) is None:
             return None
-        checkpoint = policy if role in ("policy", "reference") or reward is None else reward
-        model = load_model(checkpoint, groups[role], device, scalar_head=role in ("reward", "value"), dropout=0.0, seed=config.run.seed)
+        checkpoint = held_out if role == "held_out" else policy if role in ("policy", "reference") or reward is None else reward
+        model = load_model(checkpoint, groups[role], device, scalar_head=role not in ("policy", "reference"), dropout=0.0, seed=config.run.seed)
         return model if role in ("policy", "value") else model.eval().requires_grad_(False)
 
     def train(role: str, optimizer) -> Engine | None:
@@ -81,7 +92,8 @@ def build_four_models(config: RlhfConfig, grids: dict[str, Grid], policy: Checkp
     models = FourModels(
         grids, groups, policy=train("policy", config.policy_optimizer), value=train("value", config.value_optimizer),
         reference=load("reference"), reward=load("reward"),
-        reward_mean=mean, reward_std=std, reward_function=function, tokenizer=tokenizer,
+        reward_mean=mean, reward_std=std, reward_function=function, tokenizer=tokenizer, held_out=load("held_out"),
+        **({} if held_out is None else {"held_out_mean": held_out.state["reward_mean"], "held_out_std": held_out.state["reward_std"]}),
     )
     dist.barrier()
     return models

@@ -72,18 +72,29 @@ def reward_scores(models: FourModels, rollout: Rollout, config: RlhfConfig, devi
     Raises:
         RewardError: a score that is not finite, on every rank.
     """
-
-    def read(scalars: Tensor, batch: ScoringBatch) -> Tensor:
-        return scalars.gather(1, batch.lengths[:, None] - 1)
-
     scores = torch.zeros(rollout.tokens.size(0), device=device)
     if "reward" in models.grids:
-        raw = score_rows(models, "reward", rollout, config.ppo.micro_batch_size, read, 1, device).squeeze(1)
-        scores = (raw - models.reward_mean) / models.reward_std
+        scores = (_last_scalars(models, "reward", rollout, config, device) - models.reward_mean) / models.reward_std
     if models.reward_function is not None:
         scores = scores + models.reward_function(rollout)
     require_finite(scores, rollout, models.tokenizer)
     return scores
+
+
+def held_out_scores(models: FourModels, rollout: Rollout, config: RlhfConfig, device: torch.device) -> Tensor | None:
+    """What the held-out reward model says of each row, on its own scale, [n]; None where there is none."""
+    if "held_out" not in models.grids:
+        return None
+    return (_last_scalars(models, "held_out", rollout, config, device) - models.held_out_mean) / models.held_out_std
+
+
+def _last_scalars(models: FourModels, role: str, rollout: Rollout, config: RlhfConfig, device: torch.device) -> Tensor:
+    """A scalar head's output at each row's last token, [n]."""
+
+    def read(scalars: Tensor, batch: ScoringBatch) -> Tensor:
+        return scalars.gather(1, batch.lengths[:, None] - 1)
+
+    return score_rows(models, role, rollout, config.ppo.micro_batch_size, read, 1, device).squeeze(1)
 
 
 def score(

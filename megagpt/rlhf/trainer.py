@@ -57,12 +57,18 @@ def fit(config: RlhfConfig, original: str = "") -> Path:
         load_reward_function(config.reward_function)  # now, where nobody waits for this rank
     policy_start = Checkpoint.open(find_checkpoint(config.policy, run)).language_model()
     reward_start = None if config.reward is None else Checkpoint.open(find_checkpoint(config.reward, run)).reward_model()
-    if reward_start is not None and reward_start.state["tokenizer_hash"] != policy_start.state["tokenizer_hash"]:
-        raise CheckpointError(f"{reward_start.path}: was trained with another tokenizer than the policy {policy_start.path}")
+    held_out = None if config.held_out_reward is None else Checkpoint.open(find_checkpoint(config.held_out_reward, run)).reward_model()
+    for judge in (reward_start, held_out):
+        if judge is not None and judge.state["tokenizer_hash"] != policy_start.state["tokenizer_hash"]:
+            raise CheckpointError(f"{judge.path}: was trained with another tokenizer than the policy {policy_start.path}")
     for role, grid in grids.items():
         start_from = policy_start if role in ("policy", "reference") or reward_start is None else reward_start
         check_model(start_from.model_config, grid.tp, grid.pp, f"placement.{role}")
         _check_context(config, start_from, role)
+    if held_out is not None:
+        where = grids.get("reward", grids["reference"])
+        check_model(held_out.model_config, where.tp, where.pp, "held_out_reward")
+        _check_context(config, held_out, "held-out reward model")
     tokenizer = policy_start.tokenizer()
     files = [str(run.resolve(path)) for path in config.prompts.files]
     prompts = load_prompts(config.prompts.model_copy(update={"files": files}), tokenizer)
@@ -76,7 +82,7 @@ def fit(config: RlhfConfig, original: str = "") -> Path:
 
     world = start(config.run.device, config.run.timeout_seconds)
     folder = output.open(world.device)
-    models = build_four_models(config, grids, policy_start, reward_start, world.device)
+    models = build_four_models(config, grids, policy_start, reward_start, world.device, held_out)
     trainer = Trainer(config, world, models, tokenizer, prompts.train)
     eval_prompts = prompts.evaluation
     total = config.ppo.steps

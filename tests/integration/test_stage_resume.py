@@ -43,6 +43,7 @@ def folder(tmp_path_factory) -> Path:
     model = ModelConfig(num_layers=2, hidden_size=32, num_attention_heads=4, max_sequence_length=64, vocab_size=tokenizer.vocab_size, dropout=0.1)
     make_checkpoint(base, "sft", model, tokenizer, seed=1)
     make_checkpoint(base, "reward", model, tokenizer, seed=2, reward_mean=0.0, reward_std=1.0)
+    make_checkpoint(RunConfig(name="other", root=str(folder)), "reward", model, tokenizer, seed=3, reward_mean=0.5, reward_std=2.0)
     for make in (demonstrations, rankings, prompts):
         write_rows(folder / f"{make.__name__}.jsonl", make())
     for stage, config in STAGES.items():
@@ -94,9 +95,11 @@ def test_doctor_pauses_a_run_goes_back_and_lets_it_pass(folder):
         return megagpt("rlhf", "--config", "rlhf.yaml", "--set", "run.name=ill", "--set", "doctor.max_endless=0.01", *words, cwd=folder)
 
     stage = folder / "runs/ill/rlhf"
-    paused = run("doctor.endless=pause")
+    paused = run("doctor.endless=pause", "held_out_reward=other/reward")
     assert paused.returncode == 1 and paused.stderr.strip().splitlines()[-1].count("paused by the doctor (endless: ") == 1
     assert steps_of(stage) == [1]
+    evaluation = json.loads((stage / "metrics.jsonl").read_text().splitlines()[0])
+    assert evaluation["eval_held_out_reward"] == pytest.approx(-0.25, abs=0.5) and evaluation["eval_held_out_reward"] != evaluation["eval_reward"]
     went_back = run("doctor.endless=rollback", "doctor.max_rollbacks=2")
     assert went_back.returncode == 1 and steps_of(stage) == [1, 2]
     assert went_back.stdout.count("doctor: back to step 1, and on with other prompts") == 2
