@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,12 +30,26 @@ class Evaluation:
     """share of responses that ended by themselves"""
     rollout: Rollout
     scores: torch.Tensor
-    held_out_reward: float | None = None
+    held_out_scores: torch.Tensor | None = None
     """by a reward model that the policy is not trained on, where there is one"""
+
+    @property
+    def held_out_reward(self) -> float | None:
+        return None if self.held_out_scores is None else float(self.held_out_scores.mean())
+
+    @property
+    def judged(self) -> list[float]:
+        """Score of each answer by the held-out reward model, else by the one that is trained on."""
+        return (self.scores if self.held_out_scores is None else self.held_out_scores).tolist()
 
     def metrics(self) -> dict[str, Any]:
         names = ("reward", "reward_std", "kl", "length", "stopped", "held_out_reward")
         return {f"eval_{name}": value for name in names if (value := getattr(self, name)) is not None}
+
+
+def win_rate(scores: Sequence[float], others: Sequence[float]) -> float:
+    """Share of prompts on which the first answer scores higher; a draw counts half."""
+    return sum(0.5 * ((a > b) + (a >= b)) for a, b in zip(scores, others, strict=True)) / len(scores)
 
 
 def evaluate(models: FourModels, config: RlhfConfig, prompts: list[EncodedPrompt], stop_ids: tuple[int, ...], device: torch.device) -> Evaluation:
@@ -49,5 +64,5 @@ def evaluate(models: FourModels, config: RlhfConfig, prompts: list[EncodedPrompt
     return Evaluation(
         reward=float(scores.mean()), reward_std=float(scores.std(correction=min(1, scores.numel() - 1))), kl=float(kl.mean()),
         length=float((rollout.lengths - rollout.prompt_lengths).float().mean()), stopped=float(rollout.stopped.float().mean()),
-        rollout=rollout, scores=scores, held_out_reward=None if held_out is None else float(held_out.mean()),
+        rollout=rollout, scores=scores, held_out_scores=held_out,
     )

@@ -23,7 +23,7 @@ from megagpt.engine.schedule import learning_rate
 from megagpt.parallel.placement import build_grids
 from megagpt.parallel.route import share_numbers
 from megagpt.rlhf.doctor import Doctor, DoctorStop, Finding, correlation
-from megagpt.rlhf.evaluate import Evaluation, evaluate
+from megagpt.rlhf.evaluate import Evaluation, evaluate, win_rate
 from megagpt.rlhf.experience import Experience
 from megagpt.rlhf.four_models import FourModels, build_four_models
 from megagpt.rlhf.kl import KlController
@@ -100,9 +100,12 @@ def fit(config: RlhfConfig, original: str = "") -> Path:
         """What is kept of an evaluation, and its metrics."""
         with around.phase("evaluation"):
             found = evaluate(models, config, eval_prompts, trainer.stop_ids, world.device)
-        around.log.evaluation(step, found.metrics())
-        kept = {"reward": found.reward, "reward_std": found.reward_std, "kl": found.kl, "answers": _answers(tokenizer, found)}
-        return kept, found.metrics()
+        kept = {"reward": found.reward, "reward_std": found.reward_std, "kl": found.kl, "answers": _answers(tokenizer, found), "judged": found.judged}
+        metrics = found.metrics()
+        if opening is not None:
+            metrics["eval_win_rate"] = kept["win_rate"] = win_rate(found.judged, opening["judged"])
+        around.log.evaluation(step, metrics)
+        return kept, metrics
 
     def look(step: int, metrics: dict[str, Any]) -> list[Finding]:
         """What the doctor says."""
@@ -153,7 +156,9 @@ def fit(config: RlhfConfig, original: str = "") -> Path:
         pairs = zip(opening["answers"], closing["answers"], strict=True)
         samples = [{"prompt": a["prompt"], **{when: {"text": it["text"], "score": it["score"]} for when, it in (("before", a), ("after", b))}} for a, b in pairs]
         atomic.write_json(folder / "samples.json", samples)
-    output.finish(checkpoint, reward_before=opening["reward"], reward_after=closing["reward"], kl=closing["kl"])
+    judge = "reward model" if held_out is None else "held-out reward model"
+    say(f"[rlhf] answers preferred to those of the start by the {judge} on {closing['win_rate']:.0%} of {len(closing['judged'])} held-out prompts")
+    output.finish(checkpoint, reward_before=opening["reward"], reward_after=closing["reward"], kl=closing["kl"], win_rate=closing["win_rate"])
     return checkpoint
 
 

@@ -106,7 +106,9 @@ def test_doctor_pauses_a_run_goes_back_and_lets_it_pass(folder):
     assert json.loads((complete_checkpoints(stage)[-1] / "state.json").read_text())["skipped_rounds"] == 2
     out = finished(run("doctor.repeat=2")).stdout
     assert steps_of(stage) == [1, 2, 3, 4] and "doctor: step 3: endless: " in out
+    assert "answers preferred to those of the start by the reward model on " in out
     rows = list(map(json.loads, (stage / "metrics.jsonl").read_text().splitlines()))
+    assert 0 <= json.loads((stage.parent / "manifest.json").read_text())["rlhf"]["win_rate"] == rows[-1]["eval_win_rate"] <= 1
     said = [row["step"] for row in rows if row.get("doctor", "").startswith("endless: ")]
     assert said == sorted(said) and set(said) <= {1, 2, 3, 4}
     assert [row["step"] for row in rows if "policy_loss" in row] == [1, 2, 3, 4]

@@ -8,6 +8,7 @@ import pytest
 
 from megagpt.config.schema import DoctorConfig
 from megagpt.rlhf.doctor import CHECKS, Doctor, correlation
+from megagpt.rlhf.evaluate import win_rate
 
 HEALTHY = {
     "policy_first_ratio_error": 1e-7, "sampler_gap": 1e-5, "kl": 0.4, "outside_response": 0.0, "stopped": 0.9, "reward_length_correlation": 0.2,
@@ -89,6 +90,10 @@ def test_doctor_goes_back_a_limited_number_of_times():
     for allowed in (True, True, False):
         assert doctor.may_roll_back() is allowed
         doctor.went_back()
+
+
+def test_win_rate():
+    assert win_rate([1.0, 2.0, 3.0, 0.0], [0.0, 2.0, 4.0, -1.0]) == (1 + 0.5 + 0 + 1) / 4
 
 
 def test_correlation():
