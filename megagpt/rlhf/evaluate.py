@@ -30,6 +30,8 @@ class Evaluation:
     """share of responses that ended by themselves"""
     rollout: Rollout
     scores: torch.Tensor
+    kls: torch.Tensor
+    """[prompts] nats"""
     held_out_scores: torch.Tensor | None = None
     """by a reward model that the policy is not trained on, where there is one"""
 
@@ -64,5 +66,5 @@ def evaluate(models: FourModels, config: RlhfConfig, prompts: list[EncodedPrompt
     return Evaluation(
         reward=float(scores.mean()), reward_std=float(scores.std(correction=min(1, scores.numel() - 1))), kl=float(kl.mean()),
         length=float((rollout.lengths - rollout.prompt_lengths).float().mean()), stopped=float(rollout.stopped.float().mean()),
-        rollout=rollout, scores=scores, held_out_scores=held_out,
+        rollout=rollout, scores=scores, kls=kl, held_out_scores=held_out,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -35,10 +36,14 @@ from megagpt.rlhf.update import POLICY_SUMS, VALUE_SUMS, policy_loss_of, update,
 from megagpt.runtime import atomic
 from megagpt.runtime.distributed import World, start, world_size_from_environment
 from megagpt.runtime.log import is_main_rank, left_out, say
+from megagpt.runtime.metrics_file import read_metrics
 from megagpt.runtime.run_folder import RunFolder
 from megagpt.runtime.stage_run import StageRun
 from megagpt.tokenizer.chat import stop_ids as chat_stop_ids
 from megagpt.tokenizer.tokenizer import Tokenizer
+
+SAMPLES = 8
+"""Answers that are kept of each evaluation."""
 
 
 def fit(config: RlhfConfig, original: str = "") -> Path:
@@ -105,6 +110,8 @@ def fit(config: RlhfConfig, original: str = "") -> Path:
         if opening is not None:
             metrics["eval_win_rate"] = kept["win_rate"] = win_rate(found.judged, opening["judged"])
         around.log.evaluation(step, metrics)
+        if is_main_rank():
+            _write_samples(folder / "samples.jsonl", step, _answers(tokenizer, found, SAMPLES))
         return kept, metrics
 
     def look(step: int, metrics: dict[str, Any]) -> list[Finding]:
@@ -311,5 +318,14 @@ def _answers(tokenizer: Tokenizer, evaluation: Evaluation, count: int = 3) -> li
     for row in range(min(count, evaluation.scores.numel())):
         begin, end = int(rollout.prompt_lengths[row]), int(rollout.lengths[row])
         prompt, text = (tokenizer.decode(rollout.tokens[row, part].tolist()) for part in (slice(begin), slice(begin, end)))
-        found.append({"prompt": prompt, "text": text, "score": float(evaluation.scores[row])})
+        found.append({
+            "prompt": prompt, "text": text, "score": float(evaluation.scores[row]), "kl": float(evaluation.kls[row]), "length": end - begin,
+        })  # fmt: skip
     return found
+
+
+def _write_samples(path: Path, step: int, answers: list[dict[str, Any]]) -> None:
+    """Add what the policy says after a step; what a run that went back has said of later steps goes."""
+    kept = [row for row in read_metrics(path)[0] if row["step"] < step]
+    rows = kept + [{"step": step, **{name: value for name, value in answer.items() if name != "text"}, "answer": answer["text"]} for answer in answers]
+    atomic.write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

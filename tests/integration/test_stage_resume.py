@@ -112,6 +112,10 @@ def test_doctor_pauses_a_run_goes_back_and_lets_it_pass(folder):
     said = [row["step"] for row in rows if row.get("doctor", "").startswith("endless: ")]
     assert said == sorted(said) and set(said) <= {1, 2, 3, 4}
     assert [row["step"] for row in rows if "policy_loss" in row] == [1, 2, 3, 4]
+    samples = [json.loads(line) for line in (stage / "samples.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in samples] == sorted(4 * [0, 2, 4]) and {"prompt", "answer", "score", "kl", "length"} < samples[0].keys()
+    page = finished(megagpt("report", folder / "runs/ill", cwd=folder)) and (folder / "runs/ill/report.html").read_text()
+    assert (stage / "plots/phases.png").exists() and "The doctor spoke" in page and "Answers on held-out prompts after round 4" in page
 
 
 def test_stage_resume_with_fewer_steps_than_were_made_ends_at_once(folder):
