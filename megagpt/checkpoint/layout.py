@@ -15,9 +15,10 @@ import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from megagpt.runtime import atomic
 from megagpt.runtime.errors import Foreseen
@@ -31,6 +32,15 @@ STATE, CHECKSUMS, COMPLETE = "state.json", "checksums.json", "COMPLETE"
 
 class CheckpointError(Foreseen, ValueError):
     """A checkpoint that cannot be used; the message names the folder and the reason."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What a checkpoint was measured at on held-out data; `held_out` in its state.json. The best of a stage is chosen by it."""
+
+    name: str
+    value: float
+    better: Literal["lower", "higher"]
 
 
 class SaveError(Foreseen, RuntimeError):
@@ -51,8 +61,31 @@ def complete_checkpoints(stage_folder: Path) -> list[Path]:
     return sorted((folder for folder in found if (folder / COMPLETE).exists()), key=step_of)
 
 
+def best_checkpoint(stage_folder: Path) -> Path | None:
+    """The whole checkpoint of a stage that did best on held-out data, of equals the newest; None where none was measured.
+
+    Worked out from the checkpoints themselves: so no kill, resume or damage can leave a note of it that is wrong.
+    """
+    measured = [(found, folder) for folder in complete_checkpoints(stage_folder) if (found := held_out_of(folder)) is not None]
+    if not measured:
+        return None
+    sign = -1 if measured[-1][0].better == "lower" else 1
+    return max(reversed(measured), key=lambda pair: sign * pair[0].value)[1]
+
+
+def held_out_of(checkpoint: Path) -> HeldOut | None:
+    """How a checkpoint did on held-out data; None where that was not measured, was not finite, or cannot be read."""
+    try:
+        found = read_json(checkpoint, STATE).get("held_out")
+    except CheckpointError:
+        return None  # whoever opens the checkpoint will say so
+    return None if found is None or found["value"] is None else HeldOut(**found)
+
+
 def find_checkpoint(where: str, run: RunFolder) -> Path:
     """A checkpoint from what a configuration says: a stage of the same run, a stage folder, or a checkpoint folder.
+
+    Of a stage it is the best one where they were measured on held-out data, else the newest.
 
     Raises:
         CheckpointError: nothing there, or nothing whole there.
@@ -61,7 +94,7 @@ def find_checkpoint(where: str, run: RunFolder) -> Path:
         if (folder / COMPLETE).exists():
             return folder
         if whole := complete_checkpoints(folder):
-            return whole[-1]
+            return best_checkpoint(folder) or whole[-1]
         if folder.name.startswith("step_") and folder.is_dir():
             raise CheckpointError(f"{folder}: the checkpoint is incomplete ({COMPLETE} is missing)")
     stages = [path.parent.name for path in run.path.glob("*/checkpoints")]
@@ -144,11 +177,12 @@ def common_steps(folders: Sequence[Path]) -> list[int]:
 
 
 def prune(folders: Sequence[Path], keep: int, keep_every: int) -> None:
-    """Remove checkpoints that are older than the newest `keep` which all folders have, and not of a step that `keep_every` divides (0: none)."""
+    """Remove checkpoints that are older than the newest `keep` which all folders have, not of a step that `keep_every` divides (0: none), and not the best."""
     kept = common_steps(folders)[-keep:]
+    best = {step_of(path) for folder in folders if (path := best_checkpoint(folder)) is not None}
     for folder in folders:
         for path in complete_checkpoints(folder) if kept else ():
-            if step_of(path) < kept[0] and not (keep_every and step_of(path) % keep_every == 0):
+            if step_of(path) < kept[0] and step_of(path) not in best and not (keep_every and step_of(path) % keep_every == 0):
                 shutil.rmtree(path, ignore_errors=True)  # of several models, two ranks may do so at once
 
 

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -141,24 +142,38 @@ class Saver:
             pause = min(2 * pause, MAX_POLL_SECONDS)
         try:
             notes = [json.loads(share.read_text(encoding="utf-8")) for share in shares]
-            for kind, file in INDEX.items():
-                index = {name: facts for note in notes for name, facts in note["index"].get(kind, {}).items()}
-                atomic.write_json(folder / file, {name: index[name] for name in sorted(index, key=_natural)})
+            index = {kind: {name: facts for note in notes for name, facts in note["index"].get(kind, {}).items()} for kind in INDEX}
+            known = {name: facts for note in notes for name, facts in note["checksums"].items()}
             for share in shares:
                 share.unlink()
-            atomic.write_json(folder / STATE, atomic.without_nan(state))
-            atomic.write_text(folder / "config.yaml", self._config_yaml)
-            (folder / "tokenizer").mkdir()
-            self._tokenizer.save(folder / "tokenizer")
-            write_checksums(folder, {name: facts for note in notes for name, facts in note["checksums"].items()})
-            atomic.write_text(folder / COMPLETE, CHECKSUMS + "\n")
-            atomic.sync(folder)
-            _give_name(folder, final)
+            complete(folder, final, index, state, config_yaml=self._config_yaml, tokenizer=self._tokenizer, known=known)
         except Exception:
             shutil.rmtree(folder, ignore_errors=True)
             raise
         say_here(f"saved {final} ({time.perf_counter() - began:.1f} s beside the training)")
         self._prune()
+
+
+def complete(
+    folder: Path, final: Path, index: Mapping[str, Mapping[str, Any]], state: Mapping[str, Any], *, config_yaml: str, tokenizer: SavesTokenizer,
+    known: Mapping[str, dict[str, Any]] = MappingProxyType({}),
+) -> None:
+    """Beside the tensors in `folder`, everything that makes it a whole checkpoint; then its name.
+
+    Args:
+        index: kind (`model`, `optimizer`) -> name of a tensor -> {"file", "shape"}.
+        known: facts of files that their writers have hashed, by name.
+    """
+    for kind, file in INDEX.items():
+        atomic.write_json(folder / file, {name: index[kind][name] for name in sorted(index[kind], key=_natural)})
+    atomic.write_json(folder / STATE, atomic.without_nan(state))
+    atomic.write_text(folder / "config.yaml", config_yaml)
+    (folder / "tokenizer").mkdir()
+    tokenizer.save(folder / "tokenizer")
+    write_checksums(folder, known)
+    atomic.write_text(folder / COMPLETE, CHECKSUMS + "\n")
+    atomic.sync(folder)
+    _give_name(folder, final)
 
 
 class _Task(threading.Thread):

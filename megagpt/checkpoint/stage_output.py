@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from megagpt.checkpoint.layout import SaveError, identity, prune
+from megagpt.checkpoint.layout import HeldOut, SaveError, identity, prune
 from megagpt.checkpoint.load import Checkpoint
 from megagpt.checkpoint.resume import clear_leftovers, last_good, require_same, restore_engine
 from megagpt.checkpoint.save import Saver
@@ -125,12 +125,15 @@ class StageOutput:
                 restore_engine(checkpoint, engine)
         return checkpoints[0].state
 
-    def save(self, step: int, engine: Engine, model: ModelConfig, *, head: str, subfolder: str = "", **state: Any) -> Path:
+    def save(
+        self, step: int, engine: Engine, model: ModelConfig, *, head: str, subfolder: str = "", held_out: HeldOut | None = None, **state: Any
+    ) -> Path:
         """Begin to save a checkpoint of one model beside the training; all ranks of its grid call this.
 
         Args:
             head: `lm` or `scalar`.
             subfolder: within the stage's folder, where a stage saves several models.
+            held_out: how the model did on held-out data; the best of those is never removed, and is what later stages take.
             state: counters and statistics that later stages or a resume need.
         """
         resumed = self._resumed.get(subfolder)
@@ -148,7 +151,7 @@ class StageOutput:
             {
                 "stage": self.config.stage, "head": head, "model": model.model_dump(mode="json"), "seed": self.config.run.seed,
                 "tokenizer_hash": self.tokenizer.content_hash, "parents": self._parents, "code": code_version(),
-                "optimizer": counters(engine), "fixed": self._fixed, **state,
+                "optimizer": counters(engine), "fixed": self._fixed, "held_out": None if held_out is None else asdict(held_out), **state,
             },
         )
 

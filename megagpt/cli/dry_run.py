@@ -9,7 +9,7 @@ from megagpt.config.schema import PretrainConfig, RlhfConfig, StageConfig
 from megagpt.engine.schedule import run_steps
 from megagpt.model.param_map import num_parameters
 from megagpt.model.shape import ModelShape
-from megagpt.parallel.placement import build_grids, stage_grid
+from megagpt.parallel.placement import build_grids, placed_roles, stage_grid
 from megagpt.runtime.distributed import world_size_from_environment
 from megagpt.runtime.run_folder import RunFolder
 
@@ -63,13 +63,13 @@ def _parameters(config: StageConfig | RlhfConfig, parent: str, checkpoint: Check
 
 
 def _rlhf(config: RlhfConfig, ranks: int | None) -> str:
-    needed = 1 + max(rank for role in type(config.placement).model_fields for rank in getattr(config.placement, role).ranks)
+    needed = 1 + max(rank for role in placed_roles(config.placement) for rank in getattr(config.placement, role).ranks)
     grids = build_grids(config.placement, ranks or needed)
     check_rlhf(config, {role: grid.dp for role, grid in grids.items()})
     ppo, lines = config.ppo, []
     for role, grid in grids.items():
         scalar_head = role in ("reward", "value")
-        start = config.reward if scalar_head else config.policy
+        start = config.reward if scalar_head and config.reward is not None else config.policy
         checkpoint = _checkpoint(config, start)
         if checkpoint is not None:
             check_model(checkpoint.model_config, grid.tp, grid.pp, f"placement.{role}")

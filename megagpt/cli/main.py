@@ -31,6 +31,7 @@ VERBS = {
     "generate": ("megagpt.cli.generate", "answer prompts from a file"),
     "chat": ("megagpt.cli.chat", "talk to a model"),
     "checkpoint": ("megagpt.cli.checkpoint", "what is in a checkpoint; whether it is whole"),
+    "convert": ("megagpt.cli.convert", "Hugging Face folders and GGUF files <-> checkpoints"),
 }
 WITHOUT_TORCH = {"plan"}
 """Verbs that answer before torch alone would be imported."""

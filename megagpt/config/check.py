@@ -179,6 +179,8 @@ def check_rlhf(config: RlhfConfig, replicas: dict[str, int]) -> None:
     ppo = config.ppo
     check_steps(config.policy_optimizer, "policy_optimizer")
     check_steps(config.value_optimizer, "value_optimizer")
+    _check_rewards(config)
+    _check_advantage(config)
     if ppo.rollout_batch_size % ppo.minibatch_size:
         raise ConfigError(f"ppo.minibatch_size = {ppo.minibatch_size}: must divide rollout_batch_size {ppo.rollout_batch_size}")
     for role, dp in replicas.items():
@@ -189,3 +191,31 @@ def check_rlhf(config: RlhfConfig, replicas: dict[str, int]) -> None:
             )
         if config.prompts.eval_prompts % rows:
             raise ConfigError(f"prompts.eval_prompts = {config.prompts.eval_prompts}: not a multiple of {rows}, the rows of one pass of the {role}")
+
+
+def _check_rewards(config: RlhfConfig) -> None:
+    """There is a reward, and every model has a place."""
+    placement = config.placement
+    if config.reward is None and config.reward_function is None:
+        raise ConfigError("reward = null: nothing is left to be rewarded; name a reward model's checkpoint or a reward_function")
+    if (config.reward is None) != (placement.reward is None):
+        found = "with reward = null: there is no reward model to place" if config.reward is None else "is missing: the reward model needs ranks"
+        raise ConfigError(f"placement.reward {found}; {'leave it out' if config.reward is None else 'such as {ranks: [0]}'}")
+
+
+def _check_advantage(config: RlhfConfig) -> None:
+    """A critic where one is needed, and samples to compare where there is none."""
+    ppo, placed = config.ppo, config.placement.value is not None
+    if ppo.advantage == "gae" and not placed:
+        raise ConfigError("placement.value is missing: ppo.advantage = gae needs a value model; place it, or take grpo or rloo")
+    if ppo.rollout_batch_size % ppo.samples_per_prompt:
+        fits = _nearest(ppo.samples_per_prompt, lambda size: not ppo.rollout_batch_size % size)
+        raise ConfigError(f"ppo.samples_per_prompt = {ppo.samples_per_prompt}: must divide rollout_batch_size {ppo.rollout_batch_size}; {fits} would do")
+    if ppo.advantage == "gae":
+        return
+    if placed:
+        raise ConfigError(f"placement.value with ppo.advantage = {ppo.advantage}: there is no value model then; leave it out")
+    if ppo.samples_per_prompt < 2:
+        raise ConfigError(f"ppo.samples_per_prompt = {ppo.samples_per_prompt}: {ppo.advantage} compares the responses to a prompt; 4 is usual")
+    if ppo.value_warmup_steps:
+        raise ConfigError(f"ppo.value_warmup_steps = {ppo.value_warmup_steps} with ppo.advantage = {ppo.advantage}: no value model warms up; take 0")

@@ -181,7 +181,7 @@ class EveryConfig(Frozen):
     save: int = Field(0, ge=0)
     """Save a checkpoint; always done at the last step."""
     keep: int = Field(2, gt=0)
-    """Checkpoints kept in the stage's folder, newest first."""
+    """Checkpoints kept in the stage's folder, newest first; the best on held-out data stays too (SFT)."""
     keep_every: int = Field(0, ge=0)
     """Besides those, keep each checkpoint whose step is a multiple of this; 0: none."""
 
@@ -349,7 +349,7 @@ class RecordsConfig(Frozen):
     valid_fraction: float = Field(0.05, gt=0, lt=1)
     """Held-out share where `valid` is not given."""
     max_length: int = Field(gt=0)
-    """Longest conversation in tokens; longer ones are refused or cut as `overlong` says."""
+    """Longest conversation in tokens; longer ones are refused or left out as `overlong` says."""
     overlong: Literal["refuse", "drop"] = "refuse"
     """A record longer than max_length stops the run with its file and line (`refuse`) or is left out and counted (`drop`)."""
 
@@ -361,6 +361,17 @@ class SftGates(Frozen):
     """Held-out response loss at most this fraction of what it was before the first step."""
 
 
+class SftOptimizerConfig(OptimizerConfig):
+    """The schedule of Ouyang et al. 2022, appendix C.1 (a cosine down to a tenth; Adam with 0.9 and 0.95), but for the warm-up."""
+
+    lr: float = Field(1e-5, gt=0)
+    """Peak learning rate; Ouyang et al. 2022, appendix C.1: 9.65e-6 at batches of 32 conversations (175B: 5.03e-6 and 8)."""
+    warmup_ratio: float = Field(0.03, ge=0, lt=1)
+    """Fraction of the run over which the learning rate rises linearly from zero; the paper has none."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled decay of the weight matrices, in units of the learning rate."""
+
+
 class SftConfig(StageConfig):
     """Supervised fine-tuning on demonstrations: the same objective, on the assistant's tokens."""
 
@@ -369,12 +380,17 @@ class SftConfig(StageConfig):
     parent: str = "pretrain"
     """Checkpoint to start from: a stage of the same run, a stage folder, or a checkpoint folder."""
     dropout: float | None = Field(None, ge=0, lt=1)
-    """Overrides the parent model's dropout."""
-    optimizer: OptimizerConfig = OptimizerConfig(lr=1e-5, weight_decay=0.0, warmup_ratio=0.03)
+    """Overrides the parent model's dropout; Ouyang et al. 2022, appendix C.1, have 0.2 on the residual stream."""
+    optimizer: SftOptimizerConfig = SftOptimizerConfig()
     batch: BatchConfig
+    """In rows: conversations, or packed rows of several."""
     data: RecordsConfig
+    packing: bool = False
+    """Fill rows of max_length tokens with several conversations that do not see each other: less padding, and the same loss. A step then
+    reads more conversations, so divide global_batch_size by the number in a row, which is printed at the start."""
     epochs: int = Field(2, gt=0)
-    """Passes over the demonstrations."""
+    """Passes over the demonstrations. After each one a checkpoint is measured on held-out data; the best is the stage's result. Ouyang et al.
+    2022 make 16 and choose by reward-model score; held-out loss, which chooses here, is lowest after the first of them (section 3.5)."""
     gates: SftGates = SftGates()
     """Checks at the end."""
 
@@ -439,13 +455,20 @@ class PlacementConfig(Frozen):
 
     policy: RoleConfig
     reference: RoleConfig
-    reward: RoleConfig
-    value: RoleConfig
+    reward: RoleConfig | None = None
+    """Left out where a reward function stands in for the reward model (`reward: null`)."""
+    value: RoleConfig | None = None
+    """Left out with a critic-free advantage (`ppo.advantage: grpo` or `rloo`)."""
 
 
 class KlConfig(Frozen):
-    coefficient: float = Field(0.05, ge=0)
-    """beta in reward - beta * KL (initial value where a target is given)."""
+    coefficient: float = Field(0.02, ge=0)
+    """beta in reward - beta * KL (initial value where a target is given); 0.02 as in Ouyang et al. 2022, appendix C.4."""
+    estimator: Literal["k1", "k2", "k3"] = "k1"
+    """Of the KL of one token, with d = log pi - log pi_ref: k1 = d, k2 = d^2 / 2, k3 = exp(-d) - 1 + d (Schulman, Approximating KL
+    Divergence, 2020). k1 and k3 are unbiased; k2 is not, but never negative, as k3 is."""
+    where: Literal["reward", "loss"] = "reward"
+    """Taken off each token's reward (Ouyang et al. 2022, eq. 2), or added to the policy's loss (Shao et al. 2024, eq. 3)."""
     target: float | None = Field(None, gt=0)
     """Adaptive controller (Ziegler et al. 2019, section 2.2): KL aimed at, nats a response; default: fixed coefficient."""
     horizon: int = Field(10000, gt=0)
@@ -466,10 +489,12 @@ class PromptsConfig(Frozen):
 class PpoConfig(Frozen):
     steps: int = Field(gt=0)
     """Rollout-and-update rounds."""
-    rollout_batch_size: int = Field(gt=0)
-    """Responses in one rollout."""
-    minibatch_size: int = Field(gt=0)
-    """Responses in one optimizer step; divides rollout_batch_size."""
+    rollout_batch_size: int = Field(512, gt=0)
+    """Responses in one rollout (512: Ouyang et al. 2022, appendix C.4)."""
+    samples_per_prompt: int = Field(1, gt=0)
+    """Responses to each prompt of a rollout; divides rollout_batch_size. grpo and rloo compare them with each other."""
+    minibatch_size: int = Field(64, gt=0)
+    """Responses in one optimizer step; divides rollout_batch_size (64: Ouyang et al. 2022, appendix C.4)."""
     micro_batch_size: int = Field(gt=0)
     """Responses in one forward pass of one replica."""
     generation_batch_size: int | None = Field(None, gt=0)
@@ -479,8 +504,15 @@ class PpoConfig(Frozen):
     """Whose log-probabilities count as those of the policy before the update. sampler: kept from sampling, so that the policy is not run again over what it
     wrote; the metric sampler_gap then looks at one microbatch of each replica. trainer: the policy scores the whole rollout in a forward pass like those of
     the update. In float32 both agree to rounding; where sampler_gap grows, take trainer."""
-    epochs: int = Field(2, gt=0)
-    """Passes over each rollout."""
+    epochs: int = Field(1, gt=0)
+    """Passes over each rollout (one inner epoch: Ouyang et al. 2022, appendix C.4)."""
+    target_kl: float | None = Field(None, gt=0)
+    """The policy's remaining minibatches of a round are left out after one whose mean KL(old || new) is above this, nats a token."""
+    value_warmup_steps: int = Field(0, ge=0)
+    """First rounds in which only the value model learns."""
+    ema_decay: float | None = Field(0.992, ge=0, lt=1)
+    """Moving average of the policy's weights, decayed by this at every optimizer step and saved in `ema/` beside the policy (0.992: Ouyang et
+    al. 2022, appendix C.4); null: none."""
     temperature: float = Field(1.0, gt=0)
     """Sampling temperature; old, new and reference log-probabilities are all of logits / temperature."""
     top_k: None = None
@@ -488,19 +520,92 @@ class PpoConfig(Frozen):
     top_p: None = None
     """Refused here, for the same reason."""
     clip_ratio: float = Field(0.2, gt=0)
-    """epsilon of the clipped surrogate."""
+    """epsilon of the clipped surrogate (0.2: Ouyang et al. 2022, appendix C.4)."""
+    clip_ratio_high: float | None = Field(None, gt=0)
+    """Another epsilon for ratios above 1 (Yu et al. 2025, section 3.1); default: clip_ratio."""
+    dual_clip: float | None = Field(None, gt=1)
+    """Where the advantage is negative, the surrogate is never below this multiple of it (c of Ye et al. 2020, dual-clip PPO); default: unbounded."""
+    clamp_log_ratio: float | None = Field(None, gt=0)
+    """Largest magnitude of log pi - log pi_old before it is exponentiated; default: unbounded."""
+    entropy_coefficient: float = Field(0.0, ge=0)
+    """Factor of the mean entropy of the policy's next-token distribution, in nats, that is added to the objective (Schulman et al. 2017, eq. 9)."""
     clip_value: float = Field(0.2, gt=0)
     """Largest move of the value prediction that lowers its loss."""
+    advantage: Literal["gae", "grpo", "rloo"] = "gae"
+    """`gae`: from a value model. Without one, a response's return less the mean of its prompt's responses (`grpo`, Shao et al. 2024, section
+    4.1.2) or of the others of them (`rloo`, leave one out, Ahmadian et al. 2024)."""
+    grpo_divide_by_std: bool = True
+    """grpo: in units of the standard deviation of its prompt's responses; false as in Liu et al. 2025."""
     gamma: float = Field(1.0, gt=0, le=1)
-    """Discount."""
+    """Discount (none: Ouyang et al. 2022, appendix C.4)."""
     gae_lambda: float = Field(0.95, ge=0, le=1)
-    """lambda of generalised advantage estimation."""
+    """lambda of generalised advantage estimation (0.95: Stiennon et al. 2020, appendix B.1; Ouyang et al. name none)."""
     whiten_advantages: bool = True
-    """Advantages of a rollout get mean 0 and variance 1 over all its response tokens."""
+    """gae: advantages of a rollout get mean 0 and variance 1 over all its response tokens, on whatever ranks."""
+    normalise_reward: Literal["model", "running", "none"] = "model"
+    """Scores are shifted and scaled by the statistics stored with the reward model (`model`), on top of this by the mean and standard deviation
+    of all training scores so far (`running`), or neither (`none`)."""
     clip_reward: float = Field(10.0, gt=0)
-    """Largest magnitude of the (normalised) reward-model score."""
+    """Largest magnitude of the (normalised) score."""
     missing_eos_penalty: float = Field(0.0, ge=0)
     """Taken off the score of a response that was cut at max_response_length."""
+    length_penalty: float = Field(0.0, ge=0)
+    """Taken off the score for every token of the response."""
+
+
+Remedy = Literal["off", "warn", "pause", "rollback"]
+
+
+class DoctorConfig(Frozen):
+    """What PPO's doctor does about each sign of illness: `warn` says so, `pause` also saves and ends the run, `rollback` goes back to the last
+    checkpoint and on with other prompts (and pauses where there is none)."""
+
+    finite: Remedy = "pause"
+    """A metric that is not finite."""
+    ratio: Remedy = "warn"
+    """The ratio of new to old policy differs from 1 before the first update."""
+    max_ratio_error: float = Field(1e-3, gt=0)
+    """Largest mean difference of that ratio from 1 (16-bit weights need about 0.05)."""
+    sampler_gap: Remedy = "warn"
+    """Sampler and trainer give a token different log-probabilities."""
+    max_sampler_gap: float = Field(0.05, gt=0)
+    """Largest difference in nats (16-bit weights need about 0.5)."""
+    negative_kl: Remedy = "warn"
+    """The estimate of the KL to the reference stays negative."""
+    min_negative_kl: float = Field(0.1, ge=0)
+    """Nats a response below 0 that count as negative."""
+    padding: Remedy = "pause"
+    """A reward outside of a response."""
+    endless: Remedy = "warn"
+    """Answers that do not end."""
+    max_endless: float = Field(0.5, gt=0, le=1)
+    """Largest share of them."""
+    length: Remedy = "warn"
+    """Reward and length go together."""
+    max_length_correlation: float = Field(0.7, gt=0, le=1)
+    """Largest magnitude of Pearson's correlation within a rollout."""
+    value: Remedy = "warn"
+    """The value model explains nothing."""
+    min_explained_variance: float = 0.0
+    """Share of the returns' variance that it should explain."""
+    clip: Remedy = "warn"
+    """Too many tokens are clipped."""
+    max_clip_fraction: float = Field(0.3, gt=0, le=1)
+    """Largest share of them."""
+    entropy: Remedy = "warn"
+    """The policy's entropy collapses."""
+    min_entropy_share: float = Field(0.3, gt=0, lt=1)
+    """Smallest part of the entropy of the first `patience` steps."""
+    hacking: Remedy = "warn"
+    """The reward rises while that of a held-out reward model falls."""
+    min_held_out_drop: float = Field(0.0, ge=0)
+    """Standard deviations of the held-out score that count as a fall."""
+    patience: int = Field(5, gt=0)
+    """Steps for which a sign must last, where one step says little (KL, value, entropy)."""
+    repeat: int = Field(10, gt=0)
+    """A warning is said again at every so many findings."""
+    max_rollbacks: int = Field(3, ge=0)
+    """Returns to a checkpoint; after these `rollback` pauses."""
 
 
 class RlhfGates(Frozen):
@@ -523,14 +628,22 @@ class RlhfConfig(Frozen):
     """As in the other stages."""
     policy: str = "sft"
     """Checkpoint of the policy and of the frozen reference."""
-    reward: str = "reward"
-    """Checkpoint of the reward model and of the value model's start."""
+    reward: str | None = "reward"
+    """Checkpoint of the reward model and of the value model's start; null: reward_function alone, and a value model that starts from the policy."""
+    reward_function: str | None = Field(None, pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+    """`module:function` on Python's path, called with two lists of text, prompts and answers; the number that it returns for each is added to the
+    (normalised) score."""
     placement: PlacementConfig
     policy_optimizer: OptimizerConfig = OptimizerConfig(lr=1e-6, weight_decay=0.0, min_lr_ratio=1.0)
     value_optimizer: OptimizerConfig = OptimizerConfig(lr=5e-6, weight_decay=0.0, min_lr_ratio=1.0)
     prompts: PromptsConfig
     ppo: PpoConfig
     kl: KlConfig = KlConfig()
+    held_out_reward: str | None = None
+    """Checkpoint of another reward model, trained on other rankings: evaluations report what it says, and the doctor looks for a reward that rises
+    while this one falls; the policy never trains on it."""
+    doctor: DoctorConfig = DoctorConfig()
+    """What is watched at every step, and what is done about it."""
     gates: RlhfGates = RlhfGates()
     """Checks at the end."""
 

@@ -12,8 +12,8 @@ formed but of no use. A row of another shape raises `UnknownShape`; a value of t
 | PandaLM | `instruction`, perhaps `input`, + `response1` + `response2` + `annotator1`, `annotator2`, …: a ranking for each annotator |
 | OpenAssistant | `context` + `ranked` (K-way rankings); `message_tree_id` + `prompt` with `replies` (trees) |
 | self-instruct | `instruction` + `instances` |
-| Alpaca | `instruction` + `output`, perhaps `input` |
-| ShareGPT | `conversations` of `from` + `value` |
+| Alpaca | `instruction` + `output`, perhaps `input`, `system`, and `history` of (question, answer) |
+| ShareGPT | `conversations` of `from` + `value` (or `role` + `content`), perhaps `system` |
 | T0, P3 | `prompt` + `completion`, texts |
 | prompt list | a JSON string |
 """
@@ -23,6 +23,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from typing import Any
+
+from megagpt.tokenizer.special import ROLES
 
 Row = dict[str, Any]
 
@@ -66,7 +68,8 @@ def to_demonstrations(row: Any) -> Iterator[Row | Dropped]:
             made = _demonstration(messages)
             yield made if isinstance(made, Dropped) else made | {"source": row.get("source") or ""}
         case {"conversations": list(turns)}:
-            yield _demonstration([_turn(turn, "from", "value") for turn in turns])
+            named = [("from", "value") if "from" in turn else ("role", "content") for turn in _objects(turns, "turn")]
+            yield _demonstration([*_system(row), *(_turn(turn, *names) for turn, names in zip(turns, named, strict=True))])
         case {"message_tree_id": _, "prompt": dict(root)}:
             yield from _tree_demonstrations(root)
         case {"instruction": str(instruction), "instances": list(instances)}:
@@ -74,10 +77,10 @@ def to_demonstrations(row: Any) -> Iterator[Row | Dropped]:
                 yield Dropped("evaluation only")
                 return
             for instance in _objects(instances, "instance"):
-                yield _instruction(instruction, instance.get("input"), instance.get("output"))
+                yield _demonstration(_instruction(instruction, instance.get("input"), instance.get("output")))
         case {"instruction": str(instruction), "output": output}:
-            yield _instruction(instruction, row.get("input"), output)
-        case {"prompt": prompt, "completion": completion}:
+            yield _demonstration([*_system(row), *_history(row.get("history")), *_instruction(instruction, row.get("input"), output)])
+        case {"prompt": str() | list() as prompt, "completion": completion}:
             answer = completion.removesuffix("<|endoftext|>") if isinstance(completion, str) else completion
             yield _demonstration([*_messages(prompt), {"role": "assistant", "content": answer}])
         case {"chosen": str(chosen), "rejected": str(_)} if "prompt" not in row:
@@ -150,7 +153,21 @@ def _messages(prompt: Any) -> list[Any]:
 def _turn(turn: Any, role: str, content: str) -> Any:
     if not isinstance(turn, dict):
         return turn
-    return {"role": _ROLES.get(turn.get(role), turn.get(role)), "content": turn.get(content)}
+    name = turn.get(role)
+    return {"role": _ROLES.get(name, name) if isinstance(name, str) else name, "content": turn.get(content)}
+
+
+def _system(row: Row) -> list[Row]:
+    """The system message that some sets keep beside the conversation."""
+    return [{"role": "system", "content": row["system"]}] if row.get("system") else []
+
+
+def _history(turns: Any) -> list[Row]:
+    """(question, answer) pairs before the instruction."""
+    pairs = turns or []
+    if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+        raise UnknownShape(turns, "history of (question, answer)")
+    return [{"role": role, "content": text} for pair in pairs for role, text in zip(("user", "assistant"), pair, strict=True)]
 
 
 def _is_answer(message: Any) -> bool:
@@ -158,9 +175,11 @@ def _is_answer(message: Any) -> bool:
 
 
 def _demonstration(messages: Any) -> Row | Dropped:
-    """A conversation cut behind its last answer."""
-    if not isinstance(messages, list):
+    """A conversation cut behind its last answer. One with a role that nobody knows stays whole, for `records.py` to refuse."""
+    if not isinstance(messages, list) or not all(isinstance(message, dict) and message.get("role") in ROLES for message in messages):
         return {"messages": messages}
+    if not messages:
+        return Dropped("empty conversation")
     end = len(messages)
     while end and not _is_answer(messages[end - 1]):
         end -= 1
@@ -171,17 +190,20 @@ def _demonstration(messages: Any) -> Row | Dropped:
     return {"messages": messages[:end]}
 
 
-def _before_answer(messages: list[Any]) -> Row | Dropped:
+def _before_answer(messages: Any) -> Row | Dropped:
+    if not isinstance(messages, list):
+        return {"prompt": messages}
     end = len(messages) - 1 if messages and _is_answer(messages[-1]) else len(messages)
     return {"prompt": messages[:end]} if end else Dropped("no question")
 
 
-def _instruction(instruction: str, given: Any, output: Any) -> Row | Dropped:
-    return _demonstration([{"role": "user", "content": _question(instruction, given)}, {"role": "assistant", "content": output}])
+def _instruction(instruction: str, given: Any, output: Any) -> list[Row]:
+    return [{"role": "user", "content": _question(instruction, given)}, {"role": "assistant", "content": output}]
 
 
 def _question(instruction: str, given: Any) -> str:
-    return f"{instruction}\n\n{given}" if isinstance(given, str) and given.strip() else instruction
+    has_input = isinstance(given, str) and given.strip() not in ("", "<noinput>")
+    return f"{instruction}\n\n{given}" if has_input else instruction
 
 
 def _hh_messages(conversation: str) -> list[Row]:
@@ -258,17 +280,27 @@ def _tree_paths(node: Row, path: tuple[Row, ...] = ()) -> Iterator[tuple[tuple[R
 
 
 def _tree_demonstrations(root: Row) -> Iterator[Row | Dropped]:
-    """One conversation for each human answer: everything from the root down to it."""
-    paths = [list(path) for path, _ in _tree_paths(root)]
+    """One conversation for each human answer below which there is no other: everything from the root down to it.
+
+    The answers above are targets in it, so all are learned; a conversation of its own for each would repeat them more often.
+    """
+    paths = [path for path, _ in _tree_paths(root)]
     if not paths:
         yield Dropped("synthetic")
-    for path in paths:
-        if _is_answer(path[-1]):
-            yield _demonstration(path)
+    answered = [path for path in paths if _is_answer(path[-1])]
+    inner = {tuple(map(id, path[:length])) for path in answered for length in range(1, len(path))}
+    for path in answered:
+        if tuple(map(id, path)) not in inner:
+            yield _demonstration(list(path))
+
+
+def _rank_or_0(reply: Row) -> int:
+    """0 for what is no rank, which `records.py` will refuse by name."""
+    return reply["rank"] if type(reply["rank"]) is int else 0
 
 
 def _tree_rankings(root: Row) -> Iterator[Row | Dropped]:
     for path, replies in _tree_paths(root):
         ranked = [reply for reply in replies if reply.get("role") == "assistant" and reply.get("rank") is not None]
         if len(ranked) > 1:
-            yield _ranking({"prompt": list(path)} | _ranked(sorted(ranked, key=lambda reply: reply["rank"])))
+            yield _ranking({"prompt": list(path)} | _ranked(sorted(ranked, key=_rank_or_0)))

@@ -46,6 +46,11 @@ def step_rows(seed: int, step: int, global_batch_size: int, num_items: int) -> l
     return [row_at(seed, position, num_items) for position in range(step * global_batch_size, (step + 1) * global_batch_size)]
 
 
+def epoch_ends(epochs: int, global_batch_size: int, num_items: int) -> list[int]:
+    """Steps, counted from 1, with which each epoch's last row has been read; the last one is the length of the run."""
+    return [-(-epoch * num_items // global_batch_size) for epoch in range(1, epochs + 1)]
+
+
 def row_at(seed: int, position: int, num_items: int) -> tuple[int, int]:
     """(epoch, item) at this position of a run, counted from 0 over all epochs; as `step_rows`, for steps of different sizes."""
     if num_items < 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from megagpt.kernels.token_logprob import token_logprob
+from megagpt.kernels.token_logprob import TokenStatistics, token_logprob, token_statistics
 from megagpt.model.gpt import GPT
 
 
@@ -20,6 +20,13 @@ def response_logprobs(model: GPT, logits: Tensor, labels: Tensor, temperature: f
     """
     return token_logprob(
         logits, labels, tp_group=model.groups.collection.tp, vocab_size=model.shape.vocab_size, temperature=temperature
+    )
+
+
+def response_statistics(model: GPT, logits: Tensor, labels: Tensor, temperature: float = 1.0) -> TokenStatistics:
+    """`response_logprobs` with the entropy of each distribution, [b, s] float32 in nats, from the same reading of the logits."""
+    return token_statistics(
+        logits, labels, entropy=True, tp_group=model.groups.collection.tp, vocab_size=model.shape.vocab_size, temperature=temperature
     )
 
 

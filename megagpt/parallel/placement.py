@@ -30,6 +30,11 @@ def stage_grid(parallel: ParallelConfig, world_size: int) -> Grid:
     return Grid(tp=tp, cp=cp, dp=dp, pp=pp)
 
 
+def placed_roles(placement: PlacementConfig) -> tuple[str, ...]:
+    """The roles that this job has, in the order of ROLES."""
+    return tuple(role for role in ROLES if getattr(placement, role) is not None)
+
+
 def role_grid(role: str, config: RoleConfig, world_size: int) -> Grid:
     """Grid of one role; dp = ranks / (tp x pp)."""
     ranks = config.ranks
@@ -45,8 +50,8 @@ def role_grid(role: str, config: RoleConfig, world_size: int) -> Grid:
 
 
 def build_grids(placement: PlacementConfig, world_size: int) -> dict[str, Grid]:
-    """All four grids; any two have the same ranks or none in common, and together they use every rank."""
-    grids = {role: role_grid(role, getattr(placement, role), world_size) for role in ROLES}
+    """The grid of each placed role; any two have the same ranks or none in common, and together they use every rank."""
+    grids = {role: role_grid(role, getattr(placement, role), world_size) for role in placed_roles(placement)}
     for (a, grid_a), (b, grid_b) in itertools.combinations(grids.items(), 2):
         common = set(grid_a.ranks) & set(grid_b.ranks)
         if common and set(grid_a.ranks) != set(grid_b.ranks):

@@ -11,7 +11,7 @@ from megagpt.config.schema import ModelConfig, ParallelConfig, RlhfConfig
 from megagpt.engine.sharding import useful_zero_stage
 from megagpt.model.param_map import num_parameters
 from megagpt.model.shape import ModelShape
-from megagpt.parallel.placement import ROLES, build_grids
+from megagpt.parallel.placement import build_grids, placed_roles
 from megagpt.plan import activations, compute, memory, speed
 from megagpt.plan.hardware import Hardware
 from megagpt.plan.job import Job, total
@@ -63,13 +63,14 @@ def plan_ppo(config: RlhfConfig, folder: Path, hardware: Hardware, ranks: int | 
     Raises:
         ConfigError: what the stage itself would raise, but for models that are still to come.
     """
-    needed = 1 + max(rank for role in ROLES for rank in getattr(config.placement, role).ranks)
+    needed = 1 + max(rank for role in placed_roles(config.placement) for rank in getattr(config.placement, role).ranks)
     return plan_placement(config, models_of(config, folder), hardware, ranks or needed)
 
 
 def models_of(config: RlhfConfig, folder: Path) -> dict[str, ModelConfig]:
     """Role -> sizes of its model: the reference is the policy's start, the value model starts from the reward model."""
-    policy, reward = (starting_model(start, config.run, folder) for start in (config.policy, config.reward))
+    policy = starting_model(config.policy, config.run, folder)
+    reward = policy if config.reward is None else starting_model(config.reward, config.run, folder)
     return {"policy": policy, "reference": policy, "reward": reward, "value": reward}
 
 
@@ -155,14 +156,14 @@ def _seconds(config: RlhfConfig, jobs: dict[str, Job]) -> dict[str, float]:
     """Of one round. Roles on the same ranks work one after the other, roles on different ranks at the same time."""
     ppo = config.ppo
     updates = ppo.epochs * (ppo.rollout_batch_size // ppo.minibatch_size)
-    passes = {role: ppo.rollout_batch_size / ppo.minibatch_size for role in ROLES}
+    passes = dict.fromkeys(jobs, ppo.rollout_batch_size / ppo.minibatch_size)
     if ppo.logprobs == "sampler":
         passes["policy"] = ppo.micro_batch_size * jobs["policy"].grid.dp / ppo.minibatch_size  # for the gap alone
     steps = {role: speed.step_time(job) for role, job in jobs.items()}
     return {
         "rollout": _rollout_seconds(config, jobs["policy"]),
-        "score": _slowest(jobs, {role: speed.forward_seconds(jobs[role], steps[role]) * passes[role] for role in ROLES}),
-        "update": _slowest(jobs, {role: steps[role].total * updates for role in TRAINED}),
+        "score": _slowest(jobs, {role: speed.forward_seconds(job, steps[role]) * passes[role] for role, job in jobs.items()}),
+        "update": _slowest(jobs, {role: steps[role].total * updates for role in TRAINED if role in jobs}),
     }
 
 
@@ -216,7 +217,7 @@ def as_json(plan: PpoPlan) -> dict[str, Any]:
         "fits": plan.fits,
         "memory": {phase: asdict(parts) for phase, parts in plan.memory.items()},
         "memory_note": memory.CPU_NOTE if plan.hardware.kind == "cpu" else None,
-        "checkpoint_bytes": sum(memory.checkpoint_bytes(sizes[role], plan.jobs[role].dtype, plan.jobs[role].optimizer) for role in TRAINED),
+        "checkpoint_bytes": sum(memory.checkpoint_bytes(sizes[role], plan.jobs[role].dtype, plan.jobs[role].optimizer) for role in TRAINED if role in sizes),
         "seconds_per_step": plan.seconds_per_step,
         "seconds_of_a_step": plan.seconds,
         "hours": hours,

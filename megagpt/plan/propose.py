@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from megagpt.config.load import ConfigError
 from megagpt.config.schema import ModelConfig, PlacementConfig, RewardConfig, RlhfConfig, RoleConfig, StageConfig
-from megagpt.parallel.placement import ROLES
+from megagpt.parallel.placement import placed_roles
 from megagpt.plan.hardware import Hardware
 from megagpt.plan.ppo import PpoPlan, plan_placement
 from megagpt.plan.stage import StagePlan, layout_words, plan_layout
@@ -53,14 +53,17 @@ def _stage_candidates(config: StageConfig, model: ModelConfig, hardware: Hardwar
 
 
 def propose_ppo(config: RlhfConfig, models: dict[str, ModelConfig], hardware: Hardware, ranks: int, limit: int = 5) -> list[PpoPlan]:
-    """The fastest placements that fit: all four models on all ranks, or policy and reference on the first half and reward and
+    """The fastest placements that fit: all models on all ranks, or policy and reference on the first half and reward and
     value on the second, cut in every way that the node and the batch allow."""
     halves = [(range(ranks), range(ranks))] + [(range(ranks // 2), range(ranks // 2, ranks))] * (ranks > 1)
     found = []
     tensor_sizes = _divisors(math.gcd(ranks, hardware.devices_per_node))
     for (first, second), tp, pp, micro in itertools.product(halves, tensor_sizes, _divisors(ranks), MICRO_BATCHES):
         for zero in (1, 3) if pp == 1 else (1,):
-            roles = {role: RoleConfig(ranks=list(first if role in ("policy", "reference") else second), tp=tp, pp=pp, zero=zero) for role in ROLES}
+            roles = {
+                role: RoleConfig(ranks=list(first if role in ("policy", "reference") else second), tp=tp, pp=pp, zero=zero)
+                for role in placed_roles(config.placement)
+            }
             ppo = config.ppo.model_copy(update={"micro_batch_size": micro})
             candidate = config.model_copy(update={"placement": PlacementConfig(**roles), "ppo": ppo})
             try:

@@ -124,7 +124,7 @@ def _steps(config: StageConfig) -> Counter[int] | None:
         run = run_steps(config.batch, config.train_tokens, config.sequence_length)
         return Counter({size: stop - start for size, (start, stop) in zip(run.batch_sizes, pairwise(run.first_steps), strict=True)})
     records = _train_records(RunFolder(config.run).resolve_records(config.data))
-    if records is None:
+    if records is None or getattr(config, "packing", False):  # how many rows are packed from them depends on their tokens
         return None
     rows = config.batch.global_batch_size * (RANKED_ANSWERS if isinstance(config, RewardConfig) else 1)
     return Counter({rows: -(-config.epochs * records // config.batch.global_batch_size)})

@@ -15,6 +15,7 @@ from megagpt.report.gates import failures, show
 from megagpt.report.page import Html, document, element, join, picture, table, verdict
 from megagpt.report.plots import PANELS, draw_stage
 from megagpt.report.reward import draw_evaluation, evaluation_tables, read_evaluation
+from megagpt.report.rlhf import doctor_table, draw_phases, sample_table
 from megagpt.runtime import atomic
 from megagpt.runtime.metrics_file import read_metrics
 from megagpt.runtime.run_folder import RunFolder
@@ -91,7 +92,7 @@ def _layout(folder: Path) -> str:
     if parallel := config.get("parallel"):
         sizes = _sizes(tp=parallel["tensor_parallel_size"], pp=parallel["pipeline_parallel_size"], dp=parallel["data_parallel_size"])
         return f"{sizes} · ZeRO {parallel['zero_stage']}"
-    roles = config.get("placement", {}).items()
+    roles = [(role, grid) for role, grid in config.get("placement", {}).items() if grid is not None]
     return "\n".join(f"{role}: {_sizes(tp=grid['tp'], pp=grid['pp'])} on ranks {', '.join(map(str, grid['ranks']))}" for role, grid in roles) or DASH
 
 
@@ -131,12 +132,14 @@ def _curves(run: RunFolder, manifest: dict[str, dict[str, Any]], stage: str, row
     evaluation = read_evaluation(run.path / stage) if stage == "reward" else None
     if evaluation is not None:
         pictures += [picture(path, title) for title, path in draw_evaluation(evaluation, run.path / stage / "plots")]
+    pictures += [picture(path, title) for title, path in (draw_phases(rows, run.path / stage / "plots") if stage == "rlhf" else [])]
     notes = [f"{name.replace('_', ' ')} {show(value)}" for name, value in facts.items()]
     if stage == "reward" and manifest.get("data", {}).get("source") == PYTHON_DOCS:
         notes.append("synthetic rankings: ordered by a rule, not by people")
     notes += [f"{torn} unreadable line{'s' * (torn > 1)} of metrics.jsonl left out"] if torn else []
     tables = [] if evaluation is None else evaluation_tables(evaluation)
-    return [element("h2", STAGE_TITLES[stage]), element("p", " · ".join(notes), "soft"), *tables, element("div", join(pictures), "grid")]
+    below = [*doctor_table(rows), *sample_table(run.path / stage / "samples.jsonl")] if stage == "rlhf" else []
+    return [element("h2", STAGE_TITLES[stage]), element("p", " · ".join(notes), "soft"), *tables, element("div", join(pictures), "grid"), *below]
 
 
 def _samples(path: Path) -> list[Html]:

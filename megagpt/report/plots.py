@@ -78,8 +78,12 @@ PANELS = {
         Panel("reward", "Reward-model score", "normalised score", "reward", "eval_reward", **ROUND),
         Panel("kl", "KL from the SFT model", "nats / response", "kl", "eval_kl", (("gate:kl", "bound"),), **ROUND),
         Panel("reward_against_kl", "Reward bought with KL", "normalised score", "reward", "eval_reward", x="kl", x_label="KL from the SFT model (nats / response)"),
+        Panel("held_out_against_kl", "What a held-out reward model says", "its score", held_out="eval_held_out_reward", x="kl", x_label="KL from the SFT model (nats / response)"),
+        Panel("win_rate", "Answers preferred to those of the start", "share of held-out prompts", held_out="eval_win_rate", **ROUND),
+        Panel("entropy", "Entropy of the policy", "nats / token", "policy_entropy", **ROUND),
         Panel("length", "Response length", "tokens / response", "length", "eval_length", **ROUND),
         Panel("clip_fraction", "Clipped ratios", "share of response tokens", "policy_clip_fraction", **ROUND),
+        Panel("value_loss", "Value loss", "per response token", "value_loss", **ROUND),
         Panel("explained_variance", "Variance of returns explained by the value model", "share of variance", "explained_variance", cut_below=-1.0, **ROUND),
     ),
 }  # fmt: skip

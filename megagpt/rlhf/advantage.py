@@ -1,4 +1,7 @@
-"""Rewards, advantages and returns of a rollout; pure functions. Shapes as in `experience.py`."""
+"""Rewards, advantages and returns of a rollout; pure functions. Shapes as in `experience.py`.
+
+All of them see the whole rollout, which every rank of the job has: means and deviations are over all ranks without another word.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +11,27 @@ from torch import Tensor
 from megagpt.kernels.gae import gae
 
 
-def token_rewards(
-    scores: Tensor, stopped: Tensor, logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor, *,
-    kl_coefficient: float, clip_reward: float, missing_eos_penalty: float,
+def final_rewards(
+    scores: Tensor, stopped: Tensor, lengths: Tensor, *, clip_reward: float, missing_eos_penalty: float, length_penalty: float
 ) -> Tensor:
-    """r_t = -beta (log pi - log pi_ref) on each response token, plus the score on the last (Ouyang et al. 2022, eq. 2).
+    """What a whole response earns: its clipped score, less the penalties for not ending and for each of its tokens; [n].
 
     Args:
-        scores: [n]; stopped: [n]; the others [n, P].
+        all [n]; lengths in response tokens.
+    """
+    return scores.clamp(-clip_reward, clip_reward) - missing_eos_penalty * (~stopped).float() - length_penalty * lengths
+
+
+def token_rewards(final: Tensor, kl: Tensor, mask: Tensor, *, kl_coefficient: float) -> Tensor:
+    """r_t = -beta KL_t on each response token, plus the whole response's reward on the last (Ouyang et al. 2022, eq. 2).
+
+    Args:
+        final: [n]; kl: [n, P] estimates; mask: [n, P].
 
     Returns:
         [n, P]
     """
-    rewards = -kl_coefficient * (logprobs - reference_logprobs) * mask
-    final = scores.clamp(-clip_reward, clip_reward) - missing_eos_penalty * (~stopped).float()
-    return rewards.scatter_add(1, _last(mask)[:, None], final[:, None])
+    return (-kl_coefficient * kl * mask).scatter_add(1, _last(mask)[:, None], final[:, None])
 
 
 def _last(mask: Tensor) -> Tensor:
@@ -39,6 +48,34 @@ def generalised_advantages(rewards: Tensor, values: Tensor, mask: Tensor, *, gam
         advantages and returns, [n, P], 0 outside the response.
     """
     return gae(rewards, values, mask, gamma=gamma, gae_lambda=gae_lambda)
+
+
+def grpo_advantages(rewards: Tensor, mask: Tensor, samples_per_prompt: int, *, divide_by_std: bool, epsilon: float = 1e-6) -> Tensor:
+    """(G_i - mean) / (std + epsilon) of the k responses to a prompt, on each of their tokens, G_i = sum_t r_t (Shao et al. 2024, section 4.1.2).
+
+    std is the population's, and responses that earned the same have advantage 0. Without the division as in Liu et al. 2025.
+
+    Args:
+        rewards, mask: [n, P]; rows i k to (i + 1) k - 1 answer the same prompt.
+    """
+    group = _returns(rewards, mask, samples_per_prompt)
+    advantages = group - group.mean(dim=1, keepdim=True)
+    if divide_by_std:
+        advantages = advantages / (group.std(dim=1, keepdim=True, correction=0) + epsilon)
+    return advantages.reshape(-1, 1) * mask
+
+
+def rloo_advantages(rewards: Tensor, mask: Tensor, samples_per_prompt: int) -> Tensor:
+    """G_i less the mean of the other k - 1 responses to the same prompt, on each token: the leave-one-out baseline of Ahmadian et al. 2024
+    (Kool et al. 2019), which does not depend on response i, so that the gradient stays unbiased. Arguments as in `grpo_advantages`."""
+    group = _returns(rewards, mask, samples_per_prompt)
+    others = (group.sum(dim=1, keepdim=True) - group) / (samples_per_prompt - 1)
+    return (group - others).reshape(-1, 1) * mask
+
+
+def _returns(rewards: Tensor, mask: Tensor, samples_per_prompt: int) -> Tensor:
+    """[prompts, k] undiscounted return of each response."""
+    return (rewards * mask).sum(dim=1).reshape(-1, samples_per_prompt)
 
 
 def whiten(values: Tensor, mask: Tensor) -> Tensor:

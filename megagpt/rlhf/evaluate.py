@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from megagpt.data.prompts import EncodedPrompt
 from megagpt.rlhf.experience import Rollout
 from megagpt.rlhf.four_models import FourModels
 from megagpt.rlhf.rollout import roll_out
-from megagpt.rlhf.score import language_model_logprobs, policy_logprobs, reward_scores
+from megagpt.rlhf.score import held_out_scores, language_model_logprobs, policy_logprobs, reward_scores
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,28 @@ class Evaluation:
     """share of responses that ended by themselves"""
     rollout: Rollout
     scores: torch.Tensor
+    kls: torch.Tensor
+    """[prompts] nats"""
+    held_out_scores: torch.Tensor | None = None
+    """by a reward model that the policy is not trained on, where there is one"""
+
+    @property
+    def held_out_reward(self) -> float | None:
+        return None if self.held_out_scores is None else float(self.held_out_scores.mean())
+
+    @property
+    def judged(self) -> list[float]:
+        """Score of each answer by the held-out reward model, else by the one that is trained on."""
+        return (self.scores if self.held_out_scores is None else self.held_out_scores).tolist()
 
     def metrics(self) -> dict[str, Any]:
-        names = ("reward", "reward_std", "kl", "length", "stopped")
-        return {f"eval_{name}": getattr(self, name) for name in names}
+        names = ("reward", "reward_std", "kl", "length", "stopped", "held_out_reward")
+        return {f"eval_{name}": value for name in names if (value := getattr(self, name)) is not None}
+
+
+def win_rate(scores: Sequence[float], others: Sequence[float]) -> float:
+    """Share of prompts on which the first answer scores higher; a draw counts half."""
+    return sum(0.5 * ((a > b) + (a >= b)) for a, b in zip(scores, others, strict=True)) / len(scores)
 
 
 def evaluate(models: FourModels, config: RlhfConfig, prompts: list[EncodedPrompt], stop_ids: tuple[int, ...], device: torch.device) -> Evaluation:
@@ -41,11 +60,11 @@ def evaluate(models: FourModels, config: RlhfConfig, prompts: list[EncodedPrompt
         models, config, [p.tokens for p in prompts], [p.number for p in prompts], [0] * len(prompts),
         stop_ids=stop_ids, seed=config.run.seed + 1, device=device,
     )
-    scores = reward_scores(models, rollout, config, device)
+    scores, held_out = reward_scores(models, rollout, config, device), held_out_scores(models, rollout, config, device)
     difference = policy_logprobs(models, rollout, config, device)[0] - language_model_logprobs(models, "reference", rollout, config, device)
     kl = (difference * rollout.response_mask).sum(dim=1)
     return Evaluation(
         reward=float(scores.mean()), reward_std=float(scores.std(correction=min(1, scores.numel() - 1))), kl=float(kl.mean()),
         length=float((rollout.lengths - rollout.prompt_lengths).float().mean()), stopped=float(rollout.stopped.float().mean()),
-        rollout=rollout, scores=scores,
+        rollout=rollout, scores=scores, kls=kl, held_out_scores=held_out,
     )

@@ -32,6 +32,11 @@ class Rollout:
         return Rollout(**{name: part if part is None else part[:num_rows] for name, part in vars(self).items()})
 
     @property
+    def response_lengths(self) -> Tensor:
+        """[n] float32, the stop token included."""
+        return (self.lengths - self.prompt_lengths).float()
+
+    @property
     def response_mask(self) -> Tensor:
         """[n, P] float32, 1 where the predicted token belongs to the response (its stop token included)."""
         predicted = torch.arange(1, self.tokens.size(1), device=self.tokens.device)
@@ -49,13 +54,13 @@ class Experience:
     """[n, P] of the policy that sampled, under logits / temperature"""
     reference_logprobs: Tensor
     """[n, P]"""
-    values: Tensor
-    """[n, P] of the value model before the update"""
     scores: Tensor
-    """[n] normalised reward-model scores, before clipping and penalties"""
+    """[n] normalised reward-model scores and what the reward function adds, before running normalisation, clipping and penalties"""
     advantages: Tensor
     """[n, P]"""
-    returns: Tensor
+    values: Tensor | None
+    """[n, P] of the value model before the update; None where there is none"""
+    returns: Tensor | None
     """[n, P] targets of the value model"""
     sampler_gap: float = 0.0
     """Largest difference between the sampler's log-probability of a token and the trainer's, over the rows for which both are known"""

@@ -1,8 +1,41 @@
-"""The coefficient beta of the KL penalty: fixed, or steered towards a target."""
+"""The KL penalty: estimators of the KL of one token, and the coefficient beta, fixed or steered towards a target."""
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from megagpt.config.schema import KlConfig
+
+ESTIMATORS = {
+    "k1": lambda log_ratio: log_ratio,
+    "k2": lambda log_ratio: 0.5 * log_ratio.square(),
+    "k3": lambda log_ratio: (-log_ratio).exp() - 1.0 + log_ratio,
+}
+"""Of KL(pi || pi_ref) from tokens sampled by pi, as functions of log pi - log pi_ref (Schulman, Approximating KL Divergence, 2020)."""
+
+
+def kl_estimate(estimator: str, logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
+    """One estimate for each sampled token; the mean of k1's and of k3's is the KL, that of k2's is near it where the two are near each other.
+
+    Args:
+        both [...], of the same tokens.
+    """
+    return ESTIMATORS[estimator](logprobs - reference_logprobs)
+
+
+def kl_loss(estimator: str, logprobs: Tensor, old_logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor) -> Tensor:
+    """sum rho k(log pi - log pi_ref), with rho = pi / pi_old, over the tokens where the mask is 1.
+
+    The ratio has a gradient, so the loss's gradient is that of E_pi[k], however far pi has moved from the pi_old that sampled: with k1 and k3
+    an unbiased gradient of each token's KL(pi || pi_ref) given the tokens before it; with k2, whose mean is not the KL, a biased one.
+    (Without the ratio, as Shao et al. 2024 write it, k3's would be the gradient of KL(pi_ref || pi), and k1's would be 0 on average.) What a
+    token does to the KL of those after it only the penalty in the reward sees.
+
+    Args:
+        all [b, P].
+    """
+    ratio = ((logprobs - old_logprobs) * mask).exp()
+    return (ratio * kl_estimate(estimator, logprobs, reference_logprobs) * mask).sum()
 
 
 class KlController:

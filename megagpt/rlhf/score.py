@@ -1,4 +1,4 @@
-"""A rollout -> log-probabilities, scores and values from all four models, then the experience that PPO trains on."""
+"""A rollout -> log-probabilities, scores and values from all models, then the experience that PPO trains on."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from megagpt.config.schema import RlhfConfig
+from megagpt.config.schema import PpoConfig, RlhfConfig
 from megagpt.engine.schedule_run import infer
 from megagpt.model.token_loss import response_logprobs
 from megagpt.parallel.route import replica_rows, share_rows
-from megagpt.rlhf.advantage import generalised_advantages, token_rewards, whiten
+from megagpt.rlhf.advantage import final_rewards, generalised_advantages, grpo_advantages, rloo_advantages, token_rewards, whiten
 from megagpt.rlhf.experience import Experience, Rollout
 from megagpt.rlhf.four_models import FourModels
+from megagpt.rlhf.kl import kl_estimate
+from megagpt.rlhf.reward_function import require_finite
+from megagpt.rlhf.running import RunningMoments
 
 
 @dataclass(frozen=True)
@@ -77,28 +80,70 @@ def policy_logprobs(models: FourModels, rollout: Rollout, config: RlhfConfig, de
 
 
 def reward_scores(models: FourModels, rollout: Rollout, config: RlhfConfig, device: torch.device) -> Tensor:
-    """Normalised score of each row, read at its last token; [n]."""
+    """Normalised score of each row, read at its last token, and what the reward function says; [n].
+
+    Raises:
+        RewardError: a score that is not finite, on every rank.
+    """
+    scores = torch.zeros(rollout.tokens.size(0), device=device)
+    if "reward" in models.grids:
+        scores = (_last_scalars(models, "reward", rollout, config, device) - models.reward_mean) / models.reward_std
+    if models.reward_function is not None:
+        scores = scores + models.reward_function(rollout)
+    require_finite(scores, rollout, models.tokenizer)
+    return scores
+
+
+def held_out_scores(models: FourModels, rollout: Rollout, config: RlhfConfig, device: torch.device) -> Tensor | None:
+    """What the held-out reward model says of each row, on its own scale, [n]; None where there is none."""
+    if "held_out" not in models.grids:
+        return None
+    return (_last_scalars(models, "held_out", rollout, config, device) - models.held_out_mean) / models.held_out_std
+
+
+def _last_scalars(models: FourModels, role: str, rollout: Rollout, config: RlhfConfig, device: torch.device) -> Tensor:
+    """A scalar head's output at each row's last token, [n]."""
 
     def read(scalars: Tensor, batch: ScoringBatch) -> Tensor:
         return scalars.gather(1, batch.lengths[:, None] - 1)
 
-    raw = score_rows(models, "reward", rollout, config.ppo.micro_batch_size, read, 1, device).squeeze(1)
-    return (raw - models.reward_mean) / models.reward_std
+    return score_rows(models, role, rollout, config.ppo.micro_batch_size, read, 1, device).squeeze(1)
 
 
-def score(models: FourModels, rollout: Rollout, config: RlhfConfig, kl_coefficient: float, device: torch.device) -> Experience:
-    """All four models over the rollout. Models on disjoint ranks compute at the same time; results meet in `share_rows`."""
-    ppo, mask = config.ppo, rollout.response_mask
-    width = rollout.tokens.size(1) - 1
+def score(
+    models: FourModels, rollout: Rollout, config: RlhfConfig, kl_coefficient: float, device: torch.device, running: RunningMoments | None = None
+) -> Experience:
+    """All models over the rollout. Models on disjoint ranks compute at the same time; results meet in `share_rows`.
+
+    Args:
+        running: of the scores so far, where they are normalised by it; takes these in first.
+    """
+    ppo, mask, values = config.ppo, rollout.response_mask, None
     scores = reward_scores(models, rollout, config, device)
-    values = score_rows(models, "value", rollout, ppo.micro_batch_size, lambda scalars, batch: scalars[:, :-1], width, device)
+    if "value" in models.grids:
+        width = rollout.tokens.size(1) - 1
+        values = score_rows(models, "value", rollout, ppo.micro_batch_size, lambda scalars, batch: scalars[:, :-1], width, device)
     reference_logprobs = language_model_logprobs(models, "reference", rollout, config, device)
     logprobs, sampler_gap = policy_logprobs(models, rollout, config, device)
-    rewards = token_rewards(
-        scores, rollout.stopped, logprobs, reference_logprobs, mask,
-        kl_coefficient=kl_coefficient, clip_reward=ppo.clip_reward, missing_eos_penalty=ppo.missing_eos_penalty,
+    shaped = scores
+    if running is not None:
+        running.update(scores)
+        shaped = running.normalise(scores)
+    final = final_rewards(
+        shaped, rollout.stopped, rollout.response_lengths,
+        clip_reward=ppo.clip_reward, missing_eos_penalty=ppo.missing_eos_penalty, length_penalty=ppo.length_penalty,
     )
+    kl = kl_estimate(config.kl.estimator, logprobs, reference_logprobs)
+    rewards = token_rewards(final, kl, mask, kl_coefficient=kl_coefficient if config.kl.where == "reward" else 0.0)
+    advantages, returns = advantages_of(rewards, values, mask, ppo)
+    return Experience(rollout, mask, logprobs, reference_logprobs, scores, advantages, values, returns, sampler_gap)
+
+
+def advantages_of(rewards: Tensor, values: Tensor | None, mask: Tensor, ppo: PpoConfig) -> tuple[Tensor, Tensor | None]:
+    """Advantages and the value model's targets, [n, P]; the kind that the configuration names."""
+    if ppo.advantage == "grpo":
+        return grpo_advantages(rewards, mask, ppo.samples_per_prompt, divide_by_std=ppo.grpo_divide_by_std), None
+    if ppo.advantage == "rloo":
+        return rloo_advantages(rewards, mask, ppo.samples_per_prompt), None
     advantages, returns = generalised_advantages(rewards, values, mask, gamma=ppo.gamma, gae_lambda=ppo.gae_lambda)
-    if ppo.whiten_advantages:
-        advantages = whiten(advantages, mask)
-    return Experience(rollout, mask, logprobs, reference_logprobs, values, scores, advantages, returns, sampler_gap)
+    return (whiten(advantages, mask) if ppo.whiten_advantages else advantages), returns

@@ -9,15 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megagpt.config.schema import PpoConfig
+from megagpt.config.schema import PpoConfig, RlhfConfig
 from megagpt.engine.build import Engine
-from megagpt.model.token_loss import response_logprobs
+from megagpt.model.token_loss import response_statistics
 from megagpt.parallel.collectives import sum_reports
 from megagpt.rlhf.experience import Experience
+from megagpt.rlhf.kl import kl_loss
 from megagpt.rlhf.loss import policy_loss, value_loss
 from megagpt.runtime.random import uniform
 
-POLICY_SUMS = ("policy_loss", "clip_fraction", "ratio_error", "update_kl")
+POLICY_SUMS = ("policy_loss", "clip_fraction", "ratio_error", "update_kl", "entropy")
 VALUE_SUMS = ("value_loss", "value_error")
 
 
@@ -29,9 +30,10 @@ class PpoBatch:
     row_ids: Tensor
     mask: Tensor
     logprobs: Tensor
-    values: Tensor
+    reference_logprobs: Tensor
     advantages: Tensor
-    returns: Tensor
+    values: Tensor | None
+    returns: Tensor | None
 
 
 def minibatches(ppo: PpoConfig, seed: int, step: int) -> Iterator[np.ndarray]:
@@ -41,15 +43,20 @@ def minibatches(ppo: PpoConfig, seed: int, step: int) -> Iterator[np.ndarray]:
         yield from order.reshape(-1, ppo.minibatch_size)
 
 
-def update(engine: Engine, experience: Experience, ppo: PpoConfig, loss: Callable, sums: tuple[str, ...], *, lr: float, seed: int, step: int) -> dict[str, float]:
+def update(
+    engine: Engine, experience: Experience, ppo: PpoConfig, loss: Callable, sums: tuple[str, ...], *, lr: float, seed: int, step: int,
+    after_step: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
     """All optimizer steps of one model on one experience. All ranks of the model's grid call this.
 
     Args:
         loss: (output of the last stage, PpoBatch) -> (summed loss, sums to report).
+        after_step: called after every optimizer step.
 
     Returns:
-        means over response tokens of the reported sums, the mean gradient norm, and the first minibatch's `ratio_error`
-        (the policy has not moved yet, so it must be 0 up to rounding).
+        means over response tokens of the reported sums, the mean gradient norm, the number of optimizer steps, and the first minibatch's
+        `ratio_error` (the policy has not moved yet, so it must be 0 up to rounding). The policy's steps end early where `target_kl` says so;
+        the sums are the same on all ranks, and so is that decision.
     """
     groups, totals, norms, first, tokens_seen = engine.groups, dict.fromkeys(sums, 0.0), [], {}, 0.0
     length = experience.rollout.tokens.size(1)
@@ -59,20 +66,31 @@ def update(engine: Engine, experience: Experience, ppo: PpoConfig, loss: Callabl
         count = float(experience.mask[torch.as_tensor(rows, device=experience.mask.device)].sum())
         reports = engine.accumulate(batches, loss, denominator=count, rows=ppo.micro_batch_size, length=length)
         norms.append(engine.step(lr))
+        after_step()
         summed = sum_reports(groups, reports, sums)
         first = first or {name: value / count for name, value in summed.items()}
         totals = {name: totals[name] + summed[name] for name in sums}
         tokens_seen += count
+        if ppo.target_kl is not None and summed.get("update_kl", 0.0) / count > ppo.target_kl:
+            break
     means = {name: total / tokens_seen for name, total in totals.items()}
-    return {**means, "grad_norm": float(np.mean(norms)), **{f"first_{name}": value for name, value in first.items() if name == "ratio_error"}}
+    return {**means, "grad_norm": float(np.mean(norms)), "updates": len(norms), **{f"first_{name}": value for name, value in first.items() if name == "ratio_error"}}
 
 
-def policy_loss_of(engine: Engine, ppo: PpoConfig) -> Callable:
-    """The clipped surrogate of this policy."""
+def policy_loss_of(engine: Engine, config: RlhfConfig, kl_coefficient: float) -> Callable:
+    """The clipped surrogate of this policy, less its entropy bonus, and with the KL where that is not in the reward."""
+    ppo = config.ppo
+    clips = {"clip_ratio_high": ppo.clip_ratio_high, "dual_clip": ppo.dual_clip, "clamp_log_ratio": ppo.clamp_log_ratio}
 
     def loss(logits: Tensor, batch: PpoBatch):
-        logprobs = response_logprobs(engine.model, logits[:, :-1], batch.tokens[:, 1:], ppo.temperature)
-        return policy_loss(logprobs, batch.logprobs, batch.advantages, batch.mask, ppo.clip_ratio)
+        found = response_statistics(engine.model, logits[:, :-1], batch.tokens[:, 1:], ppo.temperature)
+        total, report = policy_loss(found.logprob, batch.logprobs, batch.advantages, batch.mask, ppo.clip_ratio, **clips)
+        entropy = (found.entropy * batch.mask).sum()
+        if ppo.entropy_coefficient > 0:
+            total = total - ppo.entropy_coefficient * entropy
+        if config.kl.where == "loss":
+            total = total + kl_coefficient * kl_loss(config.kl.estimator, found.logprob, batch.logprobs, batch.reference_logprobs, batch.mask)
+        return total, {**report, "policy_loss": total.detach(), "entropy": entropy.detach()}
 
     return loss
 
@@ -87,7 +105,10 @@ def value_loss_of(ppo: PpoConfig) -> Callable:
 
 
 def _cut(experience: Experience, rows: Tensor) -> PpoBatch:
+    def cut(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor[rows]
+
     return PpoBatch(
-        experience.rollout.tokens[rows], rows, experience.mask[rows], experience.logprobs[rows], experience.values[rows],
-        experience.advantages[rows], experience.returns[rows],
+        experience.rollout.tokens[rows], rows, experience.mask[rows], experience.logprobs[rows], experience.reference_logprobs[rows],
+        experience.advantages[rows], cut(experience.values), cut(experience.returns),
     )

@@ -113,6 +113,12 @@ class StageLog:
                 self._write(row)
             self._line(f"evaluation at step {step}", metrics)
 
+    def remark(self, step: int, who: str, text: str) -> None:
+        """Say something about a step, and keep it beside its metrics."""
+        if self._active:
+            self._write({"step": step, who: text})
+            say(f"[{self.stage}] {who}: step {step}: {text}")
+
     def _open(self, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 

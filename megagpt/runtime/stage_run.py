@@ -75,12 +75,13 @@ class StageRun(contextlib.ExitStack):
         """Does something that happens every `interval` steps (0: never) happen now? The last step has its own call."""
         return interval > 0 and step % interval == 0 and step < self._total_steps
 
-    def end_step(self, step: int, save: Callable[[int], object], wait: Callable[[], None]) -> None:
+    def end_step(self, step: int, save: Callable[[int], object], wait: Callable[[], None], *, milestone: bool = False) -> None:
         """Save where it is due, or where any rank was asked to stop. All ranks call this.
 
         Args:
             save: begins to write the checkpoint of a step.
             wait: until it is on disk.
+            milestone: a step to save whatever `every.save` says, such as an epoch's last one.
 
         Raises:
             Stopped: on request, with a checkpoint on disk.
@@ -88,7 +89,7 @@ class StageRun(contextlib.ExitStack):
         asked = torch.tensor(float(requested()), device=self._device)
         dist.all_reduce(asked, op=dist.ReduceOp.MAX)
         must_stop = bool(asked) and step < self._total_steps
-        if must_stop or self.due(self._config.every.save, step):
+        if must_stop or milestone or self.due(self._config.every.save, step):
             save(step)
         if must_stop:
             wait()

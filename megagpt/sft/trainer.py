@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from megagpt.checkpoint.layout import find_checkpoint
+from megagpt.checkpoint.layout import HeldOut, best_checkpoint, find_checkpoint, held_out_of
 from megagpt.checkpoint.load import Checkpoint, load_chunks
 from megagpt.checkpoint.stage_output import StageOutput
 from megagpt.config.check import check_parent
 from megagpt.config.schema import SftConfig
 from megagpt.data.batch import fingerprint
 from megagpt.data.conversation import load_demonstrations
-from megagpt.data.order import step_rows
+from megagpt.data.order import epoch_ends, step_rows
+from megagpt.data.packing import describe, pack_rows
 from megagpt.engine.build import Engine
 from megagpt.engine.schedule import learning_rate
 from megagpt.engine.token_steps import count_targets, evaluate, replica_batches, train_step
@@ -26,7 +27,7 @@ from megagpt.runtime.stage_run import StageRun
 
 
 def fit(config: SftConfig, original: str = "") -> Path:
-    """Fine-tune on demonstrations; returns the last checkpoint. Called on every rank of the job.
+    """Fine-tune on demonstrations; returns the checkpoint that is best on held-out ones. Called on every rank of the job.
 
     Args:
         original: the configuration file as it was written, kept beside the resolved one.
@@ -40,8 +41,13 @@ def fit(config: SftConfig, original: str = "") -> Path:
     model_config = parent.model_config
     check_parent(config, model_config, grid.dp)
     tokenizer = parent.tokenizer()
-    (train, valid), dropped = load_demonstrations(run.resolve_records(config.data), tokenizer)
-    fixed = {"data": fingerprint(train), "batch": {"global_batch_size": config.batch.global_batch_size}, "optimizer": {"name": config.optimizer.name}}
+    conversations, dropped = load_demonstrations(run.resolve_records(config.data), tokenizer)
+    max_length = config.data.max_length
+    train, valid = (pack_rows(rows, max_length) for rows in conversations) if config.packing else conversations
+    fixed = {
+        "packing": config.packing, "data": fingerprint(train), "held_out_data": fingerprint(valid),
+        "batch": {"global_batch_size": config.batch.global_batch_size}, "optimizer": {"name": config.optimizer.name},
+    }
     output = StageOutput(config, tokenizer, {"parent": parent}, original=original, fixed=fixed)
 
     world = start(config.run.device, config.run.timeout_seconds)
@@ -51,23 +57,29 @@ def fit(config: SftConfig, original: str = "") -> Path:
     dropout = models[0].dropout_state.probability > 0
     engine = Engine.of_stage(models, config)
     rows_per_step, micro, seed = config.batch.global_batch_size, config.batch.micro_batch_size, config.run.seed
-    total_steps = -(-config.epochs * len(train) // rows_per_step)
+    ends = epoch_ends(config.epochs, rows_per_step, len(train))
     resumed = output.resume(engine) or {"step": 0}
-    total_steps = max(total_steps, resumed["step"])
-    say(f"[sft] {len(train)} demonstrations, {len(valid)} held out{left_out(dropped)}, {grid}, ZeRO {engine.zero_stage}, {total_steps} steps")
+    total_steps = max(ends[-1], resumed["step"])
+    numbers = f"{len(conversations.train)} demonstrations, {len(conversations.valid)} held out{left_out(dropped)}"
+    say(f"[sft] {numbers}, {grid}, ZeRO {engine.zero_stage}, {total_steps} steps")
+    if config.packing:
+        say(f"[sft] packed: {describe(conversations.train, train, max_length)}")
+    measured: dict[int, float] = {}
 
     def measure(step: int) -> float:
         with around.phase("evaluation"):
             loss = evaluate(engine, valid, micro, tokenizer.pad_id, world.device)
         around.log.evaluation(step, {"eval_loss": loss})
+        measured[step] = loss
         return loss
 
     def save(step: int) -> Path:
         with around.phase("save"):
-            return output.save(step, engine, model_config, head="lm", start_loss=start_loss)
+            held_out = HeldOut("loss", measured[step], "lower") if step in measured else None
+            return output.save(step, engine, model_config, head="lm", held_out=held_out, start_loss=start_loss)
 
     shape = models[0].shape
-    flops = shape.flops_per_token(config.data.max_length, num_parameters(shape))
+    flops = shape.flops_per_token(max_length, num_parameters(shape))
     with StageRun(config, folder, total_steps, resumed["step"], world.device, flops) as around:
         start_loss = resumed.get("start_loss") or measure(0)
         for step in range(resumed["step"] + 1, total_steps + 1):
@@ -78,13 +90,18 @@ def fit(config: SftConfig, original: str = "") -> Path:
                 lr = learning_rate(config.optimizer, step, total_steps)
                 metrics = train_step(engine, batches, count_targets(rows), lr, (seed, step) if dropout else None, around.phase)
             around.record(step, metrics, sum(map(len, rows)))
-            if around.due(config.every.evaluate, step):
+            ends_epoch = step in ends and step < total_steps
+            if ends_epoch or around.due(config.every.evaluate, step):
                 measure(step)
-            around.end_step(step, save, output.wait)
-        loss = measure(total_steps)
-        checkpoint = save(total_steps)
+            around.end_step(step, save, output.wait, milestone=ends_epoch)
+        last_loss = measure(total_steps)
+        last = save(total_steps)
         output.wait()
-    say(f"[sft] held-out response loss {loss:.3f} nats a token, from {start_loss:.3f}")
+    checkpoint = best_checkpoint(folder) or last
+    found = held_out_of(checkpoint)
+    loss = found.value if found else last_loss
+    say(f"[sft] held-out response loss {loss:.3f} nats a token, from {start_loss:.3f}; best checkpoint: {checkpoint.name} "
+        f"(the last, {last.name}: {last_loss:.3f})")  # fmt: skip
     if config.gates.max_loss_over_start is not None:
         bound = config.gates.max_loss_over_start
         output.gate("response_loss_over_start", loss / start_loss, f"<= {bound}", loss / start_loss <= bound)

@@ -44,10 +44,10 @@ class SentencePieceBackend:
         # the pieces of a text may be encoded apart: byte tokens exist and no space is put in front or taken away.
         probe = "  a  "
         has_bytes = all(self._processor.is_byte(piece) for piece in self._space_bytes)
-        self._keeps_text = has_bytes and self._processor.decode(self._processor.encode(probe)) == probe
+        self.keeps_text = has_bytes and self._processor.decode(self._processor.encode(probe)) == probe
 
     def encode(self, text: str) -> list[int]:
-        if not self._keeps_text or self._SPACE not in text:
+        if not self.keeps_text or self._SPACE not in text:
             return self._processor.encode(text)
         first, *others = text.split(self._SPACE)
         ids = self._processor.encode(first)
@@ -75,7 +75,7 @@ class HuggingFaceBackend:
     """Names under which known vocabularies keep their end-of-text token, most specific first."""
 
     def __init__(self, files: dict[str, bytes]):
-        self._tokenizer = self._build(files)
+        self._tokenizer = self.library(files)
         self._tokenizer.encode_special_tokens = True  # control tokens in a user's text stay text
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -85,7 +85,8 @@ class HuggingFaceBackend:
         self.size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
     @classmethod
-    def _build(cls, files: dict[str, bytes]):
+    def library(cls, files: dict[str, bytes]):
+        """The vocabulary as the library's own `tokenizers.Tokenizer`."""
         from tokenizers import Tokenizer
 
         return Tokenizer.from_str(files[cls.MODEL].decode())
@@ -110,7 +111,7 @@ class Gpt2Backend(HuggingFaceBackend):
     MERGES = "merges.txt"
 
     @classmethod
-    def _build(cls, files: dict[str, bytes]):
+    def library(cls, files: dict[str, bytes]):
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
         vocabulary = json.loads(files[cls.VOCABULARY])

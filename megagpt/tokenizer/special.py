@@ -9,6 +9,8 @@ ROLES = ("system", "user", "assistant")
 """Who may speak in a conversation."""
 END = "<|end|>"
 """Ends a message."""
+CHATML_START, CHATML_END = "<|im_start|>", "<|im_end|>"
+"""ChatML, the template of many published chat models, opens every message with the same token and names the role in words."""
 
 
 def role_token(role: str) -> str:

@@ -1,7 +1,9 @@
 """One tokenizer interface over sentencepiece, GPT-2 and Hugging Face vocabularies.
 
 Every tokenizer, whatever it was loaded from, has an end-of-text id, a padding id and the control tokens of the chat
-template. A foreign vocabulary that lacks one gets an extra id behind its own, counted in `vocab_size`.
+template. A foreign vocabulary that lacks one gets an extra id behind its own, counted in `vocab_size`. One that has the
+control tokens of ChatML needs none: its chat template is then ChatML (`chat.py`), and padding, which is always masked, is
+its end-of-text.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from megagpt.tokenizer.backends import (
     HuggingFaceBackend,
     SentencePieceBackend,
 )
-from megagpt.tokenizer.special import CHAT_TOKENS, EOS, PAD
+from megagpt.tokenizer.special import CHAT_TOKENS, CHATML_END, CHATML_START, END, EOS, PAD
 
 MARKER = "megagpt_tokenizer.json"
 """Lies in every folder that `Tokenizer.save` wrote: kind of vocabulary, control ids, hash."""
@@ -37,6 +39,8 @@ class Tokenizer:
         vocab_size: number of ids, control tokens included; ids are 0 .. vocab_size - 1.
         special_ids: name of each control token (`special.py`) -> id.
         eos_id, pad_id: ids of the end-of-text and the padding token.
+        own_size: ids that the vocabulary itself has; those from there on were added.
+        kind, files: what it was made from.
     """
 
     def __init__(
@@ -53,17 +57,18 @@ class Tokenizer:
             special_ids: as saved by an earlier instance; default: found in the vocabulary or added behind it.
             eos_name: name of the end-of-text token where the vocabulary's own files do not say it.
         """
-        self._kind = kind
-        self._files = files
+        self.kind = kind
+        self.files = files
         self._backend: Backend = BACKENDS[kind](files)
         self.special_ids = special_ids or _find_special_ids(self._backend, eos_name)
         self._names = {piece: name for name, piece in self.special_ids.items()}
+        self.own_size = self._backend.size
         self.vocab_size = max(self._backend.size, 1 + max(self.special_ids.values()))
         self.eos_id = self.special_ids[EOS]
         self.pad_id = self.special_ids[PAD]
 
     def __reduce__(self):
-        return Tokenizer, (self._kind, self._files, self.special_ids)
+        return Tokenizer, (self.kind, self.files, self.special_ids)
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text. Never a control token: a name like `<|end|>` inside the text is spelled out."""
@@ -92,19 +97,19 @@ class Tokenizer:
     @cached_property
     def content_hash(self) -> str:
         """SHA-256 over all that defines the mapping; equal hashes mean equal ids for every text."""
-        digest = hashlib.sha256(json.dumps([self._kind, self.special_ids], sort_keys=True).encode())
-        for name in sorted(self._files):
-            digest.update(f"\n{name} {len(self._files[name])}\n".encode())
-            digest.update(self._files[name])
+        digest = hashlib.sha256(json.dumps([self.kind, self.special_ids], sort_keys=True).encode())
+        for name in sorted(self.files):
+            digest.update(f"\n{name} {len(self.files[name])}\n".encode())
+            digest.update(self.files[name])
         return digest.hexdigest()
 
     def save(self, folder: str | Path) -> None:
         """Write a folder that `load_tokenizer` reads back to the same hash; the marker comes last."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        for name, content in self._files.items():
+        for name, content in self.files.items():
             (folder / name).write_bytes(content)
-        marker = {"kind": self._kind, "special_ids": self.special_ids, "content_hash": self.content_hash}
+        marker = {"kind": self.kind, "special_ids": self.special_ids, "content_hash": self.content_hash}
         (folder / MARKER).write_text(json.dumps(marker, indent=1) + "\n", encoding="utf-8")
 
 
@@ -185,6 +190,11 @@ def _declared_eos(folder: Path) -> str | None:
 
 def _find_special_ids(backend: Backend, eos_name: str | None) -> dict[str, int]:
     """Control tokens that the vocabulary has, and new ids behind it for those it lacks."""
+    start, end = backend.control_id(CHATML_START), backend.control_id(CHATML_END)
+    if start is not None and end is not None:
+        # A chat model declares the end of a message as its end-of-text; documents end as they did when it was pre-trained.
+        document_end = end if (own := backend.end_id()) is None else own
+        return {EOS: document_end, PAD: document_end, CHATML_START: start, END: end}
     eos = backend.control_id(eos_name) if eos_name else None
     found = {EOS: backend.end_id() if eos is None else eos}
     found |= {name: backend.control_id(name) for name in (PAD, *CHAT_TOKENS)}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -102,6 +102,31 @@ def assert_within_budget(ours: Mapping[str, Tensor], plain: Mapping[str, Tensor]
         floor = ERROR_FLOOR[actual.dtype] * max(1.0, finite.abs().max().item() if finite.numel() else 0.0)
         error, budget = largest_error(actual, expected), ERROR_FACTOR * largest_error(eager, expected) + floor
         assert error <= budget, f"{name}: wrong by {error:.3g}, the budget is {budget:.3g}"
+
+
+def assert_same_bits_for_any_number_of_threads(run: Callable[[], Mapping[str, Tensor]]) -> None:
+    """What the CPU's kernels make does not depend on how the work was shared."""
+    threads = torch.get_num_threads()
+    try:
+        _assert_same_bits([torch.set_num_threads(number) or run() for number in (1, 2, 2, 3)])
+    finally:
+        torch.set_num_threads(threads)
+
+
+def assert_same_bits_under_any_schedule(run: Callable[[], Mapping[str, Tensor]]) -> None:
+    """What the emulated kernels make does not depend on the order in which threads run."""
+    results = []
+    for schedule in SCHEDULES:
+        with emulated(schedule):
+            results.append(run())
+    _assert_same_bits(results)
+
+
+def _assert_same_bits(results: Sequence[Mapping[str, Tensor]]) -> None:
+    for result in results[1:]:
+        assert result.keys() == results[0].keys()
+        for name, tensor in results[0].items():
+            assert torch.equal(result[name], tensor), name
 
 
 def strided(tensor: Tensor) -> Tensor:

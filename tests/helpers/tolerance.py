@@ -11,6 +11,9 @@ from torch import Tensor
 # three steps); the smallest real mistake met so far (a later pipeline stage's norms left out of the clipping) moved a tensor by 8e-5.
 PARITY_RELATIVE = 1e-5
 
+# The same conversations in rows of their own and packed into long ones, fp32: the same sums in another order.
+PACKED_RELATIVE = 1e-6
+
 # A key bias adds the same number to all scores of a query, so its true gradient is exactly zero and a relative error means nothing. What
 # remains is rounding: 1e-10 at most in the plain reference on the tiny models.
 KEY_BIAS_ABSOLUTE = 1e-8
@@ -51,7 +54,12 @@ PPO_METRIC_RELATIVE = 1e-4
 # up like a random walk: sqrt(40) * 2^-9 = 1.2e-2, and five times that for tensors in which terms cancel. A loss is a mean over many tokens.
 BF16_GRADIENT_RELATIVE = 6e-2
 BF16_LOSS_RELATIVE = 5e-3
+BF16_ROUNDING_RELATIVE = 2.0**-8  # one number, rounded once to the nearest
 FP16_GRADIENT_RELATIVE = 6e-2 / 8  # three bits more
+
+
+# GGUF's Q8_0 keeps 32 numbers in steps of their largest / 127: half a step of rounding, and the step itself in float16, 127 * 2^-11 of one.
+Q8_0_STEPS = 0.57
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:

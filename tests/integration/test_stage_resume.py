@@ -43,6 +43,7 @@ def folder(tmp_path_factory) -> Path:
     model = ModelConfig(num_layers=2, hidden_size=32, num_attention_heads=4, max_sequence_length=64, vocab_size=tokenizer.vocab_size, dropout=0.1)
     make_checkpoint(base, "sft", model, tokenizer, seed=1)
     make_checkpoint(base, "reward", model, tokenizer, seed=2, reward_mean=0.0, reward_std=1.0)
+    make_checkpoint(RunConfig(name="other", root=str(folder)), "reward", model, tokenizer, seed=3, reward_mean=0.5, reward_std=2.0)
     for make in (demonstrations, rankings, prompts):
         write_rows(folder / f"{make.__name__}.jsonl", make())
     for stage, config in STAGES.items():
@@ -84,6 +85,37 @@ def test_stage_resume_equals_a_stage_that_was_not_stopped(stage, folder):
     assert f"[{stage}] goes on after step {STOPPED_AFTER}" in out
     assert not list(copy.rglob("*.tmp"))
     assert result_of(copy) == result_of(whole)
+
+
+def test_doctor_pauses_a_run_goes_back_and_lets_it_pass(folder):
+    """A policy of random weights whose answers never end."""
+
+    def run(*settings: str):
+        words = [word for setting in settings for word in ("--set", setting)]
+        return megagpt("rlhf", "--config", "rlhf.yaml", "--set", "run.name=ill", "--set", "doctor.max_endless=0.01", *words, cwd=folder)
+
+    stage = folder / "runs/ill/rlhf"
+    paused = run("doctor.endless=pause", "held_out_reward=other/reward")
+    assert paused.returncode == 1 and paused.stderr.strip().splitlines()[-1].count("paused by the doctor (endless: ") == 1
+    assert steps_of(stage) == [1]
+    evaluation = json.loads((stage / "metrics.jsonl").read_text().splitlines()[0])
+    assert evaluation["eval_held_out_reward"] == pytest.approx(-0.25, abs=0.5) and evaluation["eval_held_out_reward"] != evaluation["eval_reward"]
+    went_back = run("doctor.endless=rollback", "doctor.max_rollbacks=2")
+    assert went_back.returncode == 1 and steps_of(stage) == [1, 2]
+    assert went_back.stdout.count("doctor: back to step 1, and on with other prompts") == 2
+    assert json.loads((complete_checkpoints(stage)[-1] / "state.json").read_text())["skipped_rounds"] == 2
+    out = finished(run("doctor.repeat=2")).stdout
+    assert steps_of(stage) == [1, 2, 3, 4] and "doctor: step 3: endless: " in out
+    assert "answers preferred to those of the start by the reward model on " in out
+    rows = list(map(json.loads, (stage / "metrics.jsonl").read_text().splitlines()))
+    assert 0 <= json.loads((stage.parent / "manifest.json").read_text())["rlhf"]["win_rate"] == rows[-1]["eval_win_rate"] <= 1
+    said = [row["step"] for row in rows if row.get("doctor", "").startswith("endless: ")]
+    assert said == sorted(said) and set(said) <= {1, 2, 3, 4}
+    assert [row["step"] for row in rows if "policy_loss" in row] == [1, 2, 3, 4]
+    samples = [json.loads(line) for line in (stage / "samples.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in samples] == sorted(4 * [0, 2, 4]) and {"prompt", "answer", "score", "kl", "length"} < samples[0].keys()
+    page = finished(megagpt("report", folder / "runs/ill", cwd=folder)) and (folder / "runs/ill/report.html").read_text()
+    assert (stage / "plots/phases.png").exists() and "The doctor spoke" in page and "Answers on held-out prompts after round 4" in page
 
 
 def test_stage_resume_with_fewer_steps_than_were_made_ends_at_once(folder):

@@ -10,7 +10,17 @@ import torch
 from torch import Tensor
 
 from megagpt.kernels.adamw import FusedAdamW, adamw
-from tests.helpers.kernels import DTYPES, SCHEDULES, VERY_WIDE, assert_within_budget, bytes_moved, emulated, emulator, strided
+from tests.helpers.kernels import (
+    DTYPES,
+    VERY_WIDE,
+    assert_same_bits_for_any_number_of_threads,
+    assert_same_bits_under_any_schedule,
+    assert_within_budget,
+    bytes_moved,
+    emulated,
+    emulator,
+    strided,
+)
 
 SETTINGS = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
 SIZES = ((1,), (31,), (0,), (33,), (25, 40), (2048,), (4, 2, 1024), (3, 2049), ())
@@ -122,22 +132,13 @@ def test_adamw_passes_nan_and_infinity_on(kernels):
 
 
 def test_adamw_same_bits_for_any_number_of_threads():
-    case, threads = example(((3, 50000), (7,), (100001,))), torch.get_num_threads()
-    try:
-        results = [torch.set_num_threads(number) or run(case, "fused") for number in (1, 2, 3)]
-    finally:
-        torch.set_num_threads(threads)
-    for result in results[1:]:
-        assert all(torch.equal(result[name], tensor) for name, tensor in results[0].items())
+    case = example(((3, 50000), (7,), (100001,)))
+    assert_same_bits_for_any_number_of_threads(lambda: run(case, "fused"))
 
 
 def test_adamw_same_bits_under_any_schedule():
-    case, results = example(), []
-    for schedule in SCHEDULES:
-        with emulated(schedule):
-            results.append(run(case, "fused"))
-    for result in results[1:]:
-        assert all(torch.equal(result[name], tensor) for name, tensor in results[0].items())
+    case = example()
+    assert_same_bits_under_any_schedule(lambda: run(case, "fused"))
 
 
 def test_adamw_more_than_2_31_elements():

@@ -9,7 +9,17 @@ import torch
 
 from megagpt.kernels import reference
 from megagpt.kernels.bias_dropout_add import bias_dropout_add, dropout_key, dropout_mask
-from tests.helpers.kernels import DTYPES, SCHEDULES, VERY_WIDE, WIDTHS, assert_within_budget, bytes_moved, emulated, strided
+from tests.helpers.kernels import (
+    DTYPES,
+    VERY_WIDE,
+    WIDTHS,
+    assert_same_bits_for_any_number_of_threads,
+    assert_same_bits_under_any_schedule,
+    assert_within_budget,
+    bytes_moved,
+    emulated,
+    strided,
+)
 
 KEY = dropout_key(1234, 56, 7, 2)
 Case = dict[str, torch.Tensor]
@@ -203,22 +213,13 @@ def test_bias_dropout_add_cannot_be_differentiated_twice():
 
 
 def test_bias_dropout_add_same_bits_for_any_number_of_threads():
-    case, threads = example(torch.float32, 1030, positions=100), torch.get_num_threads()
-    try:
-        results = [torch.set_num_threads(number) or run(case, "fused") for number in (1, 2, 3)]
-    finally:
-        torch.set_num_threads(threads)
-    for result in results[1:]:
-        assert all(torch.equal(result[name], tensor) for name, tensor in results[0].items())
+    case = example(torch.float32, 1030, positions=100)
+    assert_same_bits_for_any_number_of_threads(lambda: run(case, "fused"))
 
 
 def test_bias_dropout_add_same_bits_under_any_schedule():
-    case, results = example(torch.float32, 100, positions=150), []
-    for schedule in SCHEDULES:
-        with emulated(schedule):
-            results.append(run(case, "fused"))
-    for result in results[1:]:
-        assert all(torch.equal(result[name], tensor) for name, tensor in results[0].items())
+    case = example(torch.float32, 100, positions=150)
+    assert_same_bits_under_any_schedule(lambda: run(case, "fused"))
 
 
 def test_bias_dropout_add_more_than_2_31_elements():

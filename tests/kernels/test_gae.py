@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from megagpt.kernels.gae import gae
-from tests.helpers.kernels import SCHEDULES, assert_within_budget, bytes_moved, emulated, strided
+from tests.helpers.kernels import (
+    assert_same_bits_for_any_number_of_threads,
+    assert_same_bits_under_any_schedule,
+    assert_within_budget,
+    bytes_moved,
+    emulated,
+    strided,
+)
 
 WIDTHS = (1, 31, 33, 127, 128, 1000, 1024)
 """One column, around a warp, around a warp of four columns each, many; the loop over columns is too slow for more."""
@@ -101,23 +108,14 @@ def test_gae_has_no_gradient():
 
 
 def test_gae_same_bits_for_any_number_of_threads():
-    case, threads = example(301, 500), torch.get_num_threads()
-    try:
-        results = [torch.set_num_threads(number) or run(case, "fused") for number in (1, 2, 3)]
-    finally:
-        torch.set_num_threads(threads)
-    for result in results[1:]:
-        assert all(torch.equal(result[name], tensor) for name, tensor in results[0].items())
+    case = example(301, 500)
+    assert_same_bits_for_any_number_of_threads(lambda: run(case, "fused"))
 
 
 def test_gae_same_bits_under_any_schedule():
     for width in (100, 290):
-        case, results = example(7, width), []
-        for schedule in SCHEDULES:
-            with emulated(schedule):
-                results.append(run(case, "fused"))
-        for result in results[1:]:
-            assert all(torch.equal(result[name], tensor) for name, tensor in results[0].items())
+        case = example(7, width)
+        assert_same_bits_under_any_schedule(lambda: run(case, "fused"))
 
 
 def test_gae_more_than_2_31_elements():

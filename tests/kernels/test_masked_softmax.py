@@ -8,7 +8,17 @@ import pytest
 import torch
 
 from megagpt.kernels.masked_softmax import masked_softmax
-from tests.helpers.kernels import DTYPES, SCHEDULES, VERY_WIDE, WIDTHS, assert_within_budget, bytes_moved, emulated, strided
+from tests.helpers.kernels import (
+    DTYPES,
+    VERY_WIDE,
+    WIDTHS,
+    assert_same_bits_for_any_number_of_threads,
+    assert_same_bits_under_any_schedule,
+    assert_within_budget,
+    bytes_moved,
+    emulated,
+    strided,
+)
 
 SCALE = 0.7
 
@@ -141,23 +151,14 @@ def test_masked_softmax_opcheck(padded):
 
 
 def test_masked_softmax_same_bits_for_any_number_of_threads():
-    case, threads = example(torch.float32, 1000, queries=60, padded=True), torch.get_num_threads()
-    try:
-        results = [torch.set_num_threads(number) or run(case, "fused") for number in (1, 2, 3)]
-    finally:
-        torch.set_num_threads(threads)
-    for result in results[1:]:
-        assert all(torch.equal(result[name], tensor) for name, tensor in results[0].items())
+    case = example(torch.float32, 1000, queries=60, padded=True)
+    assert_same_bits_for_any_number_of_threads(lambda: run(case, "fused"))
 
 
 @pytest.mark.parametrize("keys", [100, 1500])
 def test_masked_softmax_same_bits_under_any_schedule(keys):
-    case, results = example(torch.float32, keys, padded=True), []
-    for schedule in SCHEDULES:
-        with emulated(schedule):
-            results.append(run(case, "fused"))
-    for result in results[1:]:
-        assert all(torch.equal(result[name], tensor) for name, tensor in results[0].items())
+    case = example(torch.float32, keys, padded=True)
+    assert_same_bits_under_any_schedule(lambda: run(case, "fused"))
 
 
 @pytest.mark.parametrize("keys, rows_of_block", [(1, 4), (512, 4), (4096, 1)])

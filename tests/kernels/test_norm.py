@@ -8,7 +8,17 @@ import pytest
 import torch
 
 from megagpt.kernels.norm import layer_norm, rms_norm
-from tests.helpers.kernels import DTYPES, SCHEDULES, VERY_WIDE, WIDTHS, assert_within_budget, bytes_moved, emulated, strided
+from tests.helpers.kernels import (
+    DTYPES,
+    VERY_WIDE,
+    WIDTHS,
+    assert_same_bits_for_any_number_of_threads,
+    assert_same_bits_under_any_schedule,
+    assert_within_budget,
+    bytes_moved,
+    emulated,
+    strided,
+)
 
 NORMS = ("layer", "rms")
 
@@ -111,22 +121,13 @@ def test_norm_cannot_be_differentiated_twice():
 
 
 def test_norm_same_bits_for_any_number_of_threads():
-    case, threads = example("layer", torch.float32, 1024, rows=200), torch.get_num_threads()
-    try:
-        results = [torch.set_num_threads(number) or run("layer", case, "fused") for number in (1, 2, 3)]
-    finally:
-        torch.set_num_threads(threads)
-    for result in results[1:]:
-        assert all(torch.equal(result[name], tensor) for name, tensor in results[0].items())
+    case = example("layer", torch.float32, 1024, rows=200)
+    assert_same_bits_for_any_number_of_threads(lambda: run("layer", case, "fused"))
 
 
 def test_norm_same_bits_under_any_schedule():
-    case, results = example("layer", torch.float32, 100, rows=7), []
-    for schedule in SCHEDULES:
-        with emulated(schedule):
-            results.append(run("layer", case, "fused"))
-    for result in results[1:]:
-        assert all(torch.equal(result[name], tensor) for name, tensor in results[0].items())
+    case = example("layer", torch.float32, 100, rows=7)
+    assert_same_bits_under_any_schedule(lambda: run("layer", case, "fused"))
 
 
 def test_norm_more_than_2_31_elements():

@@ -9,7 +9,17 @@ import torch
 from torch import Tensor
 
 from megagpt.kernels.ppo_loss import ppo_policy_loss, ppo_value_loss
-from tests.helpers.kernels import SCHEDULES, VERY_WIDE, WIDTHS, assert_within_budget, bytes_moved, emulated, largest_error, strided
+from tests.helpers.kernels import (
+    VERY_WIDE,
+    WIDTHS,
+    assert_same_bits_for_any_number_of_threads,
+    assert_same_bits_under_any_schedule,
+    assert_within_budget,
+    bytes_moved,
+    emulated,
+    largest_error,
+    strided,
+)
 
 LOSSES = {"policy": ppo_policy_loss, "value": ppo_value_loss}
 INPUTS = {"policy": ("logprobs", "old_logprobs", "advantages", "mask"), "value": ("values", "old_values", "returns", "mask")}
@@ -144,23 +154,14 @@ def test_ppo_loss_differentiates_its_first_input_only(loss):
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_ppo_loss_same_bits_for_any_number_of_threads(loss):
-    case, threads = example(loss, 5, 20001), torch.get_num_threads()
-    try:
-        results = [torch.set_num_threads(number) or run(loss, case, "fused") for number in (1, 2, 3)]
-    finally:
-        torch.set_num_threads(threads)
-    for result in results[1:]:
-        assert all(torch.equal(result[name], tensor) for name, tensor in results[0].items())
+    case = example(loss, 5, 20001)
+    assert_same_bits_for_any_number_of_threads(lambda: run(loss, case, "fused"))
 
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_ppo_loss_same_bits_under_any_schedule(loss):
-    case, results = example(loss, 4, 1000), []
-    for schedule in SCHEDULES:
-        with emulated(schedule):
-            results.append(run(loss, case, "fused"))
-    for result in results[1:]:
-        assert all(torch.equal(result[name], tensor) for name, tensor in results[0].items())
+    case = example(loss, 4, 1000)
+    assert_same_bits_under_any_schedule(lambda: run(loss, case, "fused"))
 
 
 @pytest.mark.parametrize("loss", LOSSES)

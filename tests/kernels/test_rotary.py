@@ -9,7 +9,15 @@ import torch
 from megatron.core.models.common.embeddings.rope_utils import _apply_rotary_pos_emb_bshd
 
 from megagpt.kernels.rotary import rotary, rotary_table
-from tests.helpers.kernels import DTYPES, SCHEDULES, assert_within_budget, bytes_moved, emulated, strided
+from tests.helpers.kernels import (
+    DTYPES,
+    assert_same_bits_for_any_number_of_threads,
+    assert_same_bits_under_any_schedule,
+    assert_within_budget,
+    bytes_moved,
+    emulated,
+    strided,
+)
 
 LAYOUTS = pytest.mark.parametrize("interleaved", [False, True], ids=["halves", "interleaved"])
 MAX_POSITION = 50
@@ -158,23 +166,14 @@ def test_rotary_can_be_differentiated_twice(interleaved):
 
 @LAYOUTS
 def test_rotary_same_bits_for_any_number_of_threads(interleaved):
-    case, threads = example(torch.float32, 64, 64, heads=8, leading=(200,)), torch.get_num_threads()
-    try:
-        results = [torch.set_num_threads(number) or run(case, interleaved, "fused") for number in (1, 2, 3)]
-    finally:
-        torch.set_num_threads(threads)
-    for result in results[1:]:
-        assert all(torch.equal(result[name], tensor) for name, tensor in results[0].items())
+    case = example(torch.float32, 64, 64, heads=8, leading=(200,))
+    assert_same_bits_for_any_number_of_threads(lambda: run(case, interleaved, "fused"))
 
 
 @LAYOUTS
 def test_rotary_same_bits_under_any_schedule(interleaved):
-    case, results = example(torch.float16, 48, 32), []
-    for schedule in SCHEDULES:
-        with emulated(schedule):
-            results.append(run(case, interleaved, "fused"))
-    for result in results[1:]:
-        assert all(torch.equal(result[name], tensor) for name, tensor in results[0].items())
+    case = example(torch.float16, 48, 32)
+    assert_same_bits_under_any_schedule(lambda: run(case, interleaved, "fused"))
 
 
 def test_rotary_more_than_2_31_elements():

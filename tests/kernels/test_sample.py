@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 
 import numpy as np
@@ -13,7 +12,16 @@ from torch import Tensor
 from megagpt.generation.sample import Sampling, choose
 from megagpt.kernels.sample import sample
 from megagpt.runtime.random import uniform
-from tests.helpers.kernels import DTYPES, SCHEDULES, VERY_WIDE, WIDTHS, assert_within_budget, bytes_moved, emulated
+from tests.helpers.kernels import (
+    DTYPES,
+    VERY_WIDE,
+    WIDTHS,
+    assert_same_bits_for_any_number_of_threads,
+    assert_same_bits_under_any_schedule,
+    assert_within_budget,
+    bytes_moved,
+    emulated,
+)
 
 MARGIN = 4e-6
 """How far from a step of the cumulative distribution float32 and float64 may part: the 20 ulp of the CPU's fast exponential are 1.2e-6 of a
@@ -237,25 +245,25 @@ def test_any_leading_shape(implementation, shape):
     torch.testing.assert_close(logprobs, expected)
 
 
-def test_same_for_any_number_of_threads_and_in_any_batch():
-    logits, draws, threads = torch.randn(40, 3001), torch.rand(40), torch.get_num_threads()
-    run = functools.partial(sample, top_k=100, top_p=0.9, implementation="fused")
-    try:
-        results = [torch.set_num_threads(number) or run(logits, draws) for number in (1, 2, 3)]
-    finally:
-        torch.set_num_threads(threads)
-    results.append([torch.cat(part) for part in zip(*(run(logits[r : r + 1], draws[r : r + 1]) for r in range(40)))])
-    for tokens, logprobs in results[1:]:
-        assert torch.equal(tokens, results[0][0]) and torch.equal(logprobs, results[0][1])
+def sampled(logits, draws) -> dict[str, torch.Tensor]:
+    return dict(zip(("tokens", "logprobs"), sample(logits, draws, top_k=100, top_p=0.9, implementation="fused")))
+
+
+def test_same_for_any_number_of_threads():
+    logits, draws = torch.randn(40, 3001), torch.rand(40)
+    assert_same_bits_for_any_number_of_threads(lambda: sampled(logits, draws))
+
+
+def test_same_in_any_batch():
+    logits, draws = torch.randn(40, 3001), torch.rand(40)
+    alone = [sampled(logits[row : row + 1], draws[row : row + 1]) for row in range(40)]
+    for name, together in sampled(logits, draws).items():
+        assert torch.equal(together, torch.cat([one[name] for one in alone])), name
 
 
 def test_same_under_any_schedule():
-    logits, draws, results = torch.randn(4, 1003).bfloat16(), torch.rand(4), []
-    for schedule in SCHEDULES:
-        with emulated(schedule):
-            results.append(sample(logits, draws, top_k=100, top_p=0.9, implementation="fused"))
-    for tokens, logprobs in results[1:]:
-        assert torch.equal(tokens, results[0][0]) and torch.equal(logprobs, results[0][1])
+    logits, draws = torch.randn(4, 1003).bfloat16(), torch.rand(4)
+    assert_same_bits_under_any_schedule(lambda: sampled(logits, draws))
 
 
 def test_more_than_2_31_elements():

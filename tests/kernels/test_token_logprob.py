@@ -13,7 +13,16 @@ from torch.profiler import ProfilerActivity, profile
 
 from megagpt.kernels.operators import call
 from megagpt.kernels.token_logprob import token_logprob, token_statistics
-from tests.helpers.kernels import DTYPES, SCHEDULES, VERY_WIDE, WIDTHS, assert_within_budget, bytes_moved, emulated
+from tests.helpers.kernels import (
+    DTYPES,
+    VERY_WIDE,
+    WIDTHS,
+    assert_same_bits_for_any_number_of_threads,
+    assert_same_bits_under_any_schedule,
+    assert_within_budget,
+    bytes_moved,
+    emulated,
+)
 
 IMPLEMENTATIONS = ("reference", "fused")
 STATISTICS = ("logprob", "log_sum_exp", "entropy")
@@ -351,27 +360,16 @@ def test_cannot_be_differentiated_twice():
         call("token_logprob_forward", logits, torch.tensor([0, 3]), 9, 1.0, False)[1].sum().backward()
 
 
-def assert_same_bits(results):
-    for result in results[1:]:
-        assert all(torch.equal(result[name], tensor) for name, tensor in results[0].items())
-
-
 def test_same_bits_for_any_number_of_threads():
     logits, targets, _ = example(torch.float32, 5003, rows=40)
-    grads, threads = torch.randn(3, 40), torch.get_num_threads()
-    try:
-        assert_same_bits([torch.set_num_threads(n) or statistics(logits, targets, grads, "fused") for n in (1, 2, 2, 3)])
-    finally:
-        torch.set_num_threads(threads)
+    grads = torch.randn(3, 40)
+    assert_same_bits_for_any_number_of_threads(lambda: statistics(logits, targets, grads, "fused"))
 
 
 def test_same_bits_under_any_schedule():
     logits, targets, _ = example(torch.float32, 1003, rows=4)
-    grads, results = torch.randn(3, 4), []
-    for schedule in SCHEDULES:
-        with emulated(schedule):
-            results.append(statistics(logits, targets, grads, "fused"))
-    assert_same_bits(results)
+    grads = torch.randn(3, 4)
+    assert_same_bits_under_any_schedule(lambda: statistics(logits, targets, grads, "fused"))
 
 
 def test_more_than_2_31_elements():

@@ -83,7 +83,7 @@ def ppo_config(folder, where: PlacementConfig, **ppo) -> RlhfConfig:
         value_optimizer=OPTIMIZER,
         prompts=PromptsConfig(files=[str(folder / "prompts.jsonl")], max_prompt_length=32, max_response_length=8, eval_prompts=8),
         ppo=PpoConfig(
-            **{"steps": 4, "rollout_batch_size": 16, "minibatch_size": 8, "micro_batch_size": 2, "temperature": 0.7, "missing_eos_penalty": 0.5} | ppo
+            **{"steps": 4, "rollout_batch_size": 16, "minibatch_size": 8, "micro_batch_size": 2, "temperature": 0.7, "missing_eos_penalty": 0.5, "epochs": 2} | ppo
         ),
         kl=KlConfig(coefficient=0.1, target=0.5, horizon=40),
     )
@@ -189,7 +189,7 @@ def test_rlhf_reference_run_is_worth_comparing_with(on_one_rank):
     assert len(first) == len(second) >= 17
 
 
-@pytest.mark.parametrize(("name", "kernels"), zip(FOUR_RANKS, itertools.cycle(["fused", "reference"])))
+@pytest.mark.parametrize(("name", "kernels"), list(zip(FOUR_RANKS, itertools.cycle(["fused", "reference"]))))
 def test_rlhf_placement_and_kernels_do_not_change_two_steps(folder, on_one_rank, name, kernels):
     expected_metrics, expected_parameters = on_one_rank
     config = ppo_config(folder, FOUR_RANKS[name], generation_batch_size=3)  # on one rank all 16 rows are sampled at the same time

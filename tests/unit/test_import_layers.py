@@ -16,7 +16,7 @@ LAYERS = [
     {"model"},
     {"engine", "checkpoint", "generation"},
     {"pretrain", "sft", "reward", "rlhf"},
-    {"report", "safety", "export", "plan", "serve"},
+    {"report", "safety", "convert", "plan", "serve"},
     {"pipeline"},
     {"cli"},
 ]

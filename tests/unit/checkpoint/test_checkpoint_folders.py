@@ -1,11 +1,15 @@
 """Which folders count as checkpoints, and how one is found from a configuration."""
 
+import json
 import os
 import re
+from dataclasses import asdict
 
 import pytest
 
-from megagpt.checkpoint.layout import COMPLETE, CheckpointError, common_steps, complete_checkpoints, find_checkpoint, prune, step_of
+from megagpt.checkpoint.layout import (
+    COMPLETE, STATE, CheckpointError, HeldOut, best_checkpoint, common_steps, complete_checkpoints, find_checkpoint, prune, step_of,
+)  # fmt: skip
 from megagpt.config.schema import RunConfig
 from megagpt.runtime.run_folder import RunFolder
 
@@ -87,3 +91,37 @@ def test_checkpoint_pruning_leaves_models_alone_that_have_no_step_in_common(tmp_
     make_steps(tmp_path / "policy", 1, 2, 3)
     prune([tmp_path / "policy", tmp_path / "value"], keep=1, keep_every=0)
     assert len(complete_checkpoints(tmp_path / "policy")) == 3
+
+
+def measure_steps(folder, better: str, values: dict[int, float | None]) -> None:
+    make_steps(folder, *values)
+    for step, value in values.items():
+        (folder / f"checkpoints/step_{step}" / STATE).write_text(json.dumps({"held_out": asdict(HeldOut("loss", value, better))}))
+
+
+@pytest.mark.parametrize(
+    ("better", "values", "best"),
+    [
+        ("lower", {1: 3.0, 2: 2.0, 3: 2.5}, 2),
+        ("higher", {1: 3.0, 2: 2.0, 3: 2.5}, 1),
+        ("lower", {2: 2.0, 10: 2.0, 9: 2.0}, 10),  # of equals the newest
+        ("lower", {1: 3.0, 2: None, 3: 4.0}, 1),  # None is what JSON has for a loss that is not finite
+    ],
+)
+def test_checkpoint_that_did_best_on_held_out_data_is_found_and_stays(better, values, best, run):
+    stage = run.path / "best"
+    measure_steps(stage, better, values)
+    make_steps(stage, 20, 21)  # saved in between, without a measurement
+    assert best_checkpoint(stage).name == find_checkpoint("best", run).name == f"step_{best}"
+    prune([stage], keep=1, keep_every=0)
+    assert {path.name for path in complete_checkpoints(stage)} == {f"step_{best}", "step_21"}
+    assert find_checkpoint("best", run).name == f"step_{best}"
+
+
+def test_checkpoint_without_a_whole_or_readable_measurement_is_not_the_best(run):
+    stage = run.path / "best"
+    measure_steps(stage, "lower", {1: 1.0, 2: 2.0, 3: 3.0})
+    (stage / "checkpoints/step_1" / COMPLETE).unlink()
+    (stage / "checkpoints/step_2" / STATE).write_text("{")
+    assert best_checkpoint(stage).name == "step_3"
+    assert best_checkpoint(run.path / "pretrain") is None

@@ -63,6 +63,8 @@ def test_cli_plan_counts_the_records_that_are_there(plan, tmp_path):
     words = ("--config", SMOKE / "quickstart_sft.yaml", "--set", f"data={{train: [{rows}], max_length: 256}}", "--set", "batch.global_batch_size=32")
     facts = plan(*words)  # two passes over 48 rows: three steps, one of which has rows of both
     assert facts["steps"] == 3 and facts["tokens"] == 3 * 32 * 256
+    # How many rows are packed from them, only their tokens would tell.
+    assert plan(*words, "--set", "packing=true")["steps"] is None
     # Without files to hold out, a part of the records is: 36 are left.
     assert plan(*words, "--set", "data.valid=null", "--set", "data.valid_fraction=0.25", "--set", "batch.global_batch_size=16")["steps"] == 5
 

@@ -174,3 +174,14 @@ def test_config_every_key_is_described(config_class):
     lines = describe_keys(config_class)
     keys = [line for line in lines if not line.startswith("      ")]
     assert keys and len(lines) == 2 * len(keys), "a key has no docstring"
+
+
+@pytest.mark.parametrize(("given", "lr"), [({}, 1e-5), ({"optimizer": {"lr": 2e-5}}, 2e-5)])
+def test_config_sft_recipe_holds_for_what_is_not_given(given, lr):
+    from megagpt.config.load import build_config
+
+    data = {"run": {"name": "r"}, "batch": {"micro_batch_size": 1, "global_batch_size": 32}, "data": {"train": ["d.jsonl"], "max_length": 64}}
+    config = build_config(STAGES["sft"], data | given, "sft.yaml")
+    optimizer = config.optimizer
+    assert (optimizer.lr, optimizer.schedule, optimizer.min_lr_ratio, optimizer.betas, optimizer.weight_decay) == (lr, "cosine", 0.1, (0.9, 0.95), 0.0)
+    assert (config.epochs, config.packing) == (2, False)

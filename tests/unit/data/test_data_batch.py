@@ -77,6 +77,33 @@ def test_demonstrations_are_encoded_with_the_answer_as_target(tokenizer, tmp_pat
     assert not dropped
 
 
+def test_every_answer_of_a_conversation_is_a_target_and_nothing_else(tokenizer, tmp_path):
+    hh = {"chosen": "\n\nHuman: one\n\nAssistant: answer\n\nHuman: number\n\nAssistant: two", "rejected": "-"}
+    told = {"messages": [{"role": "system", "content": "tone"}, *conversation("question", "answer; one")["messages"]]}
+    file = write(tmp_path / "d.jsonl", [hh, told])
+    split, _ = load_demonstrations(RecordsConfig(train=[file], valid=[file], max_length=64), tokenizer)
+    targets = [tokenizer.decode(row.tokens[row.loss_mask == 1], show_special=True) for row in split.train]
+    assert targets == ["answer<|end|>two<|end|>", "answer; one<|end|>"]
+    others = [tokenizer.decode(row.tokens[row.loss_mask == 0], show_special=True) for row in split.train]
+    assert others == ["<|user|>one<|end|><|assistant|><|user|>number<|end|><|assistant|>", "<|system|>tone<|end|><|user|>question<|end|><|assistant|>"]
+
+
+def test_what_generation_starts_from_is_what_training_puts_before_the_answer(tokenizer, tmp_path):
+    """PPO's prompts, SFT's rows and the reward model's rows of one conversation."""
+    asked = [{"role": "system", "content": "tone"}, *conversation("one", "answer")["messages"], {"role": "user", "content": "number\n"}]
+    demonstration = write(tmp_path / "d.jsonl", [{"messages": [*asked, {"role": "assistant", "content": " answer two"}]}])
+    ranking = write(tmp_path / "r.jsonl", [{"prompt": asked, "answers": [" answer two", "one"], "ranks": [0, 1]}])
+    prompts = write(tmp_path / "p.jsonl", [{"id": "p", "prompt": asked}, {"id": "q", "prompt": conversation("other", "")["messages"][:1]}])
+    sets = load_prompts(PromptsConfig(files=[prompts], max_prompt_length=64, max_response_length=8, eval_prompts=1), tokenizer)
+    (prompt,) = [prompt for prompt in [*sets.train, *sets.evaluation] if prompt.record.id == "p"]
+    (row,) = load_demonstrations(RecordsConfig(train=[demonstration], valid=[demonstration], max_length=64), tokenizer)[0].train
+    (group,) = load_rankings(RecordsConfig(train=[ranking], valid=[ranking], max_length=64), tokenizer)[0].train
+    start = len(prompt.tokens)
+    assert row.tokens[:start].tolist() == list(prompt.tokens)
+    assert group.rows[0].tokens.tolist() == row.tokens.tolist()
+    assert tokenizer.decode(row.tokens[start:], show_special=True) == " answer two<|end|>" and row.loss_mask[start:].all()
+
+
 def test_demonstrations_without_a_held_out_file_are_split_by_question(tokenizer, tmp_path):
     rows = [conversation(f"question {i // 2}", f"answer {i}") for i in range(200)]
     file = write(tmp_path / "d.jsonl", rows)

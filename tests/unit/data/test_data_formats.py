@@ -1,8 +1,12 @@
 """Public row shapes, on rows made here and on the real files."""
 
+import json
+import random
 from collections import Counter
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from megagpt.data.errors import DataError
@@ -11,6 +15,9 @@ from megagpt.data.records import read_demonstrations, read_documents, read_promp
 
 SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="no ../shared/data")
+
+MESSAGE = pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string())])
+SCHEMA = pyarrow.schema([("messages", pyarrow.list_(MESSAGE)), ("source", pyarrow.string())])
 
 
 def user(text):
@@ -37,11 +44,20 @@ ASKED = hh("Human: Why?", "Assistant: What?", "Human: Well, why?")
             [user("q"), assistant("a")],
         ),
         ({"instruction": "Add", "input": "1 2", "output": "3"}, [user("Add\n\n1 2"), assistant("3")]),
+        (
+            {"system": "Be kind.", "conversations": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
+            [{"role": "system", "content": "Be kind."}, user("q"), assistant("a")],
+        ),
         ({"instruction": "Add", "input": "", "output": "3"}, [user("Add"), assistant("3")]),
+        ({"instruction": "Add", "input": "<noinput>", "output": "3"}, [user("Add"), assistant("3")]),
+        (
+            {"instruction": "Now 3", "input": "", "output": "6", "system": "Double.", "history": [["2", "4"]]},
+            [{"role": "system", "content": "Double."}, user("2"), assistant("4"), user("Now 3"), assistant("6")],
+        ),
         ({"prompt": "q", "completion": "a<|endoftext|>", "_template": "t"}, [user("q"), assistant("a")]),
         ({"chosen": hh("Human: q", "Assistant: a"), "rejected": "-"}, [user("q"), assistant("a")]),
     ],
-    ids=["ours", "sharegpt", "alpaca", "alpaca-no-input", "t0", "hh"],
+    ids=["ours", "sharegpt", "sharegpt-system", "alpaca", "alpaca-no-input", "alpaca-noinput-mark", "alpaca-history", "t0", "hh"],
 )
 def test_demonstration_shapes(row, messages):
     assert [made["messages"] for made in to_demonstrations(row)] == [messages]
@@ -123,6 +139,93 @@ def test_tree_gives_human_answers_and_their_ranking():
     assert list(to_prompts(TREE)) == [{"prompt": [user("q")], "id": "t"}]
 
 
+def test_tree_learns_each_answer_but_repeats_none_that_goes_on():
+    longer = message("q", "prompter", [message("a", "assistant", [message("more", "prompter", [message("b", "assistant"), message("c", "assistant")])])])
+    made = [[turn["content"] for turn in row["messages"]] for row in to_demonstrations({"message_tree_id": "t", "prompt": longer})]
+    assert made == [["q", "a", "more", "b"], ["q", "a", "more", "c"]]
+
+
+@pytest.mark.parametrize(
+    ("messages", "reason"),
+    [
+        ([], "empty conversation"),
+        ([user("q")], "no answer"),
+        ([assistant("a")], "starts with an answer"),
+        ([{"role": "system", "content": "s"}, user("q")], "no answer"),
+    ],
+)
+def test_conversations_without_anything_to_imitate_are_dropped_with_a_reason(messages, reason):
+    assert list(to_demonstrations({"messages": messages})) == [Dropped(reason)]
+    turns = [{"from": turn["role"], "value": turn["content"]} for turn in messages]
+    assert list(to_demonstrations({"conversations": turns})) == [Dropped(reason)]
+
+
+@pytest.mark.parametrize(
+    ("row", "line"),
+    [
+        ({"messages": [user("q"), {"role": "robot", "content": "a"}]}, r"messages\[1\].role is 'robot', must be one of system, user, assistant"),
+        ({"messages": [user("q"), assistant("a"), {"role": "tool", "content": "x"}]}, r"messages\[2\].role is 'tool'"),
+        ({"conversations": [{"from": "human", "value": "q"}, {"from": "bing", "value": "a"}]}, r"messages\[1\].role is 'bing'"),
+        ({"messages": [user("q"), "a"]}, r"messages\[1\] must be an object with role and content"),
+        ({"messages": "q"}, "messages must be a list of messages, found str"),
+        ({"messages": [user("q"), assistant(3)]}, r"messages\[1\].content must be a text, found int"),
+        ({"conversations": [{"from": ["human"], "value": "q"}]}, r"messages\[0\].role is \['human'\]"),
+        ({"conversations": [3]}, "unknown shape of a turn: int"),
+        ({"instruction": "i", "output": "o", "history": ["q"]}, "unknown shape of a history of .question, answer.: list"),
+        ({"prompt": None, "completion": "a"}, "unknown shape of a demonstration: keys prompt, completion"),
+    ],
+)
+def test_malformed_conversations_are_refused_with_file_line_and_place(row, line, tmp_path):
+    file = tmp_path / "bad.jsonl"
+    file.write_text(json.dumps({"messages": [user("q"), assistant("a")]}) + "\n" + json.dumps(row) + "\n")
+    with pytest.raises(DataError, match=f"bad.jsonl:2: {line}"):
+        read_demonstrations(file)
+
+
+GOOD = [
+    {"messages": [user("q"), assistant("a")], "source": "s"},
+    {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}], "system": "s"},
+    {"instruction": "i", "instances": [{"input": "", "output": "o"}], "id": "seed_task_1"},
+    {"instruction": "i", "input": "x", "output": "o", "history": [["q", "a"]]},
+    {"prompt": "q", "completion": "a"},
+    {"chosen": ASKED + hh("Assistant: good"), "rejected": ASKED + hh("Assistant: bad")},
+    {"message_tree_id": "t", "prompt": {"role": "prompter", "text": "q", "replies": [{"role": "assistant", "text": "a", "replies": []}]}},
+]
+ODD = [None, 1, -1.5, True, "", "q", [], {}, [None], [[]], ["q", 3], {"role": "assistant"}, [{"from": None, "value": []}], "\n\nAssistant: a"]
+
+
+def one_value_replaced(value, generator: random.Random):
+    """A copy in which some value, perhaps the whole, is an odd one."""
+    if not value or not isinstance(value, (list, dict)) or generator.random() < 0.1:
+        return generator.choice(ODD)
+    changed = value.copy()
+    place = generator.choice(list(value) if isinstance(value, dict) else range(len(value)))
+    changed[place] = one_value_replaced(value[place], generator)
+    return changed
+
+
+@pytest.mark.parametrize("read", [read_demonstrations, read_prompts])
+def test_rows_with_an_odd_value_are_read_or_refused_in_one_line(read, tmp_path):
+    generator, file, outcomes = random.Random(4), tmp_path / "odd.jsonl", Counter()
+    for _ in range(600):
+        file.write_text(json.dumps(one_value_replaced(generator.choice(GOOD), generator)) + "\n")
+        try:
+            outcomes["read"] += len(read(file)) > 0
+        except DataError as refused:
+            outcomes["refused"] += 1
+            assert str(refused).startswith(str(file)) and "\n" not in str(refused)
+    assert min(outcomes["read"], outcomes["refused"]) > 50, outcomes
+
+
+def test_messages_load_from_parquet_as_from_jsonl(tmp_path):
+    rows = [{"messages": [user("q"), assistant("a"), user("r"), assistant("b")]}, {"messages": [user("é\n"), assistant("c")], "source": "here"}]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, SCHEMA), tmp_path / "d.parquet")
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    from_parquet, from_jsonl = (read_demonstrations(tmp_path / f"d.{kind}") for kind in ("parquet", "jsonl"))
+    assert from_parquet == from_jsonl
+    assert [len(made.messages) for made in from_parquet] == [4, 2]
+
+
 def test_context_and_ranked_replies():
     row = {
         "context": [{"role": "prompter", "text": "q"}],
@@ -144,6 +247,13 @@ def test_judged_pair_gives_a_ranking_for_each_annotator():
 def test_other_rows_are_an_unknown_shape(read, row):
     with pytest.raises(UnknownShape):
         list(read(row))
+
+
+def test_tree_with_ranks_that_are_none_is_refused_by_name(tmp_path):
+    replies = [message("a", "assistant", rank=0), message("b", "assistant", rank="best")]
+    (tmp_path / "t.jsonl").write_text(json.dumps({"message_tree_id": "t", "prompt": message("q", "prompter", replies)}) + "\n")
+    with pytest.raises(DataError, match="t.jsonl:1: rank 'best' must be an integer from 0"):
+        read_rankings(tmp_path / "t.jsonl")
 
 
 @pytest.mark.parametrize("inner", [{"replies": "x"}, {"replies": [3]}])
@@ -201,8 +311,24 @@ def test_pandalm_pairs_load_with_their_known_defects():
 @needs_shared
 def test_oasst_trees_give_every_human_answer():
     dropped = Counter()
-    assert len(read_demonstrations(SHARED / "oasst_trees" / "trees.jsonl", dropped)) == 550
+    demonstrations = read_demonstrations(SHARED / "oasst_trees" / "trees.jsonl", dropped)
     assert dropped == {"synthetic": 4}
+    answers = Counter(
+        str(made.messages[: end + 1]) for made in demonstrations for end, turn in enumerate(made.messages) if turn["role"] == "assistant"
+    )
+    assert (len(demonstrations), len(answers)) == (438, 550)
+
+
+@needs_shared
+@pytest.mark.parametrize(
+    ("subset", "kept", "empty"),
+    [("helpful-base", 1867, 1), ("helpful-online", 916, 1), ("helpful-rejection-sampled", 2168, 0), ("harmless-base", 1809, 4)],
+)
+def test_hh_chosen_conversations_are_demonstrations(subset, kept, empty):
+    dropped = Counter()
+    demonstrations = read_demonstrations(SHARED / "hh_rlhf" / f"{subset}.jsonl.gz", dropped)
+    assert (len(demonstrations), dropped["empty message"], dropped.total()) == (kept, empty, empty)
+    assert all(made.messages[-1]["role"] == "assistant" for made in demonstrations)
 
 
 @needs_shared

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from megagpt.config.schema import KlConfig, PpoConfig
-from megagpt.rlhf.advantage import generalised_advantages, token_rewards, whiten
+from megagpt.rlhf.advantage import final_rewards, generalised_advantages, token_rewards, whiten
 from megagpt.rlhf.experience import Rollout
 from megagpt.rlhf.kl import KlController
 from megagpt.rlhf.loss import policy_loss, value_loss
@@ -56,10 +56,10 @@ def test_gae_lambda_one_returns_are_reward_to_go():
 def test_score_lands_on_the_last_response_token_and_kl_on_each():
     mask = torch.tensor([[0.0, 1, 1, 0], [0.0, 0, 1, 1]])
     logprobs, reference = torch.full((2, 4), -1.0), torch.full((2, 4), -3.0)
-    rewards = token_rewards(
-        torch.tensor([2.0, 30.0]), torch.tensor([True, False]), logprobs, reference, mask,
-        kl_coefficient=0.1, clip_reward=5.0, missing_eos_penalty=1.0,
+    final = final_rewards(
+        torch.tensor([2.0, 30.0]), torch.tensor([True, False]), mask.sum(1), clip_reward=5.0, missing_eos_penalty=1.0, length_penalty=0.0
     )
+    rewards = token_rewards(final, logprobs - reference, mask, kl_coefficient=0.1)
     assert torch.allclose(rewards, torch.tensor([[0.0, -0.2, 1.8, 0.0], [0.0, 0.0, -0.2, 3.8]]))
 
 
