@@ -28,7 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser, verb: str) -> None:
     add_model_arguments(parser)
     parser.add_argument("--prompts", required=True, metavar="FILE", help="prompt records (JSONL, JSONL.gz or parquet)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="JSONL to write (default: standard output)")
-    parser.add_argument("--num-samples", type=int, default=1, metavar="K", help="answers to each prompt, which is computed once for all (default 1); with K > 1: ranking records without ranks, for annotators")
+    samples = "answers to each prompt, which is computed once for all (default 1); with K > 1: ranking records without ranks, for annotators"
+    parser.add_argument("--num-samples", type=int, default=1, metavar="K", help=samples)
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="rows decoded at the same time (default 32)")
 
 

@@ -501,9 +501,9 @@ class PpoConfig(Frozen):
     """Responses that a replica of the policy samples at the same time; one that ends makes room for the next. Default: all of its rows. No response
     depends on it; it bounds the memory for keys and values."""
     logprobs: Literal["sampler", "trainer"] = "sampler"
-    """Whose log-probabilities count as those of the policy before the update. sampler: kept from sampling, so that the policy is not run again over what it
-    wrote; the metric sampler_gap then looks at one microbatch of each replica. trainer: the policy scores the whole rollout in a forward pass like those of
-    the update. In float32 both agree to rounding; where sampler_gap grows, take trainer."""
+    """Whose log-probabilities count as those of the policy before the update. sampler: kept from sampling, so that the policy is not run again
+    over what it wrote; the metric sampler_gap then looks at one microbatch of each replica. trainer: the policy scores the whole rollout in a
+    forward pass like those of the update. In float32 both agree to rounding; where sampler_gap grows, take trainer."""
     epochs: int = Field(1, gt=0)
     """Passes over each rollout (one inner epoch: Ouyang et al. 2022, appendix C.4)."""
     target_kl: float | None = Field(None, gt=0)

@@ -49,7 +49,8 @@ def decoding_pass(model: GPT, tokens: Tensor, positions: Tensor, cache: KeyValue
 
 def _attention(attention: SelfAttention, hidden: Tensor, positions: Tensor, cache: KeyValueCache) -> Tensor:
     core, groups, size = attention.core_attention, attention.num_query_groups_per_partition, attention.hidden_size_per_attention_head
-    mixed = F.linear(hidden, attention.linear_qkv.weight, attention.linear_qkv.bias).view(len(hidden), groups, -1, size)  # queries | key | value of each group
+    mixed = F.linear(hidden, attention.linear_qkv.weight, attention.linear_qkv.bias)
+    mixed = mixed.view(len(hidden), groups, -1, size)  # of each group: queries | key | value
     query, pairs = mixed[:, :, :-2], mixed[:, :, -2:]
     if core.rotary_table is not None:
         turned = rotary(mixed[:, :, :-1], positions.t(), core.rotary_table.on(hidden.device))

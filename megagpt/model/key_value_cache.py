@@ -22,7 +22,8 @@ class KeyValueCache:
     """
 
     def __init__(
-        self, layers: range, num_rows: int, length: int, *, groups: int, size: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+        self, layers: range, num_rows: int, length: int, *, groups: int, size: int,
+        dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu",
     ) -> None:
         # Zeros, not uninitialised memory: a masked NaN would still poison the product with the values.
         self._store = torch.zeros(len(layers), num_rows, groups, 2, length, size, dtype=dtype, device=device)
@@ -54,7 +55,8 @@ class KeyValueCache:
         if rows:
             self._rows, self._positions = torch.tensor(rows, device=device), torch.tensor(positions, device=device)
             self._num_rows, self._longest = rows[-1] + 1, max(positions) + 1
-            if len(rows) < self._num_rows:  # the rows between them are read as well and their results thrown away: cheaper than a copy of the others
+            if len(rows) < self._num_rows:
+                # What lies between them is read as well and its results are thrown away: cheaper than a copy of the others.
                 self._going_on = self._rows
             self._mask = None if self._going_on is None and min(positions) == max(positions) else self._mask_of_rows()
         self._prompts, begin, same = [], len(rows), []

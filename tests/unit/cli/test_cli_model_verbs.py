@@ -103,6 +103,12 @@ def test_cli_generate_samples_for_annotators_and_single_answers(folder):
         assert record["messages"][-1]["content"] == sampled["answers"][0]
 
 
+@pytest.mark.parametrize("option", ["--num-samples", "--batch-size", "--max-new-tokens"])
+def test_cli_generate_refuses_none_at_all(option, capsys):
+    assert main(["generate", "--checkpoint", "sft", "--prompts", "prompts.jsonl", option, "0"]) == 2
+    assert f"{option} 0: must be 1 or more\n" in capsys.readouterr().err
+
+
 def test_cli_chat(folder):
     text = "hello\n" + "What does the cat see? " * 3 + "\n/new\nhello\n\n"
     result = subprocess.run(
