@@ -21,8 +21,8 @@ from megagpt.model.key_value_cache import KeyValueCache
 
 
 def can_decode(model: GPT) -> bool:
-    """Whether all weights of the stage lie here, whole."""
-    return all(parameter.numel() for parameter in model.parameters())
+    """Whether the stage's weights lie here whole and stay: ZeRO 3 marks those that it takes away, also while they are here."""
+    return not any(hasattr(parameter, "ds_id") for parameter in model.parameters())
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from megagpt.engine.build import Engine
 from megagpt.generation import generate as generation
 from megagpt.generation.generate import Generated, generate
 from megagpt.generation.sample import Sampling, choose
+from megagpt.model.decode import can_decode
 from megagpt.parallel.grid import Grid
 from tests.helpers.plain import PlainGPT, plain_init
 from tests.helpers.sharded import sharded_model
@@ -231,6 +232,7 @@ def sharded_rollout(config, state, prompts_of_replica, stop_ids, max_rows=None) 
             max_rows=max_rows, lockstep=groups.collection.dp_cp,
         )
     handle.remove()
+    assert not can_decode(engine.model), "not even while all weights happen to be here"
     engine.close()
     return generated, len(passes)
 
