@@ -424,7 +424,7 @@ class RewardConfig(StageConfig):
     """Overrides the parent model's dropout."""
     optimizer: OptimizerConfig = OptimizerConfig(lr=1e-5, weight_decay=0.0, warmup_ratio=0.03)
     batch: BatchConfig
-    """In groups: a micro-batch of one group of K = 4 answers has four rows."""
+    """In groups: a micro-batch of one group has as many rows as groups have answers on average, and room for the largest in any case."""
     data: RecordsConfig
     loss: RankingLossConfig = RankingLossConfig()
     """Plain Bradley-Terry unless a term is given."""
