@@ -14,6 +14,7 @@ from megagpt.checkpoint.load import Checkpoint, load_chunks
 from megagpt.checkpoint.stage_output import StageOutput
 from megagpt.config.check import check_parent
 from megagpt.config.schema import RankingLossConfig, RewardConfig
+from megagpt.config.show import content_hash
 from megagpt.data.batch import fingerprint
 from megagpt.data.order import step_rows
 from megagpt.data.ranking import EncodedGroup, encode_split, load_single_answers, read_ranking_split
@@ -60,7 +61,10 @@ def fit(config: RewardConfig, original: str = "") -> Path:
     train, valid = encode_split(records, data, tokenizer, dropped)
     good = load_single_answers([str(run.resolve(file)) for file in config.normalise_on], data, tokenizer, dropped) if config.normalise_on else None
     floors = {"longer_answer_floor": longer_answer_accuracy(valid), "overlap_floor": overlap_accuracy(valid)}
-    fixed = {"data": fingerprint(row for group in train for row in group.rows), "batch": {"global_batch_size": config.batch.global_batch_size}, "optimizer": {"name": config.optimizer.name}}
+    fixed = {
+        "data": fingerprint(row for group in train for row in group.rows), "weights": content_hash(repr([group.weight for group in train])),
+        "batch": {"global_batch_size": config.batch.global_batch_size}, "optimizer": {"name": config.optimizer.name}, "loss": config.loss.model_dump(),
+    }
     output = StageOutput(config, tokenizer, {"parent": parent}, original=original, fixed=fixed)
 
     world = start(config.run.device, config.run.timeout_seconds)
