@@ -59,6 +59,11 @@ PINS = {
     "wandb": {
         "wandb": "0.31.0",  # for run.wandb_project
     },
+    "peers": {  # what tests/bench measures against, in an environment of its own
+        "trl": "0.24.0",
+        "datasets": "5.0.1",
+        "accelerate": "1.15.0",
+    },
     # Nothing here yet from the package index. NVIDIA's apex is built from source in docker/Dockerfile.train: `apex` on the index is
     # another project.
     "gpu": {},

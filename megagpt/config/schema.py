@@ -413,6 +413,17 @@ class RankingLossConfig(Frozen):
     """Penalty on the squared sum of a pair's scores, which keeps scores around 0; 0.01 is usual (Eisenstein et al. 2023, eq. 2)."""
 
 
+class RewardOptimizerConfig(OptimizerConfig):
+    """As in SFT: one pass over the rankings overfits soon, so the rate is low and there is no decay."""
+
+    lr: float = Field(1e-5, gt=0)
+    """Peak learning rate; Ouyang et al. 2022, appendix C.2: 9e-6 at 64 prompts a step."""
+    warmup_ratio: float = Field(0.03, ge=0, lt=1)
+    """Fraction of the run over which the learning rate rises linearly from zero."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled decay of the weight matrices, in units of the learning rate."""
+
+
 class RewardConfig(StageConfig):
     """Reward model from K-way human rankings (Bradley-Terry on all pairs of a prompt)."""
 
@@ -422,9 +433,9 @@ class RewardConfig(StageConfig):
     """Checkpoint to start from; its language-model head is replaced by a scalar head."""
     dropout: float | None = Field(None, ge=0, lt=1)
     """Overrides the parent model's dropout."""
-    optimizer: OptimizerConfig = OptimizerConfig(lr=1e-5, weight_decay=0.0, warmup_ratio=0.03)
+    optimizer: RewardOptimizerConfig = RewardOptimizerConfig()
     batch: BatchConfig
-    """In groups: a micro-batch of one group of K = 4 answers has four rows."""
+    """In groups: a micro-batch of one group has as many rows as groups have answers on average, and room for the largest in any case."""
     data: RecordsConfig
     loss: RankingLossConfig = RankingLossConfig()
     """Plain Bradley-Terry unless a term is given."""

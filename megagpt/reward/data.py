@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,13 +10,14 @@ import torch
 from torch import Tensor
 
 from megagpt.data.ranking import EncodedGroup
+from megagpt.parallel.grid import Grid
 from megagpt.parallel.groups import Groups
 from megagpt.parallel.route import replica_rows
 
 
 @dataclass(frozen=True)
 class RankingBatch:
-    """Some groups in one forward pass; every group takes as many rows as the largest of its global batch."""
+    """Some groups in one forward pass."""
 
     tokens: Tensor
     """[rows, T] int64, padded on the right"""
@@ -33,41 +35,72 @@ class RankingBatch:
     """[pairs] float32: ranks between the two answers, 1 for neighbours"""
 
 
+@dataclass(frozen=True)
+class Packing:
+    """Which groups of a global batch go through the model together: the same on every rank."""
+
+    members: list[list[int]]
+    """Groups of each microbatch, as many microbatches for every replica; some may be empty."""
+    rows: int
+    """Answers that a microbatch has room for."""
+
+    def of_replica(self, grid: Grid, dp: int) -> list[list[int]]:
+        mine = replica_rows(len(self.members), grid, dp)
+        return self.members[mine.start : mine.stop]
+
+
+def pack(groups: Sequence[EncodedGroup], micro_batch_size: int, num_replicas: int) -> Packing:
+    """First-fit decreasing (Johnson 1973) by number of answers: a ranking of nine among pairs must not make nine rows of every pair.
+
+    A microbatch has room for `micro_batch_size` groups of the mean size, and for the largest group in any case.
+    """
+    sizes = [len(group.rows) for group in groups]
+    rows = max(*sizes, -(-micro_batch_size * sum(sizes) // len(sizes)), 1)
+    members: list[list[int]] = []
+    room: list[int] = []
+    for index in sorted(range(len(sizes)), key=lambda index: (-sizes[index], index)):
+        place = next((place for place, free in enumerate(room) if free >= sizes[index]), len(members))
+        if place == len(members):
+            members.append([])
+            room.append(rows)
+        members[place].append(index)
+        room[place] -= sizes[index]
+    members += [[] for _ in range(-len(members) % num_replicas)]
+    return Packing(members, rows)
+
+
 def replica_batches(groups_of_batch: Sequence[EncodedGroup], groups: Groups, micro_batch_size: int, pad_id: int, device: torch.device) -> list[RankingBatch]:
     """This replica's microbatches of a global batch of groups, the same shape for all.
 
     Args:
-        groups_of_batch: the global batch, the same on every rank; empty ones are added until it divides.
-        micro_batch_size: groups in one forward pass.
+        groups_of_batch: the global batch, the same on every rank.
+        micro_batch_size: groups of mean size in one forward pass.
     """
-    padded: list[EncodedGroup | None] = [*groups_of_batch, *[None] * (-len(groups_of_batch) % (micro_batch_size * groups.grid.dp))]
-    rows_each = max(len(group.rows) for group in groups_of_batch)
-    length = max(len(row) for group in groups_of_batch for row in group.rows)
-    mine = replica_rows(len(padded), groups.grid, groups.coordinates.dp)
+    packing = pack(groups_of_batch, micro_batch_size, groups.grid.dp)
     return [
-        _batch(padded[i : i + micro_batch_size], i * rows_each, rows_each, length, pad_id, device)
-        for i in range(mine.start, mine.stop, micro_batch_size)
+        _batch(groups_of_batch, members, packing.rows, pad_id, device)
+        for members in packing.of_replica(groups.grid, groups.coordinates.dp)
     ]
 
 
-def _batch(members: Sequence[EncodedGroup | None], first_row: int, rows_each: int, length: int, pad_id: int, device: torch.device) -> RankingBatch:
-    num_rows = len(members) * rows_each
-    tokens = torch.full((num_rows, length), pad_id, dtype=torch.int64)
+def _batch(groups: Sequence[EncodedGroup], members: Sequence[int], num_rows: int, pad_id: int, device: torch.device) -> RankingBatch:
+    numbers = [0, *itertools.accumulate(len(group.rows) for group in groups)]
+    tokens = torch.full((num_rows, max(len(row) for group in groups for row in group.rows)), pad_id, dtype=torch.int64)
     lengths = torch.ones(num_rows, dtype=torch.int64)
-    winners, losers, weights, distances = [], [], [], []
-    for index, group in enumerate(members):
-        if group is None:
-            continue
-        start = index * rows_each
-        for row, encoded in enumerate(group.rows, start):
-            tokens[row, : len(encoded)] = torch.from_numpy(encoded.tokens)
-            lengths[row] = len(encoded)
+    row_ids = torch.full((num_rows,), numbers[-1], dtype=torch.int64)
+    winners, losers, weights, distances, start = [], [], [], [], 0
+    for index in members:
+        group = groups[index]
+        for place, encoded in enumerate(group.rows):
+            tokens[start + place, : len(encoded)] = torch.from_numpy(encoded.tokens)
+            lengths[start + place], row_ids[start + place] = len(encoded), numbers[index] + place
         winners += [start + winner for winner, _ in group.pairs]
         losers += [start + loser for _, loser in group.pairs]
         weights += [group.weight / len(group.pairs) for _ in group.pairs]
         distances += group.distances
+        start += len(group.rows)
     return RankingBatch(
-        tokens.to(device), lengths.to(device), torch.arange(first_row, first_row + num_rows),
+        tokens.to(device), lengths.to(device), row_ids,
         *(torch.tensor(rows, dtype=torch.int64, device=device) for rows in (winners, losers)),
         *(torch.tensor(values, dtype=torch.float32, device=device) for values in (weights, distances)),
     )

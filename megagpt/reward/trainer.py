@@ -14,6 +14,7 @@ from megagpt.checkpoint.load import Checkpoint, load_chunks
 from megagpt.checkpoint.stage_output import StageOutput
 from megagpt.config.check import check_parent
 from megagpt.config.schema import RankingLossConfig, RewardConfig
+from megagpt.config.show import content_hash
 from megagpt.data.batch import fingerprint
 from megagpt.data.order import step_rows
 from megagpt.data.ranking import EncodedGroup, encode_split, load_single_answers, read_ranking_split
@@ -26,7 +27,7 @@ from megagpt.parallel.collectives import sum_reports
 from megagpt.parallel.groups import build_groups
 from megagpt.parallel.placement import stage_grid
 from megagpt.parallel.route import share_rows
-from megagpt.reward.data import RankingBatch, replica_batches
+from megagpt.reward.data import RankingBatch, pack, replica_batches
 from megagpt.reward.evaluate import longer_answer_accuracy, overlap_accuracy, pair_accuracy
 from megagpt.reward.loss import ranking_loss
 from megagpt.reward.normalise import score_statistics
@@ -35,6 +36,9 @@ from megagpt.runtime.distributed import start, world_size_from_environment
 from megagpt.runtime.log import is_main_rank, left_out, say
 from megagpt.runtime.run_folder import RunFolder
 from megagpt.runtime.stage_run import StageRun
+
+SCORED_AT_ONCE = 8
+"""Microbatches of a replica in one call of the schedule."""
 
 
 def fit(config: RewardConfig, original: str = "") -> Path:
@@ -57,7 +61,10 @@ def fit(config: RewardConfig, original: str = "") -> Path:
     train, valid = encode_split(records, data, tokenizer, dropped)
     good = load_single_answers([str(run.resolve(file)) for file in config.normalise_on], data, tokenizer, dropped) if config.normalise_on else None
     floors = {"longer_answer_floor": longer_answer_accuracy(valid), "overlap_floor": overlap_accuracy(valid)}
-    fixed = {"data": fingerprint(row for group in train for row in group.rows), "batch": {"global_batch_size": config.batch.global_batch_size}, "optimizer": {"name": config.optimizer.name}}
+    fixed = {
+        "data": fingerprint(row for group in train for row in group.rows), "weights": content_hash(repr([group.weight for group in train])),
+        "batch": {"global_batch_size": config.batch.global_batch_size}, "optimizer": {"name": config.optimizer.name}, "loss": config.loss.model_dump(),
+    }
     output = StageOutput(config, tokenizer, {"parent": parent}, original=original, fixed=fixed)
 
     world = start(config.run.device, config.run.timeout_seconds)
@@ -144,15 +151,31 @@ def train_step(
 
 def score_groups(engine: Engine, members: Sequence[EncodedGroup], micro_batch_size: int, pad_id: int, device: torch.device) -> list[list[float]]:
     """Scores of every answer of every group, on every rank of the job."""
+    found: list[list[float]] = [[] for _ in members]
+    # Groups of about the same length together: within one call all rows are padded to the longest.
+    order = sorted(range(len(members)), key=lambda index: max(len(row) for row in members[index].rows))
+    together = SCORED_AT_ONCE * micro_batch_size * engine.groups.grid.dp
+    for first in range(0, len(order), together):
+        chosen = order[first : first + together]
+        for index, scores in zip(chosen, _score(engine, [members[index] for index in chosen], micro_batch_size, pad_id, device), strict=True):
+            found[index] = scores
+    return found
+
+
+def _score(engine: Engine, members: Sequence[EncodedGroup], micro_batch_size: int, pad_id: int, device: torch.device) -> list[list[float]]:
+    grid, packing = engine.groups.grid, pack(members, micro_batch_size, engine.groups.grid.dp)
     batches = replica_batches(members, engine.groups, micro_batch_size, pad_id, device)
     rows, length = batches[0].tokens.shape
     with engine.scope():
         outputs = infer(engine.models, batches, _last_scores, rows=rows, length=length)
-    grid = engine.groups.grid
-    total = len(batches) * rows * grid.dp
-    scores = share_rows(torch.cat(outputs) if outputs else None, grid, (total,), torch.float32, device)
-    by_group = scores.view(-1, rows // micro_batch_size).tolist()
-    return [row[: len(group.rows)] for row, group in zip(by_group, members)]
+    shape = (len(packing.members), packing.rows)
+    scores = share_rows(torch.stack(outputs) if outputs else None, grid, shape, torch.float32, device).tolist()
+    found: list[list[float]] = [[] for _ in members]
+    for indices, row in zip(packing.members, scores, strict=True):
+        for index in indices:
+            count = len(members[index].rows)
+            found[index], row = row[:count], row[count:]
+    return found
 
 
 def best_scores(members: Sequence[EncodedGroup], scores: Sequence[Sequence[float]]) -> list[float]:

@@ -138,13 +138,15 @@ def ceiling(threads: int = 2) -> float:
     return 2 * ROWS * LENGTH * WIDTH * 4 * WIDTH / statistics.median(seconds) / FLOPS_PER_TOKEN
 
 
-def install_peers() -> None:
-    """The peers' environment, with the versions that setup.py pins."""
-    if (PEERS / "bin/python").exists():
+def install_peers(*more: str) -> None:
+    """The peers' environment, with the versions that setup.py pins; `more` names packages as `trl==`."""
+    missing = [name for name in more if not list(PEERS.glob(f"lib/*/site-packages/{name.rstrip('=')}-*"))]
+    if (PEERS / "bin/python").exists() and not missing:
         return
-    pins = subprocess.run([sys.executable, ROOT / "setup.py", "pins", "build", "test"], capture_output=True, text=True, check=True).stdout.split()
-    subprocess.run([sys.executable, "-m", "venv", PEERS], check=True)
-    wanted = [pin for pin in pins if pin.startswith(("torch==", "numpy==", "transformers=="))]
+    pins = subprocess.run([sys.executable, ROOT / "setup.py", "pins", "build", "test", "peers"], capture_output=True, text=True, check=True).stdout.split()
+    if not (PEERS / "bin/python").exists():
+        subprocess.run([sys.executable, "-m", "venv", PEERS], check=True)
+    wanted = [pin for pin in pins if pin.startswith(("torch==", "numpy==", "transformers==", *more))]
     print(f"installing {' '.join(wanted)} into {PEERS.name} ...", file=sys.stderr, flush=True)
     subprocess.run([PEERS / "bin/pip", "install", "--quiet", "--disable-pip-version-check", *wanted], check=True)
 

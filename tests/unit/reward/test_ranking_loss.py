@@ -11,7 +11,7 @@ from megagpt.data.batch import encoded_row
 from megagpt.data.ranking import EncodedGroup, ranked_pairs
 from megagpt.data.records import Ranking
 from megagpt.parallel.grid import Coordinates, Grid
-from megagpt.reward.data import replica_batches
+from megagpt.reward.data import pack, replica_batches
 from megagpt.reward.loss import ranking_loss
 from megagpt.reward.normalise import score_statistics
 from tests.helpers.tolerance import FINITE_DIFFERENCE_ABSOLUTE, FINITE_DIFFERENCE_STEP, FLOAT64_ABSOLUTE
@@ -135,16 +135,29 @@ def group(ranks, weight=1.0) -> EncodedGroup:
 def test_every_prompt_weighs_the_same_in_a_batch_but_for_its_own_weight():
     members = [group([0, 1]), group([0, 1, 2, 3, 4]), group([0, 1, 1], weight=3.0), group([4, None, 0, 9])]
     (batch,) = replica_batches(members, OneRank(), 4, 0, torch.device("cpu"))
-    of_group = np.bincount(batch.winners // 5, batch.weights)
-    assert of_group.tolist() == pytest.approx([1, 1, 3, 1])
-    assert (batch.winners // 5 == batch.losers // 5).all()  # all pairs of a prompt, and no others, are in one forward
+    prompt = np.searchsorted([2, 7, 10, 13], batch.row_ids, side="right")  # of each row
+    assert np.bincount(prompt[batch.winners], batch.weights).tolist() == pytest.approx([1, 1, 3, 1])
+    assert (prompt[batch.winners] == prompt[batch.losers]).all()  # all pairs of a prompt, and no others, are in one forward
 
 
 def test_distances_count_ranks_that_occur():
     assert group([4, None, 0, 9]).levels == [1, 0, 2]
     assert group([4, None, 0, 9]).pairs == ((0, 2), (1, 0), (1, 2)) and group([4, None, 0, 9]).distances == [1, 1, 2]
     (batch,) = replica_batches([group([0, 7]), group([0, 1, 1, 2])], OneRank(), 2, 0, torch.device("cpu"))
-    assert batch.distances.tolist() == [1, 1, 1, 2, 1, 1]
+    assert batch.distances.tolist() == [1, 1, 2, 1, 1, 1]  # the larger group first
+
+
+def test_packing_leaves_few_rows_empty_whatever_the_sizes():
+    one_large = pack([group(range(9)), *[group([0, 1])] * 7], 2, 1)
+    assert (one_large.members, one_large.rows) == ([[0], [1, 2, 3, 4], [5, 6, 7]], 9)
+    equal = pack([group([0, 1, 2])] * 6, 2, 2)
+    assert (equal.members, equal.rows) == ([[0, 1], [2, 3], [4, 5], []], 6)
+    assert equal.of_replica(Grid(dp=2), 1) == [[4, 5], []]
+    sizes = np.random.default_rng(0).integers(1, 10, 200)
+    packing = pack([group(range(size)) for size in sizes], 3, 4)
+    assert sorted(index for members in packing.members for index in members) == list(range(200)) and len(packing.members) % 4 == 0
+    assert max(sum(sizes[members]) for members in packing.members if members) <= packing.rows
+    assert len(packing.members) * packing.rows <= 1.05 * sizes.sum() + 4 * packing.rows
 
 
 def test_a_lone_answer_is_scored_without_a_pair():
