@@ -70,8 +70,10 @@ def fit(config: RlhfConfig, original: str = "") -> Path:
         "prompts": content_hash(repr([prompt.tokens for prompt in prompts.train])), "ppo": {"rollout_batch_size": config.ppo.rollout_batch_size},
         "policy_optimizer": {"name": config.policy_optimizer.name}, "value_optimizer": {"name": config.value_optimizer.name},
     }
+    saved = {"": "policy"} | ({"value": "value"} if "value" in grids else {}) | ({"ema": "moving average"} if config.ppo.ema_decay is not None else {})
+    fixed["models"] = list(saved.values())
     parents = {"policy": policy_start} | ({} if reward_start is None else {"reward": reward_start})
-    output = StageOutput(config, tokenizer, parents, original=original, fixed=fixed, subfolders=("", *(["value"] if "value" in grids else [])))
+    output = StageOutput(config, tokenizer, parents, original=original, fixed=fixed, subfolders=tuple(saved))
 
     world = start(config.run.device, config.run.timeout_seconds)
     folder = output.open(world.device)
@@ -80,7 +82,9 @@ def fit(config: RlhfConfig, original: str = "") -> Path:
     eval_prompts = prompts.evaluation
     total = config.ppo.steps
     say(f"[rlhf] {len(prompts.train)} prompts, {len(eval_prompts)} kept apart{left_out(prompts.dropped)}")
-    resumed = output.resume(models.policy, *([models.value] if "value" in grids else [])) or {"step": 0}
+    resumed = output.resume(*({"": models.policy, "value": models.value}.get(subfolder) for subfolder in saved)) or {"step": 0}
+    if models.average is not None and (checkpoint := output.resumed("ema")) is not None:
+        models.average.load(checkpoint)
     total = max(total, resumed["step"])
     trainer.load(resumed)
 
@@ -165,7 +169,8 @@ class Trainer:
         if self.models.policy is not None and "policy" in learns:
             lr = learning_rate(config.policy_optimizer, step, ppo.steps)
             loss = policy_loss_of(self.models.policy, config, self.kl.coefficient)
-            found["policy"] = update(self.models.policy, experience, ppo, loss, POLICY_SUMS, lr=lr, seed=seed, step=step)
+            after = self.models.average.update if self.models.average is not None else lambda: None
+            found["policy"] = update(self.models.policy, experience, ppo, loss, POLICY_SUMS, lr=lr, seed=seed, step=step, after_step=after)
         if self.models.value is not None:
             lr = learning_rate(config.value_optimizer, step, ppo.steps)
             found["value"] = update(self.models.value, experience, ppo, value_loss_of(ppo), VALUE_SUMS, lr=lr, seed=seed, step=step)
@@ -221,9 +226,11 @@ def _check_context(config: RlhfConfig, checkpoint: Checkpoint, role: str) -> Non
 
 
 def _save(output: StageOutput, models: FourModels, policy: Checkpoint, reward: Checkpoint, step: int, facts: dict[str, Any]) -> Path:
-    """Policy and value model, each from its own grid. Returns where the policy lies."""
+    """Policy, its average and the value model, each from its own grid. Returns where the policy lies."""
     if models.policy is not None:
         output.save(step, models.policy, policy.model_config, head="lm", **facts)
+    if models.average is not None:
+        output.save(step, models.policy, policy.model_config, head="lm", subfolder="ema", average=models.average.canonical_parameters(), **facts)
     if models.value is not None:
         statistics = {"reward_mean": models.reward_mean, "reward_std": models.reward_std}
         output.save(step, models.value, reward.model_config, head="scalar", subfolder="value", **facts, **statistics)

@@ -58,7 +58,7 @@ def steps_of(stage_folder: Path) -> list[int]:
 def result_of(stage_folder: Path) -> tuple[dict, list[dict], dict]:
     """SHA-256 of every tensor file of the last checkpoints, the metrics but the times, and the last state but paths."""
     sums, states = {}, {}
-    for saved in (stage_folder, stage_folder / "value"):
+    for saved in (stage_folder, stage_folder / "value", stage_folder / "ema"):
         for path in complete_checkpoints(saved)[-1:]:
             checksums = json.loads((path / "checksums.json").read_text())
             sums |= {f"{saved.name}/{name}": facts["sha256"] for name, facts in checksums.items() if name.endswith(".safetensors")}
@@ -75,7 +75,7 @@ def test_stage_resume_equals_a_stage_that_was_not_stopped(stage, folder):
     copy = Path(shutil.copytree(folder / "runs/whole", folder / "runs" / f"stopped-{stage}")) / stage
     last = steps_of(copy)[-1]
     assert last > STOPPED_AFTER + 1
-    for saved in (copy, copy / "value"):  # as a kill after that step would leave it, in the middle of the next save
+    for saved in (copy, copy / "value", copy / "ema"):  # as a kill after that step would leave it, in the middle of the next save
         for step in range(STOPPED_AFTER + 1, last + 1):
             path = saved / "checkpoints" / f"step_{step}"
             if path.exists():
