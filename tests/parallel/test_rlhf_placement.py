@@ -82,7 +82,7 @@ def ppo_config(folder, where: PlacementConfig, **ppo) -> RlhfConfig:
         value_optimizer=OPTIMIZER,
         prompts=PromptsConfig(files=[str(folder / "prompts.jsonl")], max_prompt_length=32, max_response_length=8, eval_prompts=8),
         ppo=PpoConfig(
-            **{"steps": 4, "rollout_batch_size": 16, "minibatch_size": 8, "micro_batch_size": 2, "temperature": 0.7, "missing_eos_penalty": 0.5, "epochs": 2} | ppo
+            **{"steps": 4, "rollout_batch_size": 16, "minibatch_size": 8, "micro_batch_size": 2, "temperature": 0.7, "missing_eos_penalty": 0.5, "epochs": 2, "ema_decay": 0.7} | ppo
         ),
         kl=KlConfig(coefficient=0.1, target=0.5, horizon=40),
     )
@@ -138,14 +138,35 @@ def before_the_first_update(config: RlhfConfig) -> dict[str, float | Tensor]:
 
 
 def two_steps(config: RlhfConfig):
-    """Metrics of two steps with the kernels of the configuration, and what this rank holds of policy and value after them."""
+    """Metrics of two steps with the kernels of the configuration, and what this rank holds of policy, value and moving average after them."""
     set_kernels(config.kernels)
     with ppo_trainer(config) as trainer:
         metrics = [{name: value for name, value in trainer.step(step).items() if not name.endswith("_seconds")} for step in (1, 2)]
-        engines = (trainer.models.policy, trainer.models.value)
+        engines = (trainer.models.policy, trainer.models.value, trainer.models.average)
         parameters = [{} if engine is None else held_here(engine.canonical_parameters()) for engine in engines]
     set_kernels("auto")
     return metrics, parameters
+
+
+def averages(config: RlhfConfig):
+    """Of one step: the policy before it and after each of its updates, and the moving average after it, by canonical name; and what the average
+    holds once it has read the checkpoint that the policy started from."""
+    with ppo_trainer(config) as trainer:
+        policy, average = trainer.models.policy, trainer.models.average
+        if policy is None:
+            trainer.step(1)
+            return [{}] * 7
+        seen, update = [held_here(policy.canonical_parameters())], average.update
+
+        def watched():
+            update()
+            seen.append(held_here(policy.canonical_parameters()))
+
+        with mock.patch.object(average, "update", watched):
+            trainer.step(1)
+        seen.append(held_here(average.canonical_parameters()))
+        average.load(Checkpoint.open(find_checkpoint(config.policy, RunFolder(config.run))))
+        return [*seen, held_here(average.canonical_parameters())]
 
 
 # ---------------------------------------------------------------- the cases
@@ -192,6 +213,18 @@ def test_rlhf_placement_and_kernels_do_not_change_two_steps(folder, on_one_rank,
     for role, expected in enumerate(expected_parameters):
         merged = merge_ranks([parameters[role] for _, parameters in ranks])
         assert_tensors_close(merged, expected, relative=PPO_METRIC_RELATIVE)
+
+
+@pytest.mark.parametrize("name", ["policy_pp2", "policy_zero2", "policy_zero3", "all_on_four"])
+def test_rlhf_moving_average_by_hand_and_as_it_was_saved(folder, name):
+    ranks = run_ranks(4, averages, ppo_config(folder, FOUR_RANKS[name]))
+    start, *updated, average, loaded = [merge_ranks(list(moment)) for moment in zip(*ranks, strict=True)]
+    assert len(updated) == 4  # two epochs of two minibatches
+    expected = dict(start)
+    for weights in updated:
+        expected = {tensor: 0.7 * expected[tensor] + 0.3 * weights[tensor] for tensor in start}
+    assert_tensors_close(average, expected, relative=1e-6)
+    assert all(torch.equal(loaded[tensor], start[tensor]) for tensor in start)
 
 
 def test_rlhf_refuses_a_language_model_as_reward_and_a_reward_model_as_policy(folder, no_process_group):

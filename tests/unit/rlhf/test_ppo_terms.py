@@ -59,7 +59,7 @@ def test_kl_estimator_k2_is_the_kl_to_second_order_only():
         mean = (logprobs.exp() * kl_estimate("k2", logprobs, reference_logprobs)).sum()
         errors.append(abs(float(mean - kl_divergence(pi, near))))
     assert errors[0] > 1e-2
-    assert errors[1] / errors[2] == pytest.approx(1000, rel=0.1)  # cubic: KL itself falls by 100
+    assert errors[1] / errors[2] > 500  # cubic in the step: the KL itself falls by 100
 
 
 @pytest.mark.parametrize("estimator", ["k2", "k3"])
