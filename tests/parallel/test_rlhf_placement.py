@@ -41,7 +41,7 @@ from tests.helpers.tolerance import KL_ABSOLUTE, LOG_PROBABILITY_ABSOLUTE, PPO_M
 OPTIMIZER = OptimizerConfig(lr=1e-2, eps=1e-5, weight_decay=0.0, clip_grad=0.5)
 
 
-def placement(policy: RoleConfig, reference: RoleConfig, reward: RoleConfig, value: RoleConfig) -> PlacementConfig:
+def placement(policy: RoleConfig, reference: RoleConfig, reward: RoleConfig | None, value: RoleConfig | None) -> PlacementConfig:
     return PlacementConfig(policy=policy, reference=reference, reward=reward, value=value)
 
 
@@ -74,7 +74,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-def ppo_config(folder, where: PlacementConfig, **ppo) -> RlhfConfig:
+def ppo_config(folder, where: PlacementConfig, kl: KlConfig = KlConfig(coefficient=0.1, target=0.5, horizon=40), **ppo) -> RlhfConfig:
     return RlhfConfig(
         run=RunConfig(name="toy", root=str(folder), seed=1),
         placement=where,
@@ -84,7 +84,7 @@ def ppo_config(folder, where: PlacementConfig, **ppo) -> RlhfConfig:
         ppo=PpoConfig(
             **{"steps": 4, "rollout_batch_size": 16, "minibatch_size": 8, "micro_batch_size": 2, "temperature": 0.7, "missing_eos_penalty": 0.5, "epochs": 2, "ema_decay": 0.7} | ppo
         ),
-        kl=KlConfig(coefficient=0.1, target=0.5, horizon=40),
+        kl=kl,
     )
 
 
@@ -108,8 +108,8 @@ def recorded(module, name: str):
 def ppo_trainer(config: RlhfConfig):
     """What `fit` builds before its loop."""
     world = World(dist.get_rank(), dist.get_world_size(), dist.get_rank(), dist.get_world_size(), torch.device("cpu"))
-    policy, reward = (Checkpoint.open(find_checkpoint(where, RunFolder(config.run))) for where in (config.policy, config.reward))
-    assert policy.model_config.dropout == reward.model_config.dropout == 0.1
+    policy, reward = (where and Checkpoint.open(find_checkpoint(where, RunFolder(config.run))) for where in (config.policy, config.reward))
+    assert all(checkpoint.model_config.dropout == 0.1 for checkpoint in (policy, reward) if checkpoint is not None)
     tokenizer = policy.tokenizer()
     models = build_four_models(config, build_grids(config.placement, world.size), policy, reward, world.device)
     trainer = rlhf_trainer.Trainer(config, world, models, tokenizer, load_prompts(config.prompts, tokenizer).train)
@@ -213,6 +213,49 @@ def test_rlhf_placement_and_kernels_do_not_change_two_steps(folder, on_one_rank,
     for role, expected in enumerate(expected_parameters):
         merged = merge_ranks([parameters[role] for _, parameters in ranks])
         assert_tensors_close(merged, expected, relative=PPO_METRIC_RELATIVE)
+
+
+TERMS = {"clip_ratio_high": 0.28, "dual_clip": 3.0, "clamp_log_ratio": 2.0, "entropy_coefficient": 0.01, "length_penalty": 0.05}
+"""Everything that a setting can add to the policy's loss and to the reward of a response."""
+OTHER_WAYS = {
+    "every_term_of_ppo": (
+        {**TERMS, "normalise_reward": "running", "target_kl": 0.02}, {"where": "loss", "estimator": "k3"}, {},
+        ONE_RANK, placement(on(2, 3, pp=2, zero=2), on(0, 1), on(0, 1, tp=2), on(0, 1, zero=2)),
+    ),
+    "grpo": (
+        {"advantage": "grpo", "samples_per_prompt": 4, **TERMS}, {"where": "loss", "estimator": "k2"}, {},
+        placement(on(0), on(0), on(0), None), placement(on(0, 1, 2, 3, tp=2, zero=2), on(0, 1, 2, 3), on(0, 1, 2, 3, tp=2), None),
+    ),
+    "rloo_with_a_reward_function_alone": (
+        {"advantage": "rloo", "samples_per_prompt": 2}, {}, {"reward": None, "reward_function": "tests.helpers.rewards:letters"},
+        placement(on(0), on(0), None, None), placement(on(0, 1, zero=3), on(2, 3, pp=2), None, None),
+    ),
+    "reward_function_and_model": (
+        {"value_warmup_steps": 1}, {}, {"reward_function": "tests.helpers.rewards:letters"},
+        ONE_RANK, placement(on(0), on(1), on(2), on(3)),
+    ),
+}  # fmt: skip
+"""Settings of PPO, of the KL and of the rest; a placement on one rank, and one on four."""
+
+
+@pytest.mark.parametrize("name", OTHER_WAYS)
+def test_rlhf_other_ways_are_placed_alike(folder, name):
+    ppo, kl, rest, one, four = OTHER_WAYS[name]
+    configs = [ppo_config(folder, where, KlConfig(coefficient=0.1, **kl), **ppo).model_copy(update=rest) for where in (one, four)]
+    ((expected_metrics, expected_parameters),) = run_ranks(1, two_steps, configs[0])
+    ranks = run_ranks(4, two_steps, configs[1])
+    for metrics, _ in ranks:
+        for ours, theirs in zip(metrics, expected_metrics, strict=True):
+            assert ours == pytest.approx(theirs, rel=PPO_METRIC_RELATIVE, abs=KL_ABSOLUTE)
+    for role, expected in enumerate(expected_parameters):
+        assert_tensors_close(merge_ranks([parameters[role] for _, parameters in ranks]), expected, relative=PPO_METRIC_RELATIVE)
+    first, second = expected_metrics
+    if name == "every_term_of_ppo":
+        assert first["policy_updates"] < 4 and first["policy_update_kl"] > 0  # ended early, on all ranks alike
+    if name == "reward_function_and_model":
+        assert "policy_updates" not in first and second["policy_updates"] == 4 and second["kl"] == pytest.approx(0, abs=KL_ABSOLUTE)
+    if ppo.get("advantage"):
+        assert not any("value" in metric or "variance" in metric for metric in first) and first["policy_grad_norm"] > 0 and not expected_parameters[1]
 
 
 @pytest.mark.parametrize("name", ["policy_pp2", "policy_zero2", "policy_zero3", "all_on_four"])
