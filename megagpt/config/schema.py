@@ -530,6 +530,17 @@ class PpoConfig(Frozen):
     """Taken off the score for every token of the response."""
 
 
+class PretrainMixConfig(Frozen):
+    """PPO-ptx: the policy learns pre-training text in the same optimizer steps (Ouyang et al. 2022, eq. 2 and appendix C.4)."""
+
+    data: Annotated[list[BlendSource], BeforeValidator(_as_blend)]
+    """Token files, as `data.train` of pre-training."""
+    coefficient: float = Field(27.8, gt=0, allow_inf_nan=False)
+    """Factor of the text's loss, a mean over tokens as PPO's is."""
+    rows_per_response: int = Field(8, gt=0)
+    """Rows of text, each as long as prompt and response together, for every response of a minibatch."""
+
+
 class RlhfGates(Frozen):
     """Checks at the end of PPO, on prompts kept apart."""
 
@@ -561,6 +572,8 @@ class RlhfConfig(Frozen):
     prompts: PromptsConfig
     ppo: PpoConfig
     kl: KlConfig = KlConfig()
+    pretrain_mix: PretrainMixConfig | None = None
+    """Default: PPO alone."""
     gates: RlhfGates = RlhfGates()
     """Checks at the end."""
 

@@ -13,6 +13,7 @@ from megagpt.checkpoint.layout import complete_checkpoints
 from megagpt.config.schema import ModelConfig, RunConfig
 from tests.helpers.tiny_checkpoint import make_checkpoint
 from tests.helpers.tiny_run import demonstrations, finished, megagpt, prompts, rankings, toy_tokenizer, write_rows
+from tests.helpers.token_files import write_token_files
 
 OPTIMIZER = {"lr": 1e-2, "weight_decay": 0.0}
 ON_ONE_RANK = {role: {"ranks": [0]} for role in ("policy", "reference", "reward", "value")}
@@ -28,8 +29,8 @@ STAGES = {
     "rlhf": {
         "policy": "base/sft", "reward": "base/reward", "placement": ON_ONE_RANK, "policy_optimizer": OPTIMIZER, "value_optimizer": OPTIMIZER,
         "prompts": {"files": ["prompts.jsonl"], "max_prompt_length": 40, "max_response_length": 8, "eval_prompts": 4},
-        "ppo": {"steps": 4, "rollout_batch_size": 8, "minibatch_size": 4, "micro_batch_size": 2},
-        "kl": {"coefficient": 0.1, "target": 0.5, "horizon": 40},
+        "ppo": {"steps": 4, "rollout_batch_size": 8, "minibatch_size": 4, "micro_batch_size": 2, "epochs": 2, "normalise_reward": "running"},
+        "pretrain_mix": {"data": "texts", "rows_per_response": 1}, "kl": {"coefficient": 0.1, "target": 0.5, "horizon": 40},
     },
 }  # fmt: skip
 STOPPED_AFTER = 2
@@ -43,6 +44,7 @@ def folder(tmp_path_factory) -> Path:
     model = ModelConfig(num_layers=2, hidden_size=32, num_attention_heads=4, max_sequence_length=64, vocab_size=tokenizer.vocab_size, dropout=0.1)
     make_checkpoint(base, "sft", model, tokenizer, seed=1)
     make_checkpoint(base, "reward", model, tokenizer, seed=2, reward_mean=0.0, reward_std=1.0)
+    write_token_files(folder / "texts", [[5 + (7 * i + j * j) % 280 for j in range(61)] for i in range(30)])
     for make in (demonstrations, rankings, prompts):
         write_rows(folder / f"{make.__name__}.jsonl", make())
     for stage, config in STAGES.items():

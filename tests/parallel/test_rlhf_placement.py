@@ -19,23 +19,28 @@ from megagpt.config.schema import (
     OptimizerConfig,
     PlacementConfig,
     PpoConfig,
+    PretrainMixConfig,
     PromptsConfig,
     RlhfConfig,
     RoleConfig,
     RunConfig,
 )
+from megagpt.data.order import shuffled_item
 from megagpt.data.prompts import load_prompts
 from megagpt.kernels.select import set_kernels
 from megagpt.parallel.placement import build_grids
 from megagpt.rlhf import trainer as rlhf_trainer
 from megagpt.rlhf import update as rlhf_update
 from megagpt.rlhf.four_models import build_four_models
+from megagpt.rlhf.pretrain_mix import open_pretrain_mix
 from megagpt.runtime.distributed import World
 from megagpt.runtime.run_folder import RunFolder
 from tests.helpers.gather import held_here, merge_ranks
+from tests.helpers.plain import PlainGPT, plain_init, plain_loss
 from tests.helpers.spawn import run_ranks
 from tests.helpers.tiny_checkpoint import make_checkpoint
 from tests.helpers.tiny_run import prompts, toy_tokenizer, write_rows
+from tests.helpers.token_files import write_token_files
 from tests.helpers.tolerance import KL_ABSOLUTE, LOG_PROBABILITY_ABSOLUTE, PPO_METRIC_RELATIVE, RATIO_ABSOLUTE, assert_tensors_close
 
 OPTIMIZER = OptimizerConfig(lr=1e-2, eps=1e-5, weight_decay=0.0, clip_grad=0.5)
@@ -112,7 +117,7 @@ def ppo_trainer(config: RlhfConfig):
     assert all(checkpoint.model_config.dropout == 0.1 for checkpoint in (policy, reward) if checkpoint is not None)
     tokenizer = policy.tokenizer()
     models = build_four_models(config, build_grids(config.placement, world.size), policy, reward, world.device)
-    trainer = rlhf_trainer.Trainer(config, world, models, tokenizer, load_prompts(config.prompts, tokenizer).train)
+    trainer = rlhf_trainer.Trainer(config, world, models, tokenizer, load_prompts(config.prompts, tokenizer).train, open_pretrain_mix(config, tokenizer))
     trainer.stop_ids = tuple(range(0, tokenizer.vocab_size, 7))  # random weights hardly ever say <|end|>; lengths shall differ
     yield trainer
     for engine in (models.policy, models.value):
@@ -167,6 +172,23 @@ def averages(config: RlhfConfig):
         seen.append(held_here(average.canonical_parameters()))
         average.load(Checkpoint.open(find_checkpoint(config.policy, RunFolder(config.run))))
         return [*seen, held_here(average.canonical_parameters())]
+
+
+def policy_gradients(config: RlhfConfig) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Of the first update of a run, whole; and its metrics."""
+    found = {}
+    with ppo_trainer(config) as trainer:
+        policy = trainer.models.policy
+        if policy is None:
+            return found, trainer.step(1)
+        step = policy.step
+
+        def watched(lr: float) -> float:
+            found.update(held_here(policy.canonical_gradients()))
+            return step(lr)
+
+        with mock.patch.object(policy, "step", watched):
+            return found, trainer.step(1)
 
 
 # ---------------------------------------------------------------- the cases
@@ -268,6 +290,32 @@ def test_rlhf_moving_average_by_hand_and_as_it_was_saved(folder, name):
         expected = {tensor: 0.7 * expected[tensor] + 0.3 * weights[tensor] for tensor in start}
     assert_tensors_close(average, expected, relative=1e-6)
     assert all(torch.equal(loaded[tensor], start[tensor]) for tensor in start)
+
+
+@pytest.mark.parametrize("name", ["one_rank", "policy_tp2", "policy_pp2", "policy_zero3"])
+def test_rlhf_pretraining_mix_adds_the_gradient_of_its_text(folder, name):
+    """Eq. 2 of Ouyang et al. 2022 in one optimizer step: that of PPO plus 27.8 times that of the mean loss over text, from a plain model."""
+    documents = [[5 + (7 * i + j * j) % 280 for j in range(61)] for i in range(30)]
+    write_token_files(folder / "texts", documents)
+    where, length = FOUR_RANKS.get(name, ONE_RANK), 32 + 8
+    alone = ppo_config(folder, where, minibatch_size=16, epochs=1)
+    mix = PretrainMixConfig(data=str(folder / "texts"), rows_per_response=2)
+    results = [run_ranks(1 if where is ONE_RANK else 4, policy_gradients, config) for config in (alone, alone.model_copy(update={"pretrain_mix": mix}))]
+    ppo, both = (merge_ranks([gradients for gradients, _ in ranks]) for ranks in results)
+
+    start = Checkpoint.open(find_checkpoint("sft", RunFolder(alone.run)))
+    stream = list(itertools.chain(*documents))
+    rows = [shuffled_item(alone.run.seed, place // 45, (len(stream) - 1) // length, place % 45) for place in range(32)]
+    assert (len(stream) - 1) // length == 45
+    tokens = torch.tensor([stream[row * length : (row + 1) * length + 1] for row in rows])
+    model = PlainGPT(start.model_config.model_copy(update={"dropout": 0.0}))
+    model.load_state_dict(plain_init(start.model_config, 1))
+    loss = plain_loss(model, tokens[:, :-1], tokens[:, 1:], torch.ones(32, length))
+    loss.backward()
+    expected = {tensor: ppo[tensor] + 27.8 * parameter.grad for tensor, parameter in model.named_parameters()}
+    assert_tensors_close(both, expected, relative=PPO_METRIC_RELATIVE)
+    for _, metrics in results[1]:
+        assert metrics["policy_pretrain_loss"] == pytest.approx(float(loss), rel=PPO_METRIC_RELATIVE)
 
 
 def test_rlhf_refuses_a_language_model_as_reward_and_a_reward_model_as_policy(folder, no_process_group):
