@@ -450,7 +450,7 @@ class KlConfig(Frozen):
     """beta in reward - beta * KL (initial value where a target is given); 0.02 as in Ouyang et al. 2022, appendix C.4."""
     estimator: Literal["k1", "k2", "k3"] = "k1"
     """Of the KL of one token, with d = log pi - log pi_ref: k1 = d, k2 = d^2 / 2, k3 = exp(-d) - 1 + d (Schulman, Approximating KL
-    Divergence, 2020). k1 and k3 are unbiased; k2 is not, but never negative, as k3 is."""
+    Divergence, 2020). k1 and k3 are unbiased; k2 and k3 are never negative."""
     where: Literal["reward", "loss"] = "reward"
     """Taken off each token's reward (Ouyang et al. 2022, eq. 2), or added to the policy's loss (Shao et al. 2024, eq. 3)."""
     target: float | None = Field(None, gt=0)
