@@ -37,7 +37,7 @@ ON_ONE_RANK = RoleConfig(ranks=[0])
 VARIANTS = {
     "ppo": {},
     "grpo": {"ppo": {"advantage": "grpo", "samples_per_prompt": 16}},
-    "grpo_kl_in_the_loss": {"ppo": {"advantage": "grpo", "samples_per_prompt": 16, "grpo_divide_by_std": False}, "kl": {"where": "loss", "estimator": "k3"}},
+    "grpo_kl_in_the_loss": {"ppo": {"advantage": "grpo", "samples_per_prompt": 16, "grpo_divide_by_std": False}, "kl": {"where": "loss"}},
     "rloo": {"ppo": {"advantage": "rloo", "samples_per_prompt": 16}},
 }
 
@@ -60,7 +60,7 @@ def config_of(folder, seed: int, ppo: dict, kl: dict, beta: float) -> RlhfConfig
         policy_optimizer=OptimizerConfig(lr=1e-2, weight_decay=0.0, schedule="linear", min_lr_ratio=0.0),
         value_optimizer=OptimizerConfig(lr=1e-2, weight_decay=0.0),
         prompts=PromptsConfig(files=[str(folder / "prompts.jsonl")], max_prompt_length=8, max_response_length=2, eval_prompts=1),
-        ppo=PpoConfig(steps=100, rollout_batch_size=128, minibatch_size=64, micro_batch_size=64, epochs=4, ema_decay=None, **ppo),
+        ppo=PpoConfig(steps=200, rollout_batch_size=128, minibatch_size=64, micro_batch_size=64, epochs=4, ema_decay=None, **ppo),
         kl=KlConfig(coefficient=beta, **kl),
     )
 

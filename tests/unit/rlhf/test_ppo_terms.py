@@ -39,14 +39,14 @@ def test_kl_estimators_by_hand():
     logprobs, reference_logprobs = torch.tensor([-1.0, -2.0]), torch.tensor([-1.5, -1.0])  # d = 0.5, -1
     expected = {"k1": [0.5, -1.0], "k2": [0.125, 0.5], "k3": [math.exp(-0.5) - 0.5, math.e - 2.0]}
     for name, values in expected.items():
-        assert kl_estimate(name, logprobs, reference_logprobs).tolist() == pytest.approx(values, abs=1e-6)
+        assert kl_estimate(name, logprobs, reference_logprobs, torch.ones(2)).tolist() == pytest.approx(values, abs=1e-6)
 
 
 @pytest.mark.parametrize("estimator", ["k1", "k3"])
 def test_kl_estimators_mean_is_the_kl(estimator):
     pi, _, ref = distributions()
     logprobs = pi.log_softmax(-1)
-    mean = (logprobs.exp() * kl_estimate(estimator, logprobs, ref.log_softmax(-1))).sum()
+    mean = (logprobs.exp() * kl_estimate(estimator, logprobs, ref.log_softmax(-1), torch.ones(VOCABULARY))).sum()
     assert float(mean) == pytest.approx(float(kl_divergence(pi, ref)), rel=1e-12)
 
 
@@ -56,7 +56,7 @@ def test_kl_estimator_k2_is_the_kl_to_second_order_only():
     for step in (1.0, 0.01, 0.001):
         near = pi + step * (ref - pi)  # the two distributions approach each other as step falls
         logprobs, reference_logprobs = pi.log_softmax(-1), near.log_softmax(-1)
-        mean = (logprobs.exp() * kl_estimate("k2", logprobs, reference_logprobs)).sum()
+        mean = (logprobs.exp() * kl_estimate("k2", logprobs, reference_logprobs, torch.ones(VOCABULARY))).sum()
         errors.append(abs(float(mean - kl_divergence(pi, near))))
     assert errors[0] > 1e-2
     assert errors[1] / errors[2] > 500  # cubic in the step: the KL itself falls by 100
@@ -90,7 +90,7 @@ def test_kl_in_the_loss_has_an_unbiased_gradient_with_k1_and_k3(estimator, on_po
 
 def test_kl_in_the_loss_leaves_hidden_tokens_alone():
     logprobs = torch.tensor([[-1.0, 300.0]], requires_grad=True)
-    loss = kl_loss("k3", logprobs, torch.tensor([[-1.0, 0.0]]), torch.tensor([[-2.0, 290.0]]), torch.tensor([[1.0, 0.0]]))
+    loss = kl_loss("k3", logprobs, torch.tensor([[-1.0, 0.0]]), torch.tensor([[-2.0, 900.0]]), torch.tensor([[1.0, 0.0]]))
     loss.backward()
     assert loss.item() == pytest.approx(math.exp(-1.0), abs=1e-6) and logprobs.grad[0, 1] == 0
 
@@ -116,7 +116,7 @@ def test_reward_is_clipped_before_the_penalties_are_taken_off():
 def test_reward_never_lands_on_padding():
     """The last valid token gets it, whatever follows; a row's rewards sum to final - beta KL."""
     mask = torch.tensor([[0.0, 1, 1, 0, 0], [1.0, 1, 1, 1, 1]])
-    rewards = token_rewards(torch.tensor([3.0, -2.0]), torch.full((2, 5), 0.5), mask, kl_coefficient=0.2)
+    rewards = token_rewards(torch.tensor([3.0, -2.0]), 0.5 * mask, mask, kl_coefficient=0.2)
     assert rewards.tolist() == [pytest.approx([0, -0.1, 2.9, 0, 0]), pytest.approx([-0.1, -0.1, -0.1, -0.1, -2.1])]
 
 
