@@ -131,7 +131,8 @@ class StageOutput:
         return checkpoints[0].state
 
     def save(
-        self, step: int, engine: Engine, model: ModelConfig, *, head: str, subfolder: str = "", average: Iterator[tuple[str, Tensor]] | None = None, **state: Any
+        self, step: int, engine: Engine, model: ModelConfig, *, head: str, subfolder: str = "",
+        average: Iterator[tuple[str, Tensor]] | None = None, **state: Any,
     ) -> Path:
         """Begin to save a checkpoint of one model beside the training; all ranks of its grid call this.
 

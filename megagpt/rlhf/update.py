@@ -83,7 +83,8 @@ def update(
         if ppo.target_kl is not None and summed.get("update_kl", 0.0) / count > ppo.target_kl:
             break
     means = {name: total / tokens_seen for name, total in totals.items()}
-    return {**means, "grad_norm": float(np.mean(norms)), "updates": len(norms), **{f"first_{name}": value for name, value in first.items() if name == "ratio_error"}}
+    firsts = {f"first_{name}": value for name, value in first.items() if name == "ratio_error"}
+    return {**means, "grad_norm": float(np.mean(norms)), "updates": len(norms), **firsts}
 
 
 def _with_text(loss: Callable, mix: PretrainMix, weight: float, sums: tuple[str, ...]) -> Callable:

@@ -87,7 +87,10 @@ def ppo_config(folder, where: PlacementConfig, kl: KlConfig = KlConfig(coefficie
         value_optimizer=OPTIMIZER,
         prompts=PromptsConfig(files=[str(folder / "prompts.jsonl")], max_prompt_length=32, max_response_length=8, eval_prompts=8),
         ppo=PpoConfig(
-            **{"steps": 4, "rollout_batch_size": 16, "minibatch_size": 8, "micro_batch_size": 2, "temperature": 0.7, "missing_eos_penalty": 0.5, "epochs": 2, "ema_decay": 0.7} | ppo
+            **{
+                "steps": 4, "rollout_batch_size": 16, "minibatch_size": 8, "micro_batch_size": 2, "epochs": 2, "temperature": 0.7,
+                "missing_eos_penalty": 0.5, "ema_decay": 0.7,
+            } | ppo
         ),
         kl=kl,
     )
@@ -172,6 +175,11 @@ def averages(config: RlhfConfig):
         seen.append(held_here(average.canonical_parameters()))
         average.load(Checkpoint.open(find_checkpoint(config.policy, RunFolder(config.run))))
         return [*seen, held_here(average.canonical_parameters())]
+
+
+def values_at_the_start(config: RlhfConfig) -> dict[str, Tensor]:
+    with ppo_trainer(config) as trainer:
+        return {} if trainer.models.value is None else held_here(trainer.models.value.canonical_parameters())
 
 
 def policy_gradients(config: RlhfConfig) -> tuple[dict[str, Tensor], dict[str, float]]:
@@ -290,6 +298,19 @@ def test_rlhf_moving_average_by_hand_and_as_it_was_saved(folder, name):
         expected = {tensor: 0.7 * expected[tensor] + 0.3 * weights[tensor] for tensor in start}
     assert_tensors_close(average, expected, relative=1e-6)
     assert all(torch.equal(loaded[tensor], start[tensor]) for tensor in start)
+
+
+def test_rlhf_value_model_starts_from_the_reward_model_or_from_the_policy(folder):
+    config = ppo_config(folder, ONE_RANK)
+    alone = config.model_copy(update={
+        "reward": None, "reward_function": "tests.helpers.rewards:letters", "placement": placement(on(0), on(0), None, on(0)),
+    })  # fmt: skip
+    for start, settings in (("reward", config), ("sft", alone)):
+        (values,) = run_ranks(1, values_at_the_start, settings)
+        with Checkpoint.open(find_checkpoint(start, RunFolder(config.run))).tensors("model") as stored:
+            shared = [name for name in values if start == "reward" or not name.startswith("scalar_head.")]
+            assert all(torch.equal(values[name], stored(name)) for name in shared)
+        assert len(shared) == len(values) - 2 * (start == "sft") and values["scalar_head.weight"].abs().max() > 0
 
 
 @pytest.mark.parametrize("name", ["one_rank", "policy_tp2", "policy_pp2", "policy_zero3"])

@@ -1,13 +1,14 @@
 """The switchable terms of PPO: hand numbers, exact expectations over a small vocabulary, finite sums. The core is in test_ppo_math."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 
-from megagpt.config.schema import KlConfig, PpoConfig
+from megagpt.config.schema import KlConfig, PlacementConfig, PpoConfig, PromptsConfig, RlhfConfig, RoleConfig, RunConfig
 from megagpt.kernels import reference
 from megagpt.parallel.grid import Grid
 from megagpt.parallel.route import replica_rows, share_rows
@@ -16,6 +17,7 @@ from megagpt.rlhf.kl import ESTIMATORS, KlController, kl_estimate, kl_loss
 from megagpt.rlhf.loss import policy_loss, surrogate
 from megagpt.rlhf.running import RunningMoments
 from megagpt.rlhf.score import advantages_of
+from megagpt.rlhf.update import PpoBatch, policy_loss_of
 from tests.helpers.spawn import run_ranks
 
 VOCABULARY = 7
@@ -72,10 +74,8 @@ def expected_gradient(estimator: str, logits: torch.Tensor, old: torch.Tensor, r
     """Of kl_loss with respect to the policy's logits, over a token drawn by pi_old."""
     logits = logits.clone().requires_grad_()
     logprobs, old_logprobs, mask = logits.log_softmax(-1), old.log_softmax(-1), torch.ones(1, dtype=torch.float64)
-    total = sum(
-        old_logprobs[token].exp() * kl_loss(estimator, logprobs[token : token + 1], old_logprobs[token : token + 1], ref.log_softmax(-1)[token : token + 1], mask)
-        for token in range(VOCABULARY)
-    )
+    tokens = zip(logprobs.split(1), old_logprobs.split(1), ref.log_softmax(-1).split(1))
+    total = sum(before.exp().squeeze() * kl_loss(estimator, now, before, reference_logprob, mask) for now, before, reference_logprob in tokens)
     return torch.autograd.grad(total, logits)[0]
 
 
@@ -265,3 +265,34 @@ def test_whitening_over_four_ranks_equals_one_rank():
     assert (apart - expected).abs().max() > 0.5
     for found in run_ranks(4, whitened_here, values, mask):
         assert torch.equal(found, expected)
+
+
+# ---------------------------------------------------------------- all of it together
+
+
+@pytest.mark.parametrize("where", ["reward", "loss"])
+def test_policy_loss_of_the_configuration_by_hand(where):
+    """From logits: the surrogate, less 0.3 entropies, and with the KL where that is in the loss; nothing outside the response."""
+    generator = torch.Generator().manual_seed(7)
+    logits, tokens = torch.randn(2, 5, VOCABULARY, generator=generator), torch.randint(0, VOCABULARY, (2, 5), generator=generator)
+    old, ref, advantages = (torch.randn(2, 4, generator=generator) - 2.0 for _ in range(3))
+    mask = torch.tensor([[0.0, 1, 1, 0], [0.0, 0, 1, 1]])
+    config = RlhfConfig(
+        run=RunConfig(name="toy"), placement=PlacementConfig(policy=RoleConfig(ranks=[0]), reference=RoleConfig(ranks=[0])),
+        prompts=PromptsConfig(files=[], max_prompt_length=1, max_response_length=1), kl=KlConfig(where=where, estimator="k3"),
+        ppo=PpoConfig(steps=1, micro_batch_size=1, temperature=0.7, entropy_coefficient=0.3),
+    )  # fmt: skip
+    model = SimpleNamespace(groups=SimpleNamespace(collection=SimpleNamespace(tp=None)), shape=SimpleNamespace(vocab_size=VOCABULARY))
+    batch = PpoBatch(tokens, torch.arange(2), mask, old, ref, advantages, None, None)
+    loss, report = policy_loss_of(SimpleNamespace(model=model), config, kl_coefficient=0.5)(logits, batch)
+
+    expected, entropies = 0.0, 0.0
+    for row, place in mask.nonzero().tolist():
+        p = (logits[row, place].double() / 0.7).softmax(-1)
+        new, reference_p = p[tokens[row, place + 1]], ref[row, place].double().exp()
+        ratio, advantage = new / old[row, place].double().exp(), float(advantages[row, place])
+        expected -= min(ratio * advantage, min(max(ratio, 0.8), 1.2) * advantage)
+        entropies += -(p * p.log()).sum()
+        expected += 0.5 * ratio * (reference_p / new - 1 - (reference_p / new).log()) if where == "loss" else 0.0
+    assert loss.item() == pytest.approx(float(expected - 0.3 * entropies), rel=1e-5)
+    assert report["entropy"].item() == pytest.approx(float(entropies), rel=1e-5) and report["policy_loss"].item() == loss.item()
