@@ -37,7 +37,6 @@ ON_ONE_RANK = RoleConfig(ranks=[0])
 VARIANTS = {
     "ppo": {},
     "grpo": {"ppo": {"advantage": "grpo", "samples_per_prompt": 16}},
-    "grpo_kl_in_the_loss": {"ppo": {"advantage": "grpo", "samples_per_prompt": 16, "grpo_divide_by_std": False}, "kl": {"where": "loss"}},
     "rloo": {"ppo": {"advantage": "rloo", "samples_per_prompt": 16}},
 }
 
