@@ -452,7 +452,8 @@ class KlConfig(Frozen):
     """Of the KL of one token, with d = log pi - log pi_ref: k1 = d, k2 = d^2 / 2, k3 = exp(-d) - 1 + d (Schulman, Approximating KL
     Divergence, 2020). k1 and k3 are unbiased; k2 and k3 are never negative."""
     where: Literal["reward", "loss"] = "reward"
-    """Taken off each token's reward (Ouyang et al. 2022, eq. 2), or added to the policy's loss (Shao et al. 2024, eq. 3)."""
+    """Taken off each token's reward (Ouyang et al. 2022, eq. 2), or added to the policy's loss (Shao et al. 2024, eq. 3): there
+    without a gradient for what a token does to the KL of those after it, and with more noise near the optimum."""
     target: float | None = Field(None, gt=0)
     """Adaptive controller (Ziegler et al. 2019, section 2.2): KL aimed at, nats a response; default: fixed coefficient."""
     horizon: int = Field(10000, gt=0)
