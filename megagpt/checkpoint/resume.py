@@ -29,13 +29,14 @@ def require_same(folders: Sequence[Path], fixed: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: the newest checkpoint was made with another value of something fixed.
     """
+    steps = common_steps(folders) or common_steps(folders[:1])  # other models than before: there is no step of all of these
     for folder in folders:
-        for step in common_steps(folders)[-1:]:
+        for step in steps[-1:]:
             path = folder / "checkpoints" / f"step_{step}"
             try:
                 stored = _flat(read_json(path, STATE).get("fixed", {}))
             except CheckpointError:
-                continue  # damaged: `last_good` will say so
+                continue  # damaged, which `last_good` will say, or not there
             for name, value in _flat(fixed).items():
                 if stored.get(name) != value:
                     raise ConfigError(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from megagpt.checkpoint.layout import HeldOut, SaveError, identity, prune
 from megagpt.checkpoint.load import Checkpoint
@@ -100,7 +101,7 @@ class StageOutput:
         """Put engines into the state of the last good checkpoint; all ranks of the job call this.
 
         Args:
-            engines: in the order of `subfolders`; None for a model that this rank does not hold.
+            engines: in the order of `subfolders`; None for a model that this rank does not hold, or that has no engine of its own.
 
         Returns:
             The first one's state.json, or None to start from the beginning.
@@ -109,6 +110,10 @@ class StageOutput:
         if state is not None:
             say(f"[{self.config.stage}] goes on after step {state['step']}")
         return state
+
+    def resumed(self, subfolder: str) -> Checkpoint | None:
+        """What a model in this subfolder went on from."""
+        return self._resumed.get(subfolder)
 
     def reload(self, *engines: Engine | None) -> dict[str, Any] | None:
         """The same in the middle of a run, from what it has saved so far."""
@@ -126,7 +131,8 @@ class StageOutput:
         return checkpoints[0].state
 
     def save(
-        self, step: int, engine: Engine, model: ModelConfig, *, head: str, subfolder: str = "", held_out: HeldOut | None = None, **state: Any
+        self, step: int, engine: Engine, model: ModelConfig, *, head: str, subfolder: str = "", held_out: HeldOut | None = None,
+        average: Iterator[tuple[str, Tensor]] | None = None, **state: Any,
     ) -> Path:
         """Begin to save a checkpoint of one model beside the training; all ranks of its grid call this.
 
@@ -134,6 +140,7 @@ class StageOutput:
             head: `lm` or `scalar`.
             subfolder: within the stage's folder, where a stage saves several models.
             held_out: how the model did on held-out data; the best of those is never removed, and is what later stages take.
+            average: canonical tensors to save instead of the engine's weights, without its optimizer.
             state: counters and statistics that later stages or a resume need.
         """
         resumed = self._resumed.get(subfolder)
@@ -145,9 +152,9 @@ class StageOutput:
                 prune=lambda: prune(self._folders, self.config.every.keep, self.config.every.keep_every),
             )
         dtype = engine.model.layout.dtype
-        weights = ((name, tensor.to(dtype)) for name, tensor in engine.canonical_parameters())
+        weights = ((name, tensor.to(dtype)) for name, tensor in (engine.canonical_parameters() if average is None else average))
         return self._savers[subfolder].save(
-            step, {"model": weights, "optimizer": optimizer_tensors(engine)},
+            step, {"model": weights, "optimizer": optimizer_tensors(engine) if average is None else iter(())},
             {
                 "stage": self.config.stage, "head": head, "model": model.model_dump(mode="json"), "seed": self.config.run.seed,
                 "tokenizer_hash": self.tokenizer.content_hash, "parents": self._parents, "code": code_version(),

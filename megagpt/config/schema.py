@@ -477,9 +477,10 @@ class KlConfig(Frozen):
     """beta in reward - beta * KL (initial value where a target is given); 0.02 as in Ouyang et al. 2022, appendix C.4."""
     estimator: Literal["k1", "k2", "k3"] = "k1"
     """Of the KL of one token, with d = log pi - log pi_ref: k1 = d, k2 = d^2 / 2, k3 = exp(-d) - 1 + d (Schulman, Approximating KL
-    Divergence, 2020). k1 and k3 are unbiased; k2 is not, but never negative, as k3 is."""
+    Divergence, 2020). k1 and k3 are unbiased; k2 and k3 are never negative."""
     where: Literal["reward", "loss"] = "reward"
-    """Taken off each token's reward (Ouyang et al. 2022, eq. 2), or added to the policy's loss (Shao et al. 2024, eq. 3)."""
+    """Taken off each token's reward (Ouyang et al. 2022, eq. 2), or added to the policy's loss (Shao et al. 2024, eq. 3): there
+    without a gradient for what a token does to the KL of those after it, and with more noise near the optimum."""
     target: float | None = Field(None, gt=0)
     """Adaptive controller (Ziegler et al. 2019, section 2.2): KL aimed at, nats a response; default: fixed coefficient."""
     horizon: int = Field(10000, gt=0)
@@ -619,6 +620,17 @@ class DoctorConfig(Frozen):
     """Returns to a checkpoint; after these `rollback` pauses."""
 
 
+class PretrainMixConfig(Frozen):
+    """PPO-ptx: the policy learns pre-training text in the same optimizer steps (Ouyang et al. 2022, eq. 2 and appendix C.4)."""
+
+    data: Annotated[list[BlendSource], BeforeValidator(_as_blend)]
+    """Token files, as `data.train` of pre-training."""
+    coefficient: float = Field(27.8, gt=0, allow_inf_nan=False)
+    """Factor of the text's loss, a mean over tokens as PPO's is."""
+    rows_per_response: int = Field(8, gt=0)
+    """Rows of text, each as long as prompt and response together, for every response of a minibatch."""
+
+
 class RlhfGates(Frozen):
     """Checks at the end of PPO, on prompts kept apart."""
 
@@ -650,6 +662,8 @@ class RlhfConfig(Frozen):
     prompts: PromptsConfig
     ppo: PpoConfig
     kl: KlConfig = KlConfig()
+    pretrain_mix: PretrainMixConfig | None = None
+    """Default: PPO alone."""
     held_out_reward: str | None = None
     """Checkpoint of another reward model, trained on other rankings: evaluations report what it says, and the doctor looks for a reward that rises
     while this one falls; the policy never trains on it."""

@@ -101,6 +101,8 @@ def _memory(config: RlhfConfig, jobs: dict[str, Job]) -> dict[str, Memory]:
     worst: dict[str, Memory] = {}
     for roles in held:
         base = sum((memory.resident(jobs[role], stage, role in TRAINED) for role, stage in roles), start=Memory())
+        if config.ppo.ema_decay is not None and "policy" in dict(roles):
+            base += Memory(weights=memory.resident(jobs["policy"], dict(roles)["policy"]).weights)  # the moving average
         for phase, extra in _phases(config, jobs, dict(roles)).items():
             worst[phase] = max(worst.get(phase, base), base + extra, key=lambda found: found.total)
     return worst
@@ -201,6 +203,9 @@ def _petaflop_s_days(plan: PpoPlan, attention: bool) -> float:
 def as_json(plan: PpoPlan) -> dict[str, Any]:
     """One object with everything the plan says; bytes, seconds, hours."""
     sizes = {role: num_parameters(job.shape, job.scalar_head) for role, job in plan.jobs.items()}
+    saved = [memory.checkpoint_bytes(sizes[role], plan.jobs[role].dtype, plan.jobs[role].optimizer) for role in TRAINED if role in sizes]
+    if plan.config.ppo.ema_decay is not None:
+        saved.append(memory.checkpoint_bytes(sizes["policy"], plan.jobs["policy"].dtype, "none"))
     hours, price = plan.seconds_per_step * plan.config.ppo.steps / 3600, plan.hardware.price_per_device_hour
     return {
         "stage": "rlhf",
@@ -217,7 +222,7 @@ def as_json(plan: PpoPlan) -> dict[str, Any]:
         "fits": plan.fits,
         "memory": {phase: asdict(parts) for phase, parts in plan.memory.items()},
         "memory_note": memory.CPU_NOTE if plan.hardware.kind == "cpu" else None,
-        "checkpoint_bytes": sum(memory.checkpoint_bytes(sizes[role], plan.jobs[role].dtype, plan.jobs[role].optimizer) for role in TRAINED if role in sizes),
+        "checkpoint_bytes": sum(saved),
         "seconds_per_step": plan.seconds_per_step,
         "seconds_of_a_step": plan.seconds,
         "hours": hours,

@@ -26,12 +26,12 @@ def token_rewards(final: Tensor, kl: Tensor, mask: Tensor, *, kl_coefficient: fl
     """r_t = -beta KL_t on each response token, plus the whole response's reward on the last (Ouyang et al. 2022, eq. 2).
 
     Args:
-        final: [n]; kl: [n, P] estimates; mask: [n, P].
+        final: [n]; kl: [n, P] estimates, 0 outside the response; mask: [n, P].
 
     Returns:
         [n, P]
     """
-    return (-kl_coefficient * kl * mask).scatter_add(1, _last(mask)[:, None], final[:, None])
+    return (-kl_coefficient * kl).scatter_add(1, _last(mask)[:, None], final[:, None])
 
 
 def _last(mask: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from megagpt.engine.sharding import useful_zero_stage
 from megagpt.model.gpt import GPT
 from megagpt.parallel.grid import Grid
 from megagpt.parallel.groups import Groups, build_groups
+from megagpt.rlhf.ema import WeightAverage
 from megagpt.rlhf.reward_function import RewardFunction, load_reward_function
 from megagpt.runtime.log import say
 from megagpt.tokenizer.tokenizer import Tokenizer
@@ -31,6 +32,8 @@ class FourModels:
     value: Engine | None
     reference: GPT | None
     reward: GPT | None
+    average: WeightAverage | None
+    """Of the policy's weights, where it is kept."""
     reward_mean: float
     """Mean raw score of the best-ranked held-out answers …"""
     reward_std: float
@@ -89,9 +92,11 @@ def build_four_models(
     if reward is not None and config.ppo.normalise_reward != "none":
         mean, std = reward.state["reward_mean"], reward.state["reward_std"]
 
+    learner, decay = train("policy", config.policy_optimizer), config.ppo.ema_decay
     models = FourModels(
-        grids, groups, policy=train("policy", config.policy_optimizer), value=train("value", config.value_optimizer),
+        grids, groups, policy=learner, value=train("value", config.value_optimizer),
         reference=load("reference"), reward=load("reward"),
+        average=None if learner is None or decay is None else WeightAverage(learner, decay),
         reward_mean=mean, reward_std=std, reward_function=function, tokenizer=tokenizer, held_out=load("held_out"),
         **({} if held_out is None else {"held_out_mean": held_out.state["reward_mean"], "held_out_std": held_out.state["reward_std"]}),
     )

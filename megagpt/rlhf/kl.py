@@ -14,13 +14,15 @@ ESTIMATORS = {
 """Of KL(pi || pi_ref) from tokens sampled by pi, as functions of log pi - log pi_ref (Schulman, Approximating KL Divergence, 2020)."""
 
 
-def kl_estimate(estimator: str, logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
-    """One estimate for each sampled token; the mean of k1's and of k3's is the KL, that of k2's is near it where the two are near each other.
+def kl_estimate(estimator: str, logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor) -> Tensor:
+    """One estimate for each sampled token, 0 where the mask is; the mean of k1's and of k3's is the KL, that of k2's is near it where the two
+    distributions are near each other. A token that pi sampled although pi_ref likes it much more gives k3 a huge value: far from pi_ref, and in
+    the loss, k1 is the quieter one.
 
     Args:
-        both [...], of the same tokens.
+        all [b, P].
     """
-    return ESTIMATORS[estimator](logprobs - reference_logprobs)
+    return ESTIMATORS[estimator]((logprobs - reference_logprobs) * mask)  # masked first: what padding would give may be infinite
 
 
 def kl_loss(estimator: str, logprobs: Tensor, old_logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor) -> Tensor:
@@ -35,7 +37,7 @@ def kl_loss(estimator: str, logprobs: Tensor, old_logprobs: Tensor, reference_lo
         all [b, P].
     """
     ratio = ((logprobs - old_logprobs) * mask).exp()
-    return (ratio * kl_estimate(estimator, logprobs, reference_logprobs) * mask).sum()
+    return (ratio * kl_estimate(estimator, logprobs, reference_logprobs, mask)).sum()
 
 
 class KlController:

@@ -37,7 +37,8 @@ def load_reward_function(name: str) -> ScoreFunction:
     try:
         function = getattr(importlib.import_module(module_name), function_name, None)
     except Exception as error:  # whatever a user's module does while it is imported
-        raise ConfigError(f"reward_function = {name}: {module_name} cannot be imported ({type(error).__name__}: {error}); PYTHONPATH must name its folder") from error
+        reason = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"reward_function = {name}: {module_name} cannot be imported ({reason}); PYTHONPATH must name its folder") from error
     if not callable(function):
         raise ConfigError(f"reward_function = {name}: {module_name} has no function {function_name}")
     return function

@@ -133,7 +133,7 @@ def score(
         shaped, rollout.stopped, rollout.response_lengths,
         clip_reward=ppo.clip_reward, missing_eos_penalty=ppo.missing_eos_penalty, length_penalty=ppo.length_penalty,
     )
-    kl = kl_estimate(config.kl.estimator, logprobs, reference_logprobs)
+    kl = kl_estimate(config.kl.estimator, logprobs, reference_logprobs, mask)
     rewards = token_rewards(final, kl, mask, kl_coefficient=kl_coefficient if config.kl.where == "reward" else 0.0)
     advantages, returns = advantages_of(rewards, values, mask, ppo)
     return Experience(rollout, mask, logprobs, reference_logprobs, scores, advantages, values, returns, sampler_gap)

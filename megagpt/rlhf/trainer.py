@@ -20,6 +20,7 @@ from megagpt.config.schema import RlhfConfig
 from megagpt.config.show import content_hash
 from megagpt.data.order import step_rows
 from megagpt.data.prompts import EncodedPrompt, load_prompts
+from megagpt.data.token_data import TokenData
 from megagpt.engine.schedule import learning_rate
 from megagpt.parallel.placement import build_grids
 from megagpt.parallel.route import share_numbers
@@ -28,11 +29,12 @@ from megagpt.rlhf.evaluate import Evaluation, evaluate, win_rate
 from megagpt.rlhf.experience import Experience
 from megagpt.rlhf.four_models import FourModels, build_four_models
 from megagpt.rlhf.kl import KlController
+from megagpt.rlhf.pretrain_mix import PretrainMix, open_pretrain_mix
 from megagpt.rlhf.reward_function import load_reward_function
 from megagpt.rlhf.rollout import roll_out
 from megagpt.rlhf.running import RunningMoments
 from megagpt.rlhf.score import score
-from megagpt.rlhf.update import POLICY_SUMS, VALUE_SUMS, policy_loss_of, update, value_loss_of
+from megagpt.rlhf.update import MIX_SUM, POLICY_SUMS, VALUE_SUMS, policy_loss_of, update, value_loss_of
 from megagpt.runtime import atomic
 from megagpt.runtime.distributed import World, start, world_size_from_environment
 from megagpt.runtime.log import is_main_rank, left_out, say
@@ -77,23 +79,35 @@ def fit(config: RlhfConfig, original: str = "") -> Path:
     tokenizer = policy_start.tokenizer()
     files = [str(run.resolve(path)) for path in config.prompts.files]
     prompts = load_prompts(config.prompts.model_copy(update={"files": files}), tokenizer)
+    texts = open_pretrain_mix(config, tokenizer)
 
     fixed = {
         "prompts": content_hash(repr([prompt.tokens for prompt in prompts.train])), "ppo": {"rollout_batch_size": config.ppo.rollout_batch_size},
         "policy_optimizer": {"name": config.policy_optimizer.name}, "value_optimizer": {"name": config.value_optimizer.name},
     }
+    saved = {"": "policy"} | ({"value": "value"} if "value" in grids else {}) | ({"ema": "moving average"} if config.ppo.ema_decay is not None else {})
+    if texts is not None:
+        fixed["pretrain_mix"] = texts.fingerprint
+    fixed["models"] = list(saved.values())
     parents = {"policy": policy_start} | ({} if reward_start is None else {"reward": reward_start})
-    output = StageOutput(config, tokenizer, parents, original=original, fixed=fixed, subfolders=("", *(["value"] if "value" in grids else [])))
+    output = StageOutput(config, tokenizer, parents, original=original, fixed=fixed, subfolders=tuple(saved))
 
     world = start(config.run.device, config.run.timeout_seconds)
     folder = output.open(world.device)
     models = build_four_models(config, grids, policy_start, reward_start, world.device, held_out)
-    trainer = Trainer(config, world, models, tokenizer, prompts.train)
+    trainer = Trainer(config, world, models, tokenizer, prompts.train, texts)
     eval_prompts = prompts.evaluation
     total = config.ppo.steps
     say(f"[rlhf] {len(prompts.train)} prompts, {len(eval_prompts)} kept apart{left_out(prompts.dropped)}")
-    engines = (models.policy, *([models.value] if "value" in grids else []))
-    resumed = output.resume(*engines) or {"step": 0}
+    engines = [{"": models.policy, "value": models.value}.get(subfolder) for subfolder in saved]
+
+    def restored(state: dict[str, Any] | None) -> dict[str, Any] | None:
+        """The state of a checkpoint that the engines have been put back to, once the policy's average is as well."""
+        if state is not None and models.average is not None and (checkpoint := output.resumed("ema")) is not None:
+            models.average.load(checkpoint)
+        return state
+
+    resumed = restored(output.resume(*engines)) or {"step": 0}
     total = max(total, resumed["step"])
     trainer.load(resumed)
 
@@ -127,7 +141,7 @@ def fit(config: RlhfConfig, original: str = "") -> Path:
         if not findings or findings[0].action == "warn":
             return None
         first = findings[0]
-        if first.action == "rollback" and trainer.doctor.may_roll_back() and (state := output.reload(*engines)) is not None:
+        if first.action == "rollback" and trainer.doctor.may_roll_back() and (state := restored(output.reload(*engines))) is not None:
             trainer.go_back(step, state)
             around.log.go_back(state["step"])
             say(f"[rlhf] doctor: back to step {state['step']}, and on with other prompts")
@@ -172,7 +186,9 @@ def fit(config: RlhfConfig, original: str = "") -> Path:
 class Trainer:
     """State of the PPO loop beside the models: which prompts come next, beta, and the moments of the scores."""
 
-    def __init__(self, config: RlhfConfig, world: World, models: FourModels, tokenizer: Tokenizer, prompts: list[EncodedPrompt]) -> None:
+    def __init__(
+        self, config: RlhfConfig, world: World, models: FourModels, tokenizer: Tokenizer, prompts: list[EncodedPrompt], texts: TokenData | None = None
+    ) -> None:
         self.config, self.world, self.models, self.tokenizer, self.prompts = config, world, models, tokenizer, prompts
         self.kl = KlController(config.kl)
         self.scores = RunningMoments() if config.ppo.normalise_reward == "running" else None
@@ -180,6 +196,9 @@ class Trainer:
         self.skipped_rounds = 0
         """Rounds of prompts that were passed over after going back."""
         self.stop_ids = chat_stop_ids(tokenizer)
+        self.mix = None
+        if models.policy is not None and texts is not None:
+            self.mix = PretrainMix(config.pretrain_mix, config.ppo, texts, models.policy, world.device)
         self._seconds: dict[str, float] = {}
 
     def state(self) -> dict[str, Any]:
@@ -231,12 +250,14 @@ class Trainer:
         """Policy and value learn at the same time where they live on different ranks, one after the other where they share."""
         config, ppo, seed = self.config, self.config.ppo, self.config.run.seed
         found: dict[str, dict[str, float] | None] = {"policy": None, "value": None}
-        reported = {"policy": (*POLICY_SUMS, "grad_norm", "updates", "first_ratio_error"), "value": (*VALUE_SUMS, "grad_norm")}
+        texts = (MIX_SUM,) if config.pretrain_mix is not None else ()
+        reported = {"policy": (*POLICY_SUMS, *texts, "grad_norm", "updates", "first_ratio_error"), "value": (*VALUE_SUMS, "grad_norm")}
         learns = [role for role in reported if role in self.models.grids and (role == "value" or step > ppo.value_warmup_steps)]
         if self.models.policy is not None and "policy" in learns:
             lr = learning_rate(config.policy_optimizer, step, ppo.steps)
             loss = policy_loss_of(self.models.policy, config, self.kl.coefficient)
-            found["policy"] = update(self.models.policy, experience, ppo, loss, POLICY_SUMS, lr=lr, seed=seed, step=step)
+            after = self.models.average.update if self.models.average is not None else lambda: None
+            found["policy"] = update(self.models.policy, experience, ppo, loss, POLICY_SUMS, lr=lr, seed=seed, step=step, after_step=after, mix=self.mix)
         if self.models.value is not None:
             lr = learning_rate(config.value_optimizer, step, ppo.steps)
             found["value"] = update(self.models.value, experience, ppo, value_loss_of(ppo), VALUE_SUMS, lr=lr, seed=seed, step=step)
@@ -294,9 +315,11 @@ def _check_context(config: RlhfConfig, checkpoint: Checkpoint, role: str) -> Non
 
 
 def _save(output: StageOutput, models: FourModels, policy: Checkpoint, reward: Checkpoint, step: int, facts: dict[str, Any]) -> Path:
-    """Policy and value model, each from its own grid. Returns where the policy lies."""
+    """Policy, its average and the value model, each from its own grid. Returns where the policy lies."""
     if models.policy is not None:
         output.save(step, models.policy, policy.model_config, head="lm", **facts)
+    if models.average is not None:
+        output.save(step, models.policy, policy.model_config, head="lm", subfolder="ema", average=models.average.canonical_parameters(), **facts)
     if models.value is not None:
         statistics = {"reward_mean": models.reward_mean, "reward_std": models.reward_std}
         output.save(step, models.value, reward.model_config, head="scalar", subfolder="value", **facts, **statistics)

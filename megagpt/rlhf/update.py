@@ -10,15 +10,18 @@ import torch
 from torch import Tensor
 
 from megagpt.config.schema import PpoConfig, RlhfConfig
+from megagpt.data.batch import TokenBatch
 from megagpt.engine.build import Engine
 from megagpt.model.token_loss import response_statistics
 from megagpt.parallel.collectives import sum_reports
 from megagpt.rlhf.experience import Experience
 from megagpt.rlhf.kl import kl_loss
 from megagpt.rlhf.loss import policy_loss, value_loss
+from megagpt.rlhf.pretrain_mix import PretrainMix
 from megagpt.runtime.random import uniform
 
 POLICY_SUMS = ("policy_loss", "clip_fraction", "ratio_error", "update_kl", "entropy")
+MIX_SUM = "pretrain_loss"
 VALUE_SUMS = ("value_loss", "value_error")
 
 
@@ -45,26 +48,32 @@ def minibatches(ppo: PpoConfig, seed: int, step: int) -> Iterator[np.ndarray]:
 
 def update(
     engine: Engine, experience: Experience, ppo: PpoConfig, loss: Callable, sums: tuple[str, ...], *, lr: float, seed: int, step: int,
-    after_step: Callable[[], None] = lambda: None,
+    after_step: Callable[[], None] = lambda: None, mix: PretrainMix | None = None,
 ) -> dict[str, float]:
     """All optimizer steps of one model on one experience. All ranks of the model's grid call this.
 
     Args:
         loss: (output of the last stage, PpoBatch) -> (summed loss, sums to report).
         after_step: called after every optimizer step.
+        mix: pre-training text for the same steps; its mean loss is reported as `pretrain_loss`.
 
     Returns:
         means over response tokens of the reported sums, the mean gradient norm, the number of optimizer steps, and the first minibatch's
         `ratio_error` (the policy has not moved yet, so it must be 0 up to rounding). The policy's steps end early where `target_kl` says so;
         the sums are the same on all ranks, and so is that decision.
     """
+    sums = sums if mix is None else (*sums, MIX_SUM)
     groups, totals, norms, first, tokens_seen = engine.groups, dict.fromkeys(sums, 0.0), [], {}, 0.0
     length = experience.rollout.tokens.size(1)
-    for rows in minibatches(ppo, seed, step):
+    for number, rows in enumerate(minibatches(ppo, seed, step)):
         mine = rows.reshape(groups.grid.dp, -1, ppo.micro_batch_size)[groups.coordinates.dp]
         batches = [_cut(experience, torch.as_tensor(micro, device=experience.mask.device)) for micro in mine]
         count = float(experience.mask[torch.as_tensor(rows, device=experience.mask.device)].sum())
-        reports = engine.accumulate(batches, loss, denominator=count, rows=ppo.micro_batch_size, length=length)
+        both = loss
+        if mix is not None:
+            texts, num_targets = mix.batches(step, number)
+            batches, both = [*batches, *texts], _with_text(loss, mix, count / num_targets, sums)
+        reports = engine.accumulate(batches, both, denominator=count, rows=ppo.micro_batch_size, length=length)
         norms.append(engine.step(lr))
         after_step()
         summed = sum_reports(groups, reports, sums)
@@ -74,7 +83,21 @@ def update(
         if ppo.target_kl is not None and summed.get("update_kl", 0.0) / count > ppo.target_kl:
             break
     means = {name: total / tokens_seen for name, total in totals.items()}
-    return {**means, "grad_norm": float(np.mean(norms)), "updates": len(norms), **{f"first_{name}": value for name, value in first.items() if name == "ratio_error"}}
+    firsts = {f"first_{name}": value for name, value in first.items() if name == "ratio_error"}
+    return {**means, "grad_norm": float(np.mean(norms)), "updates": len(norms), **firsts}
+
+
+def _with_text(loss: Callable, mix: PretrainMix, weight: float, sums: tuple[str, ...]) -> Callable:
+    """The loss of either kind of microbatch. All of it is divided by the response tokens later, so text weighs response tokens / text tokens."""
+
+    def both(output: Tensor, batch: PpoBatch | TokenBatch):
+        if isinstance(batch, PpoBatch):
+            total, report = loss(output, batch)
+            return total, {**report, MIX_SUM: 0.0}
+        total, nll = mix.loss(output, batch, weight)
+        return total, {**dict.fromkeys(sums, 0.0), MIX_SUM: nll}
+
+    return both
 
 
 def policy_loss_of(engine: Engine, config: RlhfConfig, kl_coefficient: float) -> Callable:

@@ -13,6 +13,7 @@ from megagpt.checkpoint.layout import complete_checkpoints
 from megagpt.config.schema import ModelConfig, RunConfig
 from tests.helpers.tiny_checkpoint import make_checkpoint
 from tests.helpers.tiny_run import demonstrations, finished, megagpt, prompts, rankings, toy_tokenizer, write_rows
+from tests.helpers.token_files import write_token_files
 
 OPTIMIZER = {"lr": 1e-2, "weight_decay": 0.0}
 ON_ONE_RANK = {role: {"ranks": [0]} for role in ("policy", "reference", "reward", "value")}
@@ -28,8 +29,8 @@ STAGES = {
     "rlhf": {
         "policy": "base/sft", "reward": "base/reward", "placement": ON_ONE_RANK, "policy_optimizer": OPTIMIZER, "value_optimizer": OPTIMIZER,
         "prompts": {"files": ["prompts.jsonl"], "max_prompt_length": 40, "max_response_length": 8, "eval_prompts": 4},
-        "ppo": {"steps": 4, "rollout_batch_size": 8, "minibatch_size": 4, "micro_batch_size": 2},
-        "kl": {"coefficient": 0.1, "target": 0.5, "horizon": 40},
+        "ppo": {"steps": 4, "rollout_batch_size": 8, "minibatch_size": 4, "micro_batch_size": 2, "epochs": 2, "normalise_reward": "running"},
+        "pretrain_mix": {"data": "texts", "rows_per_response": 1}, "kl": {"coefficient": 0.1, "target": 0.5, "horizon": 40},
     },
 }  # fmt: skip
 STOPPED_AFTER = 2
@@ -44,6 +45,7 @@ def folder(tmp_path_factory) -> Path:
     make_checkpoint(base, "sft", model, tokenizer, seed=1)
     make_checkpoint(base, "reward", model, tokenizer, seed=2, reward_mean=0.0, reward_std=1.0)
     make_checkpoint(RunConfig(name="other", root=str(folder)), "reward", model, tokenizer, seed=3, reward_mean=0.5, reward_std=2.0)
+    write_token_files(folder / "texts", [[5 + (7 * i + j * j) % 280 for j in range(61)] for i in range(30)])
     for make in (demonstrations, rankings, prompts):
         write_rows(folder / f"{make.__name__}.jsonl", make())
     for stage, config in STAGES.items():
@@ -59,7 +61,7 @@ def steps_of(stage_folder: Path) -> list[int]:
 def result_of(stage_folder: Path) -> tuple[dict, list[dict], dict]:
     """SHA-256 of every tensor file of the last checkpoints, the metrics but the times, and the last state but paths."""
     sums, states = {}, {}
-    for saved in (stage_folder, stage_folder / "value"):
+    for saved in (stage_folder, stage_folder / "value", stage_folder / "ema"):
         for path in complete_checkpoints(saved)[-1:]:
             checksums = json.loads((path / "checksums.json").read_text())
             sums |= {f"{saved.name}/{name}": facts["sha256"] for name, facts in checksums.items() if name.endswith(".safetensors")}
@@ -76,7 +78,7 @@ def test_stage_resume_equals_a_stage_that_was_not_stopped(stage, folder):
     copy = Path(shutil.copytree(folder / "runs/whole", folder / "runs" / f"stopped-{stage}")) / stage
     last = steps_of(copy)[-1]
     assert last > STOPPED_AFTER + 1
-    for saved in (copy, copy / "value"):  # as a kill after that step would leave it, in the middle of the next save
+    for saved in (copy, copy / "value", copy / "ema"):  # as a kill after that step would leave it, in the middle of the next save
         for step in range(STOPPED_AFTER + 1, last + 1):
             path = saved / "checkpoints" / f"step_{step}"
             if path.exists():

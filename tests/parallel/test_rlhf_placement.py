@@ -19,11 +19,13 @@ from megagpt.config.schema import (
     OptimizerConfig,
     PlacementConfig,
     PpoConfig,
+    PretrainMixConfig,
     PromptsConfig,
     RlhfConfig,
     RoleConfig,
     RunConfig,
 )
+from megagpt.data.order import shuffled_item
 from megagpt.data.prompts import load_prompts
 from megagpt.kernels.select import set_kernels
 from megagpt.parallel.placement import build_grids
@@ -31,18 +33,21 @@ from megagpt.rlhf import score as rlhf_score
 from megagpt.rlhf import trainer as rlhf_trainer
 from megagpt.rlhf import update as rlhf_update
 from megagpt.rlhf.four_models import build_four_models
+from megagpt.rlhf.pretrain_mix import open_pretrain_mix
 from megagpt.runtime.distributed import World
 from megagpt.runtime.run_folder import RunFolder
 from tests.helpers.gather import held_here, merge_ranks
+from tests.helpers.plain import PlainGPT, plain_init, plain_loss
 from tests.helpers.spawn import run_ranks
 from tests.helpers.tiny_checkpoint import make_checkpoint
 from tests.helpers.tiny_run import prompts, toy_tokenizer, write_rows
+from tests.helpers.token_files import write_token_files
 from tests.helpers.tolerance import KL_ABSOLUTE, LOG_PROBABILITY_ABSOLUTE, PPO_METRIC_RELATIVE, RATIO_ABSOLUTE, assert_tensors_close
 
 OPTIMIZER = OptimizerConfig(lr=1e-2, eps=1e-5, weight_decay=0.0, clip_grad=0.5)
 
 
-def placement(policy: RoleConfig, reference: RoleConfig, reward: RoleConfig, value: RoleConfig) -> PlacementConfig:
+def placement(policy: RoleConfig, reference: RoleConfig, reward: RoleConfig | None, value: RoleConfig | None) -> PlacementConfig:
     return PlacementConfig(policy=policy, reference=reference, reward=reward, value=value)
 
 
@@ -75,7 +80,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-def ppo_config(folder, where: PlacementConfig, **ppo) -> RlhfConfig:
+def ppo_config(folder, where: PlacementConfig, kl: KlConfig = KlConfig(coefficient=0.1, target=0.5, horizon=40), **ppo) -> RlhfConfig:
     return RlhfConfig(
         run=RunConfig(name="toy", root=str(folder), seed=1),
         placement=where,
@@ -83,9 +88,12 @@ def ppo_config(folder, where: PlacementConfig, **ppo) -> RlhfConfig:
         value_optimizer=OPTIMIZER,
         prompts=PromptsConfig(files=[str(folder / "prompts.jsonl")], max_prompt_length=32, max_response_length=8, eval_prompts=8),
         ppo=PpoConfig(
-            **{"steps": 4, "rollout_batch_size": 16, "minibatch_size": 8, "micro_batch_size": 2, "temperature": 0.7, "missing_eos_penalty": 0.5, "epochs": 2} | ppo
+            **{
+                "steps": 4, "rollout_batch_size": 16, "minibatch_size": 8, "micro_batch_size": 2, "epochs": 2, "temperature": 0.7,
+                "missing_eos_penalty": 0.5, "ema_decay": 0.7,
+            } | ppo
         ),
-        kl=KlConfig(coefficient=0.1, target=0.5, horizon=40),
+        kl=kl,
     )
 
 
@@ -109,11 +117,11 @@ def recorded(module, name: str):
 def ppo_trainer(config: RlhfConfig):
     """What `fit` builds before its loop."""
     world = World(dist.get_rank(), dist.get_world_size(), dist.get_rank(), dist.get_world_size(), torch.device("cpu"))
-    policy, reward = (Checkpoint.open(find_checkpoint(where, RunFolder(config.run))) for where in (config.policy, config.reward))
-    assert policy.model_config.dropout == reward.model_config.dropout == 0.1
+    policy, reward = (where and Checkpoint.open(find_checkpoint(where, RunFolder(config.run))) for where in (config.policy, config.reward))
+    assert all(checkpoint.model_config.dropout == 0.1 for checkpoint in (policy, reward) if checkpoint is not None)
     tokenizer = policy.tokenizer()
     models = build_four_models(config, build_grids(config.placement, world.size), policy, reward, world.device)
-    trainer = rlhf_trainer.Trainer(config, world, models, tokenizer, load_prompts(config.prompts, tokenizer).train)
+    trainer = rlhf_trainer.Trainer(config, world, models, tokenizer, load_prompts(config.prompts, tokenizer).train, open_pretrain_mix(config, tokenizer))
     trainer.stop_ids = tuple(range(0, tokenizer.vocab_size, 7))  # random weights hardly ever say <|end|>; lengths shall differ
     yield trainer
     for engine in (models.policy, models.value):
@@ -143,14 +151,57 @@ def before_the_first_update(config: RlhfConfig) -> dict[str, float | Tensor]:
 
 
 def two_steps(config: RlhfConfig):
-    """Metrics of two steps with the kernels of the configuration, and what this rank holds of policy and value after them."""
+    """Metrics of two steps with the kernels of the configuration, and what this rank holds of policy, value and moving average after them."""
     set_kernels(config.kernels)
     with ppo_trainer(config) as trainer:
         metrics = [{name: value for name, value in trainer.step(step).items() if not name.endswith("_seconds")} for step in (1, 2)]
-        engines = (trainer.models.policy, trainer.models.value)
+        engines = (trainer.models.policy, trainer.models.value, trainer.models.average)
         parameters = [{} if engine is None else held_here(engine.canonical_parameters()) for engine in engines]
     set_kernels("auto")
     return metrics, parameters
+
+
+def averages(config: RlhfConfig):
+    """Of one step: the policy before it and after each of its updates, and the moving average after it, by canonical name; and what the average
+    holds once it has read the checkpoint that the policy started from."""
+    with ppo_trainer(config) as trainer:
+        policy, average = trainer.models.policy, trainer.models.average
+        if policy is None:
+            trainer.step(1)
+            return [{}] * 7
+        seen, update = [held_here(policy.canonical_parameters())], average.update
+
+        def watched():
+            update()
+            seen.append(held_here(policy.canonical_parameters()))
+
+        with mock.patch.object(average, "update", watched):
+            trainer.step(1)
+        seen.append(held_here(average.canonical_parameters()))
+        average.load(Checkpoint.open(find_checkpoint(config.policy, RunFolder(config.run))))
+        return [*seen, held_here(average.canonical_parameters())]
+
+
+def values_at_the_start(config: RlhfConfig) -> dict[str, Tensor]:
+    with ppo_trainer(config) as trainer:
+        return {} if trainer.models.value is None else held_here(trainer.models.value.canonical_parameters())
+
+
+def policy_gradients(config: RlhfConfig) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Of the first update of a run, whole; and its metrics."""
+    found = {}
+    with ppo_trainer(config) as trainer:
+        policy = trainer.models.policy
+        if policy is None:
+            return found, trainer.step(1)
+        step = policy.step
+
+        def watched(lr: float) -> float:
+            found.update(held_here(policy.canonical_gradients()))
+            return step(lr)
+
+        with mock.patch.object(policy, "step", watched):
+            return found, trainer.step(1)
 
 
 # ---------------------------------------------------------------- the cases
@@ -201,6 +252,100 @@ def test_rlhf_placement_and_kernels_do_not_change_two_steps(folder, on_one_rank,
     for role, expected in enumerate(expected_parameters):
         merged = merge_ranks([parameters[role] for _, parameters in ranks])
         assert_tensors_close(merged, expected, relative=PPO_METRIC_RELATIVE)
+
+
+TERMS = {"clip_ratio_high": 0.28, "dual_clip": 3.0, "clamp_log_ratio": 2.0, "entropy_coefficient": 0.01, "length_penalty": 0.05}
+"""Everything that a setting can add to the policy's loss and to the reward of a response."""
+OTHER_WAYS = {
+    "every_term_of_ppo": (
+        {**TERMS, "normalise_reward": "running", "target_kl": 0.02}, {"where": "loss", "estimator": "k3"}, {},
+        ONE_RANK, placement(on(2, 3, pp=2, zero=2), on(0, 1), on(0, 1, tp=2), on(0, 1, zero=2)),
+    ),
+    "grpo": (
+        {"advantage": "grpo", "samples_per_prompt": 4, **TERMS}, {"where": "loss", "estimator": "k2"}, {},
+        placement(on(0), on(0), on(0), None), placement(on(0, 1, 2, 3, tp=2, zero=2), on(0, 1, 2, 3), on(0, 1, 2, 3, tp=2), None),
+    ),
+    "rloo_with_a_reward_function_alone": (
+        {"advantage": "rloo", "samples_per_prompt": 2}, {}, {"reward": None, "reward_function": "tests.helpers.rewards:letters"},
+        placement(on(0), on(0), None, None), placement(on(0, 1, zero=3), on(2, 3, pp=2), None, None),
+    ),
+    "reward_function_and_model": (
+        {"value_warmup_steps": 1}, {}, {"reward_function": "tests.helpers.rewards:letters"},
+        ONE_RANK, placement(on(0), on(1), on(2), on(3)),
+    ),
+}  # fmt: skip
+"""Settings of PPO, of the KL and of the rest; a placement on one rank, and one on four."""
+
+
+@pytest.mark.parametrize("name", OTHER_WAYS)
+def test_rlhf_other_ways_are_placed_alike(folder, name):
+    ppo, kl, rest, one, four = OTHER_WAYS[name]
+    configs = [ppo_config(folder, where, KlConfig(coefficient=0.1, **kl), **ppo).model_copy(update=rest) for where in (one, four)]
+    ((expected_metrics, expected_parameters),) = run_ranks(1, two_steps, configs[0])
+    ranks = run_ranks(4, two_steps, configs[1])
+    for metrics, _ in ranks:
+        for ours, theirs in zip(metrics, expected_metrics, strict=True):
+            assert ours == pytest.approx(theirs, rel=PPO_METRIC_RELATIVE, abs=KL_ABSOLUTE)
+    for role, expected in enumerate(expected_parameters):
+        assert_tensors_close(merge_ranks([parameters[role] for _, parameters in ranks]), expected, relative=PPO_METRIC_RELATIVE)
+    first, second = expected_metrics
+    if name == "every_term_of_ppo":
+        assert first["policy_updates"] < 4 and first["policy_update_kl"] > 0  # ended early, on all ranks alike
+    if name == "reward_function_and_model":
+        assert "policy_updates" not in first and second["policy_updates"] == 4 and second["kl"] == pytest.approx(0, abs=KL_ABSOLUTE)
+    if ppo.get("advantage"):
+        assert not any("value" in metric or "variance" in metric for metric in first) and first["policy_grad_norm"] > 0 and not expected_parameters[1]
+
+
+@pytest.mark.parametrize("name", ["policy_pp2", "policy_zero2", "policy_zero3", "all_on_four"])
+def test_rlhf_moving_average_by_hand_and_as_it_was_saved(folder, name):
+    ranks = run_ranks(4, averages, ppo_config(folder, FOUR_RANKS[name]))
+    start, *updated, average, loaded = [merge_ranks(list(moment)) for moment in zip(*ranks, strict=True)]
+    assert len(updated) == 4  # two epochs of two minibatches
+    expected = dict(start)
+    for weights in updated:
+        expected = {tensor: 0.7 * expected[tensor] + 0.3 * weights[tensor] for tensor in start}
+    assert_tensors_close(average, expected, relative=1e-6)
+    assert all(torch.equal(loaded[tensor], start[tensor]) for tensor in start)
+
+
+def test_rlhf_value_model_starts_from_the_reward_model_or_from_the_policy(folder):
+    config = ppo_config(folder, ONE_RANK)
+    alone = config.model_copy(update={
+        "reward": None, "reward_function": "tests.helpers.rewards:letters", "placement": placement(on(0), on(0), None, on(0)),
+    })  # fmt: skip
+    for start, settings in (("reward", config), ("sft", alone)):
+        (values,) = run_ranks(1, values_at_the_start, settings)
+        with Checkpoint.open(find_checkpoint(start, RunFolder(config.run))).tensors("model") as stored:
+            shared = [name for name in values if start == "reward" or not name.startswith("scalar_head.")]
+            assert all(torch.equal(values[name], stored(name)) for name in shared)
+        assert len(shared) == len(values) - 2 * (start == "sft") and values["scalar_head.weight"].abs().max() > 0
+
+
+@pytest.mark.parametrize("name", ["one_rank", "policy_tp2", "policy_pp2", "policy_zero3"])
+def test_rlhf_pretraining_mix_adds_the_gradient_of_its_text(folder, name):
+    """Eq. 2 of Ouyang et al. 2022 in one optimizer step: that of PPO plus 27.8 times that of the mean loss over text, from a plain model."""
+    documents = [[5 + (7 * i + j * j) % 280 for j in range(61)] for i in range(30)]
+    write_token_files(folder / "texts", documents)
+    where, length = FOUR_RANKS.get(name, ONE_RANK), 32 + 8
+    alone = ppo_config(folder, where, minibatch_size=16, epochs=1)
+    mix = PretrainMixConfig(data=str(folder / "texts"), rows_per_response=2)
+    results = [run_ranks(1 if where is ONE_RANK else 4, policy_gradients, config) for config in (alone, alone.model_copy(update={"pretrain_mix": mix}))]
+    ppo, both = (merge_ranks([gradients for gradients, _ in ranks]) for ranks in results)
+
+    start = Checkpoint.open(find_checkpoint("sft", RunFolder(alone.run)))
+    stream = list(itertools.chain(*documents))
+    rows = [shuffled_item(alone.run.seed, place // 45, (len(stream) - 1) // length, place % 45) for place in range(32)]
+    assert (len(stream) - 1) // length == 45
+    tokens = torch.tensor([stream[row * length : (row + 1) * length + 1] for row in rows])
+    model = PlainGPT(start.model_config.model_copy(update={"dropout": 0.0}))
+    model.load_state_dict(plain_init(start.model_config, 1))
+    loss = plain_loss(model, tokens[:, :-1], tokens[:, 1:], torch.ones(32, length))
+    loss.backward()
+    expected = {tensor: ppo[tensor] + 27.8 * parameter.grad for tensor, parameter in model.named_parameters()}
+    assert_tensors_close(both, expected, relative=PPO_METRIC_RELATIVE)
+    for _, metrics in results[1]:
+        assert metrics["policy_pretrain_loss"] == pytest.approx(float(loss), rel=PPO_METRIC_RELATIVE)
 
 
 def test_rlhf_refuses_a_language_model_as_reward_and_a_reward_model_as_policy(folder, no_process_group):

@@ -59,7 +59,7 @@ def test_score_lands_on_the_last_response_token_and_kl_on_each():
     final = final_rewards(
         torch.tensor([2.0, 30.0]), torch.tensor([True, False]), mask.sum(1), clip_reward=5.0, missing_eos_penalty=1.0, length_penalty=0.0
     )
-    rewards = token_rewards(final, logprobs - reference, mask, kl_coefficient=0.1)
+    rewards = token_rewards(final, (logprobs - reference) * mask, mask, kl_coefficient=0.1)
     assert torch.allclose(rewards, torch.tensor([[0.0, -0.2, 1.8, 0.0], [0.0, 0.0, -0.2, 3.8]]))
 
 
