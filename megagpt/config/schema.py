@@ -480,7 +480,7 @@ class KlConfig(Frozen):
     Divergence, 2020). k1 and k3 are unbiased; k2 and k3 are never negative."""
     where: Literal["reward", "loss"] = "reward"
     """Taken off each token's reward (Ouyang et al. 2022, eq. 2), or added to the policy's loss (Shao et al. 2024, eq. 3): there
-    without a gradient for what a token does to the KL of those after it, and with more noise near the optimum."""
+    without a gradient for what a token does to the KL of those after it."""
     target: float | None = Field(None, gt=0)
     """Adaptive controller (Ziegler et al. 2019, section 2.2): KL aimed at, nats a response; default: fixed coefficient."""
     horizon: int = Field(10000, gt=0)

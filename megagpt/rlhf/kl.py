@@ -16,8 +16,7 @@ ESTIMATORS = {
 
 def kl_estimate(estimator: str, logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor) -> Tensor:
     """One estimate for each sampled token, 0 where the mask is; the mean of k1's and of k3's is the KL, that of k2's is near it where the two
-    distributions are near each other. A token that pi sampled although pi_ref likes it much more gives k3 a huge value: far from pi_ref, and in
-    the loss, k1 is the quieter one.
+    distributions are near each other. A token that pi sampled although pi_ref likes it much more gives k3 a huge value.
 
     Args:
         all [b, P].
