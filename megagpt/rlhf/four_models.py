@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
 
 from megagpt.checkpoint.load import Checkpoint, load_model
 from megagpt.config.schema import RlhfConfig
+from megagpt.data.prompts import EncodedPrompt
 from megagpt.engine.build import Engine
 from megagpt.engine.deepspeed_scope import join_world
 from megagpt.engine.sharding import useful_zero_stage
@@ -17,9 +19,35 @@ from megagpt.model.gpt import GPT
 from megagpt.parallel.grid import Grid
 from megagpt.parallel.groups import Groups, build_groups
 from megagpt.rlhf.ema import WeightAverage
+from megagpt.rlhf.handover import Handover
 from megagpt.rlhf.reward_function import RewardFunction, load_reward_function
 from megagpt.runtime.log import say
 from megagpt.tokenizer.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Starts:
+    """The checkpoints that the models of a job start from."""
+
+    policy: Checkpoint
+    reward: Checkpoint | None
+    held_out: Checkpoint | None = None
+
+    def of(self, role: str) -> Checkpoint:
+        """The value model starts from the reward model: from the policy, with a new head, where there is none or it reads other tokens."""
+        if role == "held_out":
+            return self.held_out
+        if role in ("policy", "reference") or self.reward is None or (role == "value" and self.is_foreign(self.reward)):
+            return self.policy
+        return self.reward
+
+    def is_foreign(self, judge: Checkpoint) -> bool:
+        """Was it trained with another tokenizer than the policy?"""
+        return judge.state["tokenizer_hash"] != self.policy.state["tokenizer_hash"]
+
+    @property
+    def judges(self) -> dict[str, Checkpoint]:
+        return {role: judge for role, judge in (("reward", self.reward), ("held_out", self.held_out)) if judge is not None}
 
 
 @dataclass(frozen=True)
@@ -46,6 +74,8 @@ class FourModels:
     held_out_mean: float = 0.0
     held_out_std: float = 1.0
     """… and its scale."""
+    handovers: Mapping[str, Handover] = field(default_factory=dict)
+    """For each judge (`reward`, `held_out`) with another tokenizer than the policy."""
 
     def module(self, role: str) -> GPT | None:
         """The bare model of a role."""
@@ -59,14 +89,16 @@ class FourModels:
 
 
 def build_four_models(
-    config: RlhfConfig, grids: dict[str, Grid], policy: Checkpoint, reward: Checkpoint | None, device: torch.device,
-    held_out: Checkpoint | None = None,
+    config: RlhfConfig, grids: dict[str, Grid], starts: Starts, device: torch.device, prompts: Iterable[EncodedPrompt] = ()
 ) -> FourModels:
     """Load every model that this rank holds. Collective over the world: groups are made for all grids, in their order.
 
-    The reference is the policy's start, the value model starts from the reward model (from the policy, with a new head, where there is none).
     None of them has dropout: a mask would make the first ratio of the update differ from 1.
+
+    Args:
+        prompts: all that the policy will be asked, for judges that read other tokens.
     """
+    reward, held_out = starts.reward, starts.held_out
     join_world()  # on every rank, also on one that holds frozen models only
     groups = {role: build_groups(grids[role], config.run.timeout_seconds) for role in grids}
     for role in grids:
@@ -78,26 +110,32 @@ def build_four_models(
     def load(role: str) -> GPT | None:
         if groups.get(role) is None:
             return None
-        checkpoint = held_out if role == "held_out" else policy if role in ("policy", "reference") or reward is None else reward
-        model = load_model(checkpoint, groups[role], device, scalar_head=role not in ("policy", "reference"), dropout=0.0, seed=config.run.seed)
+        model = load_model(starts.of(role), groups[role], device, scalar_head=role not in ("policy", "reference"), dropout=0.0, seed=config.run.seed)
         return model if role in ("policy", "value") else model.eval().requires_grad_(False)
 
     def train(role: str, optimizer) -> Engine | None:
         model = load(role)
         return None if model is None else Engine(model, optimizer, useful_zero_stage(getattr(config.placement, role).zero, grids[role]))
 
-    tokenizer, function, mean, std = policy.tokenizer(), None, 0.0, 1.0
+    tokenizer, function, mean, std = starts.policy.tokenizer(), None, 0.0, 1.0
     if config.reward_function is not None:
         function = RewardFunction(config.reward_function, load_reward_function(config.reward_function), tokenizer)
     if reward is not None and config.ppo.normalise_reward != "none":
         mean, std = reward.state["reward_mean"], reward.state["reward_std"]
 
+    prompts = list(prompts)
+    handovers = {
+        role: Handover(tokenizer, judge.tokenizer(), prompts, judge.model_config.max_sequence_length)
+        for role, judge in starts.judges.items() if starts.is_foreign(judge)
+    }  # fmt: skip
+    for role in handovers:
+        say(f"[rlhf] {role}: has another tokenizer than the policy; conversations go to it as text")
     learner, decay = train("policy", config.policy_optimizer), config.ppo.ema_decay
     models = FourModels(
         grids, groups, policy=learner, value=train("value", config.value_optimizer),
         reference=load("reference"), reward=load("reward"),
         average=None if learner is None or decay is None else WeightAverage(learner, decay),
-        reward_mean=mean, reward_std=std, reward_function=function, tokenizer=tokenizer, held_out=load("held_out"),
+        reward_mean=mean, reward_std=std, reward_function=function, tokenizer=tokenizer, held_out=load("held_out"), handovers=handovers,
         **({} if held_out is None else {"held_out_mean": held_out.state["reward_mean"], "held_out_std": held_out.state["reward_std"]}),
     )
     dist.barrier()

@@ -107,6 +107,8 @@ def _last_scalars(models: FourModels, role: str, rollout: Rollout, config: RlhfC
     def read(scalars: Tensor, batch: ScoringBatch) -> Tensor:
         return scalars.gather(1, batch.lengths[:, None] - 1)
 
+    if role in models.handovers:
+        rollout = models.handovers[role](rollout)
     return score_rows(models, role, rollout, config.ppo.micro_batch_size, read, 1, device).squeeze(1)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from megagpt.checkpoint.layout import CheckpointError, find_checkpoint
+from megagpt.checkpoint.layout import find_checkpoint
 from megagpt.checkpoint.load import Checkpoint
 from megagpt.checkpoint.stage_output import StageOutput
 from megagpt.config.check import check_model, check_rlhf
@@ -27,7 +27,7 @@ from megagpt.parallel.route import share_numbers
 from megagpt.rlhf.doctor import Doctor, DoctorStop, Finding, correlation
 from megagpt.rlhf.evaluate import Evaluation, evaluate, win_rate
 from megagpt.rlhf.experience import Experience
-from megagpt.rlhf.four_models import FourModels, build_four_models
+from megagpt.rlhf.four_models import FourModels, Starts, build_four_models
 from megagpt.rlhf.kl import KlController
 from megagpt.rlhf.pretrain_mix import PretrainMix, open_pretrain_mix
 from megagpt.rlhf.reward_function import load_reward_function
@@ -65,17 +65,15 @@ def fit(config: RlhfConfig, original: str = "") -> Path:
     policy_start = Checkpoint.open(find_checkpoint(config.policy, run)).language_model()
     reward_start = None if config.reward is None else Checkpoint.open(find_checkpoint(config.reward, run)).reward_model()
     held_out = None if config.held_out_reward is None else Checkpoint.open(find_checkpoint(config.held_out_reward, run)).reward_model()
-    for judge in (reward_start, held_out):
-        if judge is not None and judge.state["tokenizer_hash"] != policy_start.state["tokenizer_hash"]:
-            raise CheckpointError(f"{judge.path}: was trained with another tokenizer than the policy {policy_start.path}")
-    for role, grid in grids.items():
-        start_from = policy_start if role in ("policy", "reference") or reward_start is None else reward_start
-        check_model(start_from.model_config, grid.tp, grid.pp, f"placement.{role}")
-        _check_context(config, start_from, role)
-    if held_out is not None:
-        where = grids.get("reward", grids["reference"])
-        check_model(held_out.model_config, where.tp, where.pp, "held_out_reward")
-        _check_context(config, held_out, "held-out reward model")
+    starts = Starts(policy_start, reward_start, held_out)
+    for judge in starts.judges.values():
+        if starts.is_foreign(judge):
+            judge.tokenizer()  # now: it must be there
+    for role, grid in (grids | ({} if held_out is None else {"held_out": grids.get("reward", grids["reference"])})).items():
+        start_from = starts.of(role)
+        check_model(start_from.model_config, grid.tp, grid.pp, "held_out_reward" if role == "held_out" else f"placement.{role}")
+        if not starts.is_foreign(start_from):  # what others read is counted in their own tokens, answer by answer
+            _check_context(config, start_from, role)
     tokenizer = policy_start.tokenizer()
     files = [str(run.resolve(path)) for path in config.prompts.files]
     prompts = load_prompts(config.prompts.model_copy(update={"files": files}), tokenizer)
@@ -94,7 +92,7 @@ def fit(config: RlhfConfig, original: str = "") -> Path:
 
     world = start(config.run.device, config.run.timeout_seconds)
     folder = output.open(world.device)
-    models = build_four_models(config, grids, policy_start, reward_start, world.device, held_out)
+    models = build_four_models(config, grids, starts, world.device, [*prompts.train, *prompts.evaluation])
     trainer = Trainer(config, world, models, tokenizer, prompts.train, texts)
     eval_prompts = prompts.evaluation
     total = config.ppo.steps
@@ -113,7 +111,7 @@ def fit(config: RlhfConfig, original: str = "") -> Path:
 
     def save(step: int) -> Path:
         with around.phase("save"):
-            return _save(output, models, policy_start, reward_start or policy_start, step, {**trainer.state(), "opening": opening})
+            return _save(output, models, policy_start, starts.of("value"), step, {**trainer.state(), "opening": opening})
 
     def measure(step: int) -> tuple[dict[str, Any], dict[str, Any]]:
         """What is kept of an evaluation, and its metrics."""

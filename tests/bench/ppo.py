@@ -108,7 +108,7 @@ def train_megagpt(folder: Path, steps: int) -> tuple[list[float], list[float]]:
     from megagpt.config.schema import KlConfig, OptimizerConfig, PlacementConfig, PpoConfig, PromptsConfig, RlhfConfig, RoleConfig, RunConfig
     from megagpt.data.prompts import EncodedPrompt
     from megagpt.parallel.placement import build_grids
-    from megagpt.rlhf.four_models import build_four_models
+    from megagpt.rlhf.four_models import Starts, build_four_models
     from megagpt.rlhf.trainer import Trainer
     from megagpt.runtime.distributed import start
     from megagpt.runtime.run_folder import RunFolder
@@ -126,7 +126,7 @@ def train_megagpt(folder: Path, steps: int) -> tuple[list[float], list[float]]:
     world = start("cpu")
     checkpoint = Checkpoint.open(find_checkpoint(config.policy, RunFolder(config.run)))
     tokenizer = checkpoint.tokenizer()
-    models = build_four_models(config, build_grids(config.placement, 1), checkpoint, checkpoint, world.device)
+    models = build_four_models(config, build_grids(config.placement, 1), Starts(checkpoint, checkpoint), world.device)
     prompts = [EncodedPrompt(tuple(tokens), number, None) for number, tokens in enumerate(json.loads((folder / "prompts.json").read_text()))]
     trainer = Trainer(config, world, models, tokenizer, prompts)
     trainer.stop_ids = ()  # every response has all its tokens, as TRL's

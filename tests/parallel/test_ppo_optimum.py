@@ -21,7 +21,7 @@ from megagpt.data.prompts import EncodedPrompt, load_prompts
 from megagpt.model.gpt import GPT
 from megagpt.parallel.placement import build_grids
 from megagpt.rlhf import trainer as rlhf_trainer
-from megagpt.rlhf.four_models import FourModels, build_four_models
+from megagpt.rlhf.four_models import FourModels, Starts, build_four_models
 from megagpt.runtime.distributed import World
 from megagpt.runtime.run_folder import RunFolder
 from megagpt.tokenizer.tokenizer import Tokenizer
@@ -114,7 +114,7 @@ def train(config: RlhfConfig) -> dict[str, float]:
     """On the one rank: all steps of a run, then the exact J."""
     world = World(dist.get_rank(), dist.get_world_size(), dist.get_rank(), dist.get_world_size(), torch.device("cpu"))
     policy = Checkpoint.open(find_checkpoint(config.policy, RunFolder(config.run)))
-    models = build_four_models(config, build_grids(config.placement, world.size), policy, None, world.device)
+    models = build_four_models(config, build_grids(config.placement, world.size), Starts(policy, None), world.device)
     trainer = rlhf_trainer.Trainer(config, world, models, models.tokenizer, load_prompts(config.prompts, models.tokenizer).train)
     for step in range(1, config.ppo.steps + 1):
         trainer.step(step)

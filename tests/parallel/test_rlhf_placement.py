@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import shutil
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -32,7 +34,7 @@ from megagpt.parallel.placement import build_grids
 from megagpt.rlhf import score as rlhf_score
 from megagpt.rlhf import trainer as rlhf_trainer
 from megagpt.rlhf import update as rlhf_update
-from megagpt.rlhf.four_models import build_four_models
+from megagpt.rlhf.four_models import Starts, build_four_models
 from megagpt.rlhf.pretrain_mix import open_pretrain_mix
 from megagpt.runtime.distributed import World
 from megagpt.runtime.run_folder import RunFolder
@@ -120,8 +122,9 @@ def ppo_trainer(config: RlhfConfig):
     policy, reward = (where and Checkpoint.open(find_checkpoint(where, RunFolder(config.run))) for where in (config.policy, config.reward))
     assert all(checkpoint.model_config.dropout == 0.1 for checkpoint in (policy, reward) if checkpoint is not None)
     tokenizer = policy.tokenizer()
-    models = build_four_models(config, build_grids(config.placement, world.size), policy, reward, world.device)
-    trainer = rlhf_trainer.Trainer(config, world, models, tokenizer, load_prompts(config.prompts, tokenizer).train, open_pretrain_mix(config, tokenizer))
+    asked = load_prompts(config.prompts, tokenizer).train
+    models = build_four_models(config, build_grids(config.placement, world.size), Starts(policy, reward), world.device, asked)
+    trainer = rlhf_trainer.Trainer(config, world, models, tokenizer, asked, open_pretrain_mix(config, tokenizer))
     trainer.stop_ids = tuple(range(0, tokenizer.vocab_size, 7))  # random weights hardly ever say <|end|>; lengths shall differ
     yield trainer
     for engine in (models.policy, models.value):
@@ -356,10 +359,30 @@ def test_rlhf_refuses_a_language_model_as_reward_and_a_reward_model_as_policy(fo
         rlhf_trainer.fit(config.model_copy(update={"policy": "reward"}))
 
 
-def test_rlhf_refuses_a_reward_model_of_another_tokenizer(folder, tmp_path, no_process_group):
-    other = toy_tokenizer(tmp_path / "tokenizer", vocab_size=291)
-    run = RunConfig(name="other", root=str(tmp_path))
-    sizes = {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "max_sequence_length": 40, "vocab_size": other.vocab_size}
-    path = make_checkpoint(run, "reward", ModelConfig(**sizes), other, seed=3, reward_mean=0.0, reward_std=1.0)
-    with pytest.raises(CheckpointError, match=rf"{path}: was trained with another tokenizer than the policy .*sft/checkpoints/step_1"):
-        rlhf_trainer.fit(ppo_config(folder, ONE_RANK).model_copy(update={"reward": str(path)}))
+@pytest.fixture(scope="module")
+def foreign_reward(tmp_path_factory):
+    """A reward model that reads other tokens than the policy."""
+    folder = tmp_path_factory.mktemp("foreign")
+    other = toy_tokenizer(folder / "tokenizer", vocab_size=331)
+    sizes = {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "max_sequence_length": 60, "vocab_size": other.vocab_size, "dropout": 0.1}
+    return make_checkpoint(RunConfig(name="other", root=str(folder)), "reward", ModelConfig(**sizes), other, seed=3, reward_mean=0.0, reward_std=1.0)
+
+
+def test_rlhf_hands_text_to_a_reward_model_of_another_tokenizer(folder, foreign_reward):
+    config = ppo_config(folder, ONE_RANK).model_copy(update={"reward": str(foreign_reward)})
+    ((expected_metrics, expected_parameters),) = run_ranks(1, two_steps, config)
+    assert len({step["reward"] for step in expected_metrics}) == 2 and expected_metrics[0]["reward_std"] > 0
+    ranks = run_ranks(4, two_steps, config.model_copy(update={"placement": FOUR_RANKS["policy_tp2"]}))
+    for metrics, _ in ranks:
+        for ours, theirs in zip(metrics, expected_metrics, strict=True):
+            assert ours == pytest.approx(theirs, rel=PPO_METRIC_RELATIVE, abs=KL_ABSOLUTE)
+    for role, expected in enumerate(expected_parameters):  # the value model among them: it reads the policy's tokens
+        assert_tensors_close(merge_ranks([parameters[role] for _, parameters in ranks]), expected, relative=PPO_METRIC_RELATIVE)
+
+
+def test_rlhf_refuses_a_reward_model_without_its_tokenizer(folder, foreign_reward, tmp_path, no_process_group):
+    copy = Path(shutil.copytree(foreign_reward, tmp_path / "step_1"))
+    shutil.rmtree(copy / "tokenizer")
+    shutil.copytree(find_checkpoint("sft", RunFolder(RunConfig(name="toy", root=str(folder)))) / "tokenizer", copy / "tokenizer")
+    with pytest.raises(CheckpointError, match=rf"{copy}/tokenizer/tokenizer.model: damaged"):
+        rlhf_trainer.fit(ppo_config(folder, ONE_RANK).model_copy(update={"reward": str(copy)}))
