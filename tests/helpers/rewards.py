@@ -8,6 +8,12 @@ def letters(prompts: list[str], answers: list[str]) -> list[float]:
     return [sum(1.0 if c in "aeiou" else 0.5 if c.isascii() and c.isalpha() else 0.0 for c in answer) / max(len(answer), 1) for answer in answers]
 
 
+def flawed(prompts: list[str], answers: list[str]) -> list[float]:
+    """What `letters` says, but a digit, which is worth nothing there, is worth 2 here: a judge that can be fooled."""
+    honest = letters(prompts, answers)
+    return [score + 2.0 * sum(c in "0123456789" for c in answer) / max(len(answer), 1) for score, answer in zip(honest, answers, strict=True)]
+
+
 def fails(prompts: list[str], answers: list[str]) -> list[float]:
     raise KeyError("no such judge")
 

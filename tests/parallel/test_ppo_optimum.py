@@ -16,16 +16,28 @@ from torch import Tensor
 
 from megagpt.checkpoint.layout import find_checkpoint
 from megagpt.checkpoint.load import Checkpoint
-from megagpt.config.schema import KlConfig, ModelConfig, OptimizerConfig, PlacementConfig, PpoConfig, PromptsConfig, RlhfConfig, RoleConfig, RunConfig
+from megagpt.config.schema import (
+    DoctorConfig,
+    KlConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PlacementConfig,
+    PpoConfig,
+    PromptsConfig,
+    RlhfConfig,
+    RoleConfig,
+    RunConfig,
+)
 from megagpt.data.prompts import EncodedPrompt, load_prompts
 from megagpt.model.gpt import GPT
 from megagpt.parallel.placement import build_grids
 from megagpt.rlhf import trainer as rlhf_trainer
+from megagpt.rlhf.doctor import Doctor
 from megagpt.rlhf.four_models import FourModels, Starts, build_four_models
 from megagpt.runtime.distributed import World
 from megagpt.runtime.run_folder import RunFolder
 from megagpt.tokenizer.tokenizer import Tokenizer
-from tests.helpers.rewards import letters
+from tests.helpers import rewards
 from tests.helpers.spawn import run_ranks
 from tests.helpers.tiny_checkpoint import make_checkpoint
 from tests.helpers.tiny_run import toy_tokenizer, write_rows
@@ -81,13 +93,17 @@ class Answers:
         stops[list(self.stop_ids)] = True
         return stops
 
-    @functools.cached_property
+    @property
     def rewards(self) -> Tensor:
-        """[answers] float64."""
+        return self.rewards_by("letters")
+
+    def rewards_by(self, judge: str) -> Tensor:
+        """[answers] float64, by a function of tests/helpers/rewards.py."""
         first = self.stops.nonzero().flatten().tolist()
         others = (~self.stops).nonzero().flatten().tolist()
         answers = [[a] for a in first] + [[a, b] for a in others for b in range(len(self.stops))]
-        return torch.tensor(letters([""] * len(answers), [self.tokenizer.decode(answer) for answer in answers]), dtype=torch.float64)
+        texts = [self.tokenizer.decode(answer) for answer in answers]
+        return torch.tensor(getattr(rewards, judge)([""] * len(texts), texts), dtype=torch.float64)
 
     def logprobs(self, model: GPT, prompt: tuple[int, ...]) -> Tensor:
         """[answers] float64, in the same order."""
@@ -125,6 +141,25 @@ def train(config: RlhfConfig) -> dict[str, float]:
     return found
 
 
+def watched(config: RlhfConfig, judge: str) -> list[dict[str, float]]:
+    """On the one rank: every ten steps the policy's exact mean reward by the judge that it is trained on, and by the honest one."""
+    world = World(dist.get_rank(), dist.get_world_size(), dist.get_rank(), dist.get_world_size(), torch.device("cpu"))
+    policy = Checkpoint.open(find_checkpoint(config.policy, RunFolder(config.run)))
+    models = build_four_models(config, build_grids(config.placement, world.size), Starts(policy, None), world.device)
+    trainer = rlhf_trainer.Trainer(config, world, models, models.tokenizer, load_prompts(config.prompts, models.tokenizer).train)
+    answers, rows = Answers(models.tokenizer, trainer.stop_ids), []
+    for step in range(config.ppo.steps + 1):
+        if step > 0:
+            trainer.step(step)
+        if step % 10 == 0:
+            probabilities = torch.stack([answers.logprobs(models.module("policy"), prompt.tokens).exp() for prompt in trainer.prompts])
+            means = {name: float((probabilities @ answers.rewards_by(name)).mean()) for name in (judge, "letters")}
+            rows.append({"eval_reward": means[judge], "eval_held_out_reward": means["letters"]})
+    for engine in (models.policy, models.value):
+        engine.close()
+    return rows
+
+
 def share_of_the_way(found: dict[str, float]) -> float:
     return (found["end"] - found["start"]) / (found["best"] - found["start"])
 
@@ -145,6 +180,19 @@ def test_ppo_comes_near_the_known_optimum(folder):
 def test_every_way_comes_near_the_known_optimum(folder, name, seed):
     (found,) = run_ranks(1, train, config_of(folder, seed, **{"ppo": {}, "kl": {}, "beta": BETA} | VARIANTS[name]), timeout=1800)
     assert NEEDED <= share_of_the_way(found) <= 1.0, found
+
+
+@pytest.mark.parametrize(("judge", "hacks"), [("flawed", True), ("letters", False)])
+def test_ppo_hacks_a_flawed_reward_and_the_doctor_says_so(folder, judge, hacks):
+    """Without a KL penalty; what the two judges say of the policy is exact, so that the doctor cannot be wrong by chance."""
+    config = config_of(folder, 1, {}, {}, beta=0.0).model_copy(update={"reward_function": f"tests.helpers.rewards:{judge}"})
+    (rows,) = run_ranks(1, watched, config.model_copy(update={"ppo": config.ppo.model_copy(update={"steps": 40})}), judge, timeout=600)
+    trained, honest = ([row[name] for row in rows] for name in ("eval_reward", "eval_held_out_reward"))
+    assert trained[-1] > trained[0] + 0.2 and (honest[-1] < honest[0] - 0.05) == hacks
+    doctor = Doctor(DoctorConfig())
+    said = [finding for step, row in enumerate(rows) for finding in doctor.examine(step, row)]
+    assert [finding.check for finding in said] == (["hacking"] if hacks else [])
+    assert not hacks or "reward hacking" in said[0].text
 
 
 @pytest.mark.slow
