@@ -73,7 +73,7 @@ class FusedAdamW(torch.optim.AdamW):
         self.implementation = implementation
         self.clip_coefficient: Tensor | None = None
         """One float32 that every gradient is multiplied by as it is read, on the parameters' device; None: 1."""
-        self._calls: dict[int, list[_Call]] = {}
+        self._calls: dict[int, tuple[list[int], list[_Call]]] = {}
 
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
         """Update every parameter that has a gradient, with one call for each group of equal step and types."""
@@ -81,12 +81,13 @@ class FusedAdamW(torch.optim.AdamW):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for number, group in enumerate(self.param_groups):
-            calls = self._calls.get(number, [])
-            with_gradient = sum(param.grad is not None for param in group["params"])
-            unchanged = sum(len(call.params) for call in calls) == with_gradient and all(call.holds(self.state) for call in calls)
-            if not unchanged or group["amsgrad"] or group["maximize"]:
-                calls = self._calls[number] = self._sort(group)
+        for group in self.param_groups:
+            # By identity: ZeRO steps one group at a time, as if it were the only one.
+            wanted = [id(param) for param in group["params"] if param.grad is not None]
+            known, calls = self._calls.get(id(group), ([], []))
+            if wanted != known or not all(call.holds(self.state) for call in calls) or group["amsgrad"] or group["maximize"]:
+                calls = self._sort(group)
+                self._calls[id(group)] = wanted, calls
             for call in calls:
                 call.steps.add_(1)
                 adamw(

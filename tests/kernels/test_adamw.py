@@ -341,6 +341,25 @@ def test_fused_adamw_notices_state_that_others_put_in():
         ours.step()
 
 
+def test_fused_adamw_takes_one_group_at_a_time():
+    """As DeepSpeed's ZeRO asks it to, with the gradients of the other groups in place."""
+    xs = [torch.linspace(-1, 1, size) for size in (40, 40)]
+    ours, theirs = (
+        kind([{"params": [x.clone().requires_grad_()], "weight_decay": decay} for x, decay in zip(xs, (0.0, 0.1))])
+        for kind in (FusedAdamW, torch.optim.AdamW)
+    )
+    for _ in range(3):
+        for optimizer in (ours, theirs):
+            groups_ = optimizer.param_groups
+            for group in groups_:
+                group["params"][0].grad = group["params"][0].detach().sin() + group["weight_decay"]
+            for group in groups_:
+                optimizer.param_groups = [group]
+                optimizer.step()
+            optimizer.param_groups = groups_
+        assert_same(ours, theirs)
+
+
 def test_fused_adamw_calls_the_closure():
     x = torch.ones(2, requires_grad=True)
 
