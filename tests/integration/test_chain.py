@@ -210,7 +210,7 @@ def test_chain_losses_fall(chain):
     assert len(losses) == 60 and losses[-1] < 0.6 * losses[0]
     start, end = values("pretrain", "eval_loss")
     assert end < 0.6 * start
-    start, end = values("sft", "eval_loss")
+    start, *_, end = values("sft", "eval_loss")  # at the start and after each epoch
     assert end < 0.9 * start
     assert values("reward", "accuracy")[-1] > values("reward", "accuracy")[0]
     assert len(values("rlhf", "reward")) == 2 and len(values("rlhf", "eval_kl")) == 2

@@ -77,6 +77,8 @@ def test_real_data_trains(run, stage):
     assert len(steps) >= 2
     for row in rows:
         for name, value in row.items():
+            if name == "doctor":  # words
+                continue
             assert value is not None and math.isfinite(value), f"{name} in step {row['step']}"
     if stage in ("pretrain", "sft"):
         assert steps[-1]["loss"] < steps[0]["loss"]
