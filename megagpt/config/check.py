@@ -193,6 +193,20 @@ def check_rlhf(config: RlhfConfig, replicas: dict[str, int]) -> None:
             raise ConfigError(f"prompts.eval_prompts = {config.prompts.eval_prompts}: not a multiple of {rows}, the rows of one pass of the {role}")
 
 
+    most = most_parts(config, replicas, ppo.rollout_batch_size)
+    if ppo.rollout_parts is not None and most % ppo.rollout_parts:
+        fits = _nearest(ppo.rollout_parts, lambda size: not most % size)
+        raise ConfigError(
+            f"ppo.rollout_parts = {ppo.rollout_parts}: each part of the {ppo.rollout_batch_size} responses must be a multiple of micro_batch_size "
+            f"{ppo.micro_batch_size} x the replicas of every model; {fits} would do"
+        )
+
+
+def most_parts(config: RlhfConfig, replicas: dict[str, int], num_rows: int) -> int:
+    """Into how many equal parts rows can be cut such that every model reads each in whole microbatches; any divisor of it does as well."""
+    return math.gcd(*(num_rows // (config.ppo.micro_batch_size * dp) for dp in replicas.values()))
+
+
 def _check_rewards(config: RlhfConfig) -> None:
     """There is a reward, and every model has a place."""
     placement = config.placement

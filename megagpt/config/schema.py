@@ -512,6 +512,9 @@ class PpoConfig(Frozen):
     generation_batch_size: int | None = Field(None, gt=0)
     """Responses that a replica of the policy samples at the same time; one that ends makes room for the next. Default: all of its rows. No response
     depends on it; it bounds the memory for keys and values."""
+    rollout_parts: int | None = Field(None, gt=0)
+    """A rollout is written in so many equal parts, each of whole microbatches for every model; models on other ranks than the policy's score one part
+    while it writes the next. No response depends on it. Default: 1 where all models share their ranks, else 4 or the nearest below that fits."""
     logprobs: Literal["sampler", "trainer"] = "sampler"
     """Whose log-probabilities count as those of the policy before the update. sampler: kept from sampling, so that the policy is not run again
     over what it wrote; the metric sampler_gap then looks at one microbatch of each replica. trainer: the policy scores the whole rollout in a

@@ -59,6 +59,15 @@ def build_groups(grid: Grid, timeout_seconds: int = 600) -> Groups | None:
     return Groups(grid, made, whole, grid.coordinates(dist.get_rank()))
 
 
+@functools.cache
+def host_group(timeout_seconds: int = 600) -> dist.ProcessGroup:
+    """All ranks of the world once more, for messages in host memory that travel while the other groups work. All ranks must call this.
+
+    By gloo on every machine: a NCCL broadcast that waits for its sender would hold a part of the receiver's GPU all the time.
+    """
+    return dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=timeout_seconds))
+
+
 def _join(rank_lists: list[list[int]], timeout_seconds: int) -> dist.ProcessGroup | None:
     groups = [(ranks, _group(tuple(ranks), timeout_seconds)) for ranks in rank_lists]
     return next((group for ranks, group in groups if dist.get_rank() in ranks), None)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 
+from megagpt.config.check import most_parts
 from megagpt.config.load import ConfigError
-from megagpt.config.schema import ParallelConfig, PlacementConfig, RoleConfig
+from megagpt.config.schema import ParallelConfig, PlacementConfig, RlhfConfig, RoleConfig
 from megagpt.parallel.grid import Grid
 
 ROLES = ("policy", "reference", "reward", "value")
@@ -62,3 +63,16 @@ def build_grids(placement: PlacementConfig, world_size: int) -> dict[str, Grid]:
     if idle:
         raise ConfigError(f"placement: ranks {sorted(idle)} of the job hold no model; start {world_size - len(idle)} ranks or place a model there")
     return grids
+
+
+USUAL_PARTS = 4
+"""Of a rollout, where some model can score while the policy writes: all but the last quarter of it is scored by the time that is written."""
+
+
+def rollout_parts(config: RlhfConfig, grids: dict[str, Grid], num_rows: int) -> int:
+    """In how many parts these rows are written: as many as the configuration says, or as near to it as they can be cut."""
+    wanted = config.ppo.rollout_parts
+    if wanted is None:
+        wanted = 1 if len({grid.ranks for grid in grids.values()}) == 1 else USUAL_PARTS
+    most = most_parts(config, {role: grid.dp for role, grid in grids.items()}, num_rows)
+    return max(parts for parts in range(1, wanted + 1) if most % parts == 0)

@@ -12,8 +12,9 @@ from megagpt.config.schema import RlhfConfig
 from megagpt.data.prompts import EncodedPrompt
 from megagpt.rlhf.experience import Rollout
 from megagpt.rlhf.four_models import FourModels
-from megagpt.rlhf.rollout import roll_out
-from megagpt.rlhf.score import held_out_scores, language_model_logprobs, policy_logprobs, reward_scores
+from megagpt.rlhf.rollout import Questions
+from megagpt.rlhf.score import collect, held_out_scores, policy_logprobs, reward_scores
+from megagpt.runtime.timeline import Timeline
 
 
 @dataclass(frozen=True)
@@ -54,14 +55,15 @@ def win_rate(scores: Sequence[float], others: Sequence[float]) -> float:
     return sum(0.5 * ((a > b) + (a >= b)) for a, b in zip(scores, others, strict=True)) / len(scores)
 
 
-def evaluate(models: FourModels, config: RlhfConfig, prompts: list[EncodedPrompt], stop_ids: tuple[int, ...], device: torch.device) -> Evaluation:
+def evaluate(
+    models: FourModels, config: RlhfConfig, prompts: list[EncodedPrompt], stop_ids: tuple[int, ...], device: torch.device, timeline: Timeline
+) -> Evaluation:
     """Sample once from every prompt, with randomness of its own, the same before and after training."""
-    rollout = roll_out(
-        models, config, [p.tokens for p in prompts], [p.number for p in prompts], [0] * len(prompts),
-        stop_ids=stop_ids, seed=config.run.seed + 1, device=device,
-    )
-    scores, held_out = reward_scores(models, rollout, config, device), held_out_scores(models, rollout, config, device)
-    difference = policy_logprobs(models, rollout, config, device)[0] - language_model_logprobs(models, "reference", rollout, config, device)
+    questions = Questions([p.tokens for p in prompts], [p.number for p in prompts], [0] * len(prompts), stop_ids, seed=config.run.seed + 1)
+    readings = collect(models, config, questions, ("reward", "held_out", "reference", "policy"), device, timeline)
+    rollout = readings.rollout
+    scores, held_out = reward_scores(models, readings), held_out_scores(models, readings)
+    difference = policy_logprobs(readings, config)[0] - readings.found["reference"]
     kl = (difference * rollout.response_mask).sum(dim=1)
     return Evaluation(
         reward=float(scores.mean()), reward_std=float(scores.std(correction=min(1, scores.numel() - 1))), kl=float(kl.mean()),

@@ -27,9 +27,9 @@ class Rollout:
     sampler_logprobs: Tensor | None = None
     """[n, P] of the sampled tokens, as the sampler saw them; 0 outside the response"""
 
-    def first(self, num_rows: int) -> Rollout:
-        """The first rows alone."""
-        return Rollout(**{name: part if part is None else part[:num_rows] for name, part in vars(self).items()})
+    def rows(self, begin: int, end: int) -> Rollout:
+        """Some of its rows, in the same memory."""
+        return Rollout(**{name: part if part is None else part[begin:end] for name, part in vars(self).items()})
 
     @property
     def response_lengths(self) -> Tensor:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -20,12 +18,13 @@ from megagpt.rlhf.experience import Experience
 from megagpt.rlhf.four_models import FourModels
 from megagpt.rlhf.kl import KlController
 from megagpt.rlhf.pretrain_mix import PretrainMix
-from megagpt.rlhf.rollout import roll_out
+from megagpt.rlhf.rollout import Questions
 from megagpt.rlhf.running import RunningMoments
-from megagpt.rlhf.score import score
+from megagpt.rlhf.score import collect, score
 from megagpt.rlhf.update import MIX_SUM, POLICY_SUMS, VALUE_SUMS, policy_loss_of, update, value_loss_of
 from megagpt.runtime.distributed import World
 from megagpt.runtime.log import say
+from megagpt.runtime.timeline import Timeline
 from megagpt.tokenizer.chat import stop_ids as chat_stop_ids
 from megagpt.tokenizer.tokenizer import Tokenizer
 
@@ -46,7 +45,7 @@ class Trainer:
         self.mix = None
         if models.policy is not None and texts is not None:
             self.mix = PretrainMix(config.pretrain_mix, config.ppo, texts, models.policy, world.device)
-        self._seconds: dict[str, float] = {}
+        self.timeline = Timeline(world.device)
 
     def state(self) -> dict[str, Any]:
         """What a resume needs beside the models."""
@@ -71,27 +70,31 @@ class Trainer:
         if self.scores is not None:
             self.scores = RunningMoments(**state.get("score_moments", {}))
 
-    def step(self, step: int, phase: Callable[[str], AbstractContextManager] = nullcontext) -> dict[str, float]:
-        """One round: sample, score, update. Returns its metrics, the same on every rank."""
-        seed, ppo = self.config.run.seed, self.config.ppo
-        with self._phase(phase, "rollout"):
-            samples = ppo.samples_per_prompt
-            chosen = step_rows(seed, step - 1 + self.skipped_rounds, ppo.rollout_batch_size // samples, len(self.prompts))
-            rows = [self.prompts[item] for _, item in chosen for _ in range(samples)]
-            numbers = [epoch * samples + sample for epoch, _ in chosen for sample in range(samples)]
-            rollout = roll_out(
-                self.models, self.config, [p.tokens for p in rows], [p.number for p in rows], numbers,
-                stop_ids=self.stop_ids, seed=seed, device=self.world.device,
-            )
-        with self._phase(phase, "score"):
-            experience = score(self.models, rollout, self.config, self.kl.coefficient, self.world.device, self.scores)
-        with self._phase(phase, "update"):
-            updates = self._update(experience, step)
-        metrics = {**_describe(experience), **updates, "kl_coefficient": self.kl.coefficient, **self._seconds}
-        self.kl.update(metrics["kl"], ppo.rollout_batch_size)
-        if step % self.config.every.log == 0:
+    def step(self, step: int) -> dict[str, float]:
+        """One round: sample, score, update. Returns its metrics, the same on every rank but for the seconds."""
+        config, device, began = self.config, self.world.device, time.perf_counter()
+        self.timeline.start_round(step)
+        readings = collect(self.models, config, self._questions(step), ("reward", "value", "reference", "policy"), device, self.timeline)
+        experience = score(self.models, readings, config, self.kl.coefficient, self.scores)
+        scored = time.perf_counter()
+        updates = self._update(experience, step)
+        seconds = {
+            "rollout_seconds": readings.rollout_seconds, "score_seconds": max(0.0, scored - began - readings.rollout_seconds),
+            "update_seconds": time.perf_counter() - scored,
+        }  # fmt: skip
+        metrics = {**_describe(experience), **updates, "kl_coefficient": self.kl.coefficient, **seconds}
+        self.kl.update(metrics["kl"], config.ppo.rollout_batch_size)
+        if step % config.every.log == 0:
             self._peek(experience)
         return metrics
+
+    def _questions(self, step: int) -> Questions:
+        """The prompts of a round."""
+        seed, samples = self.config.run.seed, self.config.ppo.samples_per_prompt
+        chosen = step_rows(seed, step - 1 + self.skipped_rounds, self.config.ppo.rollout_batch_size // samples, len(self.prompts))
+        rows = [self.prompts[item] for _, item in chosen for _ in range(samples)]
+        numbers = [epoch * samples + sample for epoch, _ in chosen for sample in range(samples)]
+        return Questions([p.tokens for p in rows], [p.number for p in rows], numbers, self.stop_ids, seed)
 
     def _update(self, experience: Experience, step: int) -> dict[str, float]:
         """Policy and value learn at the same time where they live on different ranks, one after the other where they share."""
@@ -104,16 +107,21 @@ class Trainer:
             lr = learning_rate(config.policy_optimizer, step, ppo.steps)
             loss = policy_loss_of(self.models.policy, config, self.kl.coefficient)
             after = self.models.average.update if self.models.average is not None else lambda: None
-            found["policy"] = update(self.models.policy, experience, ppo, loss, POLICY_SUMS, lr=lr, seed=seed, step=step, after_step=after, mix=self.mix)
+            with self.timeline.span("train", "policy"):
+                found["policy"] = update(
+                    self.models.policy, experience, ppo, loss, POLICY_SUMS, lr=lr, seed=seed, step=step, after_step=after, mix=self.mix
+                )
         if self.models.value is not None:
             lr = learning_rate(config.value_optimizer, step, ppo.steps)
-            found["value"] = update(self.models.value, experience, ppo, value_loss_of(ppo), VALUE_SUMS, lr=lr, seed=seed, step=step)
+            with self.timeline.span("train", "value"):
+                found["value"] = update(self.models.value, experience, ppo, value_loss_of(ppo), VALUE_SUMS, lr=lr, seed=seed, step=step)
         metrics = {}
-        for role in learns:
-            names = reported[role]
-            known = None if found[role] is None else [found[role][name] for name in names]
-            shared = share_numbers(known, len(names), self.models.grids[role], self.world.device)
-            metrics |= {name if name.startswith(role) else f"{role}_{name}": value for name, value in zip(names, shared)}
+        with self.timeline.span("wait"):
+            for role in learns:
+                names = reported[role]
+                known = None if found[role] is None else [found[role][name] for name in names]
+                shared = share_numbers(known, len(names), self.models.grids[role], self.world.device)
+                metrics |= {name if name.startswith(role) else f"{role}_{name}": value for name, value in zip(names, shared)}
         return metrics
 
     def _peek(self, experience: Experience) -> None:
@@ -121,13 +129,6 @@ class Trainer:
         rollout, length = experience.rollout, int(experience.rollout.lengths[0])
         text = self.tokenizer.decode(rollout.tokens[0, :length].tolist(), show_special=True)
         say(f"[rlhf] sample (score {float(experience.scores[0]):+.2f}, kl {float(experience.kl[0]):.2f}): {text!r}")
-
-    @contextmanager
-    def _phase(self, phase: Callable[[str], AbstractContextManager], name: str) -> Iterator[None]:
-        began = time.perf_counter()
-        with phase(name):
-            yield
-        self._seconds[f"{name}_seconds"] = time.perf_counter() - began
 
 
 def _describe(experience: Experience) -> dict[str, float]:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from megagpt.config.schema import PpoConfig, RlhfConfig
 from megagpt.engine.schedule_run import infer
 from megagpt.model.token_loss import response_logprobs
-from megagpt.parallel.route import replica_rows, share_rows
+from megagpt.parallel.placement import rollout_parts
+from megagpt.parallel.route import replica_rows, share_numbers, share_rows
 from megagpt.rlhf.advantage import final_rewards, generalised_advantages, grpo_advantages, rloo_advantages, token_rewards, whiten
 from megagpt.rlhf.experience import Experience, Rollout
 from megagpt.rlhf.four_models import FourModels
 from megagpt.rlhf.kl import kl_estimate
-from megagpt.rlhf.reward_function import require_finite
+from megagpt.rlhf.reward_function import RewardError, require_finite
+from megagpt.rlhf.rollout import Questions, Writing
 from megagpt.rlhf.running import RunningMoments
+from megagpt.runtime.log import say_here
+from megagpt.runtime.timeline import Timeline
 
 
 @dataclass(frozen=True)
@@ -30,104 +35,145 @@ class ScoringBatch:
     """[b]"""
 
 
-def score_rows(
-    models: FourModels, role: str, rollout: Rollout, micro_batch_size: int, read: Callable[[Tensor, ScoringBatch], Tensor],
-    width: int, device: torch.device,
-) -> Tensor:
-    """One model over all rows of a rollout, each replica over its own; the result on every rank of the job.
+@dataclass(frozen=True)
+class Reading:
+    """What is asked of a model about every row of a rollout."""
 
-    Args:
-        read: (output of the last stage, batch) -> [b, width].
+    role: str
+    read: Callable[[Tensor, ScoringBatch], Tensor]
+    """(output of the last stage, batch) -> [b, width]"""
+    width: int
+    first: int | None = None
+    """Only these rows are read, no more than a part of the rollout has; default: all."""
 
-    Returns:
-        [n, width] float32
+
+@dataclass(frozen=True)
+class Readings:
+    """A rollout and what all models say of it, equal on every rank of the job."""
+
+    rollout: Rollout
+    found: dict[str, Tensor]
+    """Role -> [n, width] float32"""
+    rollout_seconds: float
+    """That the policy wrote."""
+
+
+def collect(
+    models: FourModels, config: RlhfConfig, questions: Questions, roles: Iterable[str], device: torch.device, timeline: Timeline
+) -> Readings:
+    """Let the policy answer, and the models of these roles read what it wrote.
+
+    Models on other ranks than the policy's read one part while it writes the next. Each rank works through its own models and asks nothing of
+    other grids; only when it is done does it meet the others, in the same order everywhere.
     """
-    grid, groups = models.grids[role], models.groups[role]
-    num_rows, local = rollout.tokens.size(0), None
-    if groups is not None:
-        rows = replica_rows(num_rows, grid, groups.coordinates.dp)
-        batches = [
-            ScoringBatch(rollout.tokens[i : i + micro_batch_size], rollout.lengths[i : i + micro_batch_size])
-            for i in range(rows.start, rows.stop, micro_batch_size)
-        ]
-        with models.scope(role):
-            outputs = infer(models.module(role), batches, read, rows=micro_batch_size, length=rollout.tokens.size(1))
-        local = torch.cat(outputs) if outputs else None
-    return share_rows(local, grid, (num_rows, width), torch.float32, device)
+    num_rows = len(questions.prompts)
+    num_parts = rollout_parts(config, models.grids, num_rows)
+    readings = [_reading(models, role, config) for role in roles if role in models.grids]
+    here: dict[str, list[Tensor]] = {reading.role: [] for reading in readings if models.groups[reading.role] is not None}
+    writing = Writing(models, config, questions, num_parts, device, timeline)
+    for number, part in writing.parts():
+        for reading in readings:
+            if reading.role in here and (reading.first is None or not number):
+                with timeline.span("score", reading.role, number):
+                    here[reading.role] += _read(models, reading, part, config.ppo.micro_batch_size)
+    found = {}
+    with timeline.span("wait"):
+        for reading in readings:
+            grid, size = models.grids[reading.role], (reading.first or num_rows, reading.width)
+            local = torch.cat(outputs) if (outputs := here.get(reading.role)) else None
+            whole = reading.first is not None or grid.ranks == models.grids["policy"].ranks
+            found[reading.role] = share_rows(local, grid, size, torch.float32, device, num_parts=1 if whole else num_parts)
+        (seconds,) = share_numbers([writing.seconds], 1, models.grids["policy"], device)
+    return Readings(writing.rollout, found, seconds)
 
 
-def language_model_logprobs(models: FourModels, role: str, rollout: Rollout, config: RlhfConfig, device: torch.device) -> Tensor:
-    """Log-probability of every next token under logits / temperature; [n, P]."""
-    model = models.module(role)
+def _reading(models: FourModels, role: str, config: RlhfConfig) -> Reading:
+    """Log-probability of every next token under logits / temperature, [n, P]; a value before each of them, [n, P]; or a score at the last, [n, 1].
 
-    def read(logits: Tensor, batch: ScoringBatch) -> Tensor:
-        return response_logprobs(model, logits[:, :-1], batch.tokens[:, 1:], config.ppo.temperature)
-
-    return score_rows(models, role, rollout, config.ppo.micro_batch_size, read, rollout.tokens.size(1) - 1, device)
-
-
-def policy_logprobs(models: FourModels, rollout: Rollout, config: RlhfConfig, device: torch.device) -> tuple[Tensor, float]:
-    """Of the policy before the update, [n, P], from whom the configuration says; and the largest gap between sampler and trainer.
-
-    The trainer scores the whole rollout, or one microbatch of each replica where only the gap is asked of it.
+    The policy reads all rows only where its log-probabilities count, else one microbatch of each replica for the gap to its sampler.
     """
-    scored = rollout
-    if config.ppo.logprobs == "sampler":
-        scored = rollout.first(config.ppo.micro_batch_size * models.grids["policy"].dp)
-    logprobs = language_model_logprobs(models, "policy", scored, config, device)
-    gap = float(((scored.sampler_logprobs - logprobs) * scored.response_mask).abs().max())
-    return (rollout.sampler_logprobs if config.ppo.logprobs == "sampler" else logprobs), gap
+    predictions = config.prompts.max_prompt_length + config.prompts.max_response_length - 1
+    if role == "value":
+        return Reading(role, lambda values, batch: values[:, :-1], predictions)
+    if role in ("reward", "held_out"):
+        return Reading(role, lambda scalars, batch: scalars.gather(1, batch.lengths[:, None] - 1), 1)
+    model, ppo = models.module(role), config.ppo
+
+    def logprobs(logits: Tensor, batch: ScoringBatch) -> Tensor:
+        return response_logprobs(model, logits[:, :-1], batch.tokens[:, 1:], ppo.temperature)
+
+    some = ppo.micro_batch_size * models.grids[role].dp if role == "policy" and ppo.logprobs == "sampler" else None
+    return Reading(role, logprobs, predictions, some)
 
 
-def reward_scores(models: FourModels, rollout: Rollout, config: RlhfConfig, device: torch.device) -> Tensor:
+def _read(models: FourModels, reading: Reading, part: Rollout, micro_batch_size: int) -> list[Tensor]:
+    """One model over this replica's rows of a part: [b, width] of every microbatch, on ranks of its last stage."""
+    groups, role = models.groups[reading.role], reading.role
+    rows = replica_rows(reading.first or part.tokens.size(0), groups.grid, groups.coordinates.dp)
+    if role in models.handovers:
+        try:
+            part = models.handovers[role](part)
+        except RewardError as error:  # raised here alone it would leave the other ranks waiting; a score that is not a number stops all of them
+            if dist.get_rank() == groups.grid.ranks[0]:
+                say_here(str(error))
+            return [torch.full((len(rows), reading.width), torch.nan, device=part.tokens.device)]
+    batches = [
+        ScoringBatch(part.tokens[i : i + micro_batch_size], part.lengths[i : i + micro_batch_size]) for i in range(rows.start, rows.stop, micro_batch_size)
+    ]
+    with models.scope(role):
+        return infer(models.module(role), batches, reading.read, rows=micro_batch_size, length=part.tokens.size(1))
+
+
+def reward_scores(models: FourModels, readings: Readings) -> Tensor:
     """Normalised score of each row, read at its last token, and what the reward function says; [n].
 
     Raises:
         RewardError: a score that is not finite, on every rank.
     """
-    scores = torch.zeros(rollout.tokens.size(0), device=device)
-    if "reward" in models.grids:
-        scores = (_last_scalars(models, "reward", rollout, config, device) - models.reward_mean) / models.reward_std
+    rollout = readings.rollout
+    scores = torch.zeros(rollout.tokens.size(0), device=rollout.tokens.device)
+    if "reward" in readings.found:
+        scores = (readings.found["reward"].squeeze(1) - models.reward_mean) / models.reward_std
     if models.reward_function is not None:
         scores = scores + models.reward_function(rollout)
     require_finite(scores, rollout, models.tokenizer)
     return scores
 
 
-def held_out_scores(models: FourModels, rollout: Rollout, config: RlhfConfig, device: torch.device) -> Tensor | None:
-    """What the held-out reward model says of each row, on its own scale, [n]; None where there is none."""
-    if "held_out" not in models.grids:
+def held_out_scores(models: FourModels, readings: Readings) -> Tensor | None:
+    """What the held-out reward model says of each row, on its own scale, [n]; None where there is none.
+
+    Raises:
+        RewardError: a score that is not finite, on every rank.
+    """
+    if "held_out" not in readings.found:
         return None
-    return (_last_scalars(models, "held_out", rollout, config, device) - models.held_out_mean) / models.held_out_std
+    scores = (readings.found["held_out"].squeeze(1) - models.held_out_mean) / models.held_out_std
+    require_finite(scores, readings.rollout, models.tokenizer)
+    return scores
 
 
-def _last_scalars(models: FourModels, role: str, rollout: Rollout, config: RlhfConfig, device: torch.device) -> Tensor:
-    """A scalar head's output at each row's last token, [n]."""
-
-    def read(scalars: Tensor, batch: ScoringBatch) -> Tensor:
-        return scalars.gather(1, batch.lengths[:, None] - 1)
-
-    if role in models.handovers:
-        rollout = models.handovers[role](rollout)
-    return score_rows(models, role, rollout, config.ppo.micro_batch_size, read, 1, device).squeeze(1)
+def policy_logprobs(readings: Readings, config: RlhfConfig) -> tuple[Tensor, float]:
+    """Of the policy before the update, [n, P], from whom the configuration says; and the largest gap between sampler and trainer, over the rows
+    that the trainer has read."""
+    rollout, logprobs = readings.rollout, readings.found["policy"]
+    scored = rollout.rows(0, logprobs.size(0))
+    gap = float(((scored.sampler_logprobs - logprobs) * scored.response_mask).abs().max())
+    return (rollout.sampler_logprobs if config.ppo.logprobs == "sampler" else logprobs), gap
 
 
 def score(
-    models: FourModels, rollout: Rollout, config: RlhfConfig, kl_coefficient: float, device: torch.device, running: RunningMoments | None = None
+    models: FourModels, readings: Readings, config: RlhfConfig, kl_coefficient: float, running: RunningMoments | None = None
 ) -> Experience:
-    """All models over the rollout. Models on disjoint ranks compute at the same time; results meet in `share_rows`.
+    """What PPO trains on, computed alike on every rank from what all models said.
 
     Args:
         running: of the scores so far, where they are normalised by it; takes these in first.
     """
-    ppo, mask, values = config.ppo, rollout.response_mask, None
-    scores = reward_scores(models, rollout, config, device)
-    if "value" in models.grids:
-        width = rollout.tokens.size(1) - 1
-        values = score_rows(models, "value", rollout, ppo.micro_batch_size, lambda scalars, batch: scalars[:, :-1], width, device)
-    reference_logprobs = language_model_logprobs(models, "reference", rollout, config, device)
-    logprobs, sampler_gap = policy_logprobs(models, rollout, config, device)
-    shaped = scores
+    ppo, rollout = config.ppo, readings.rollout
+    mask, values, reference_logprobs = rollout.response_mask, readings.found.get("value"), readings.found["reference"]
+    logprobs, sampler_gap = policy_logprobs(readings, config)
+    scores = shaped = reward_scores(models, readings)
     if running is not None:
         running.update(scores)
         shaped = running.normalise(scores)

@@ -29,6 +29,7 @@ from megagpt.runtime.log import is_main_rank, left_out, say
 from megagpt.runtime.metrics_file import read_metrics
 from megagpt.runtime.run_folder import RunFolder
 from megagpt.runtime.stage_run import StageRun
+from megagpt.runtime.timeline import Timeline
 from megagpt.tokenizer.tokenizer import Tokenizer
 
 SAMPLES = 8
@@ -88,6 +89,7 @@ class _Stage:
         trainer.load(resumed)
         total = max(config.ppo.steps, resumed["step"])
         with StageRun(config, self.output.folder, total, resumed["step"], trainer.world.device) as self.around:
+            trainer.timeline = Timeline(trainer.world.device, self.around.phase)
             step, self.opening = resumed["step"], resumed.get("opening")
             if self.opening is None:
                 self.opening, metrics = self.measure(0)
@@ -95,7 +97,7 @@ class _Stage:
             while step < total:
                 step += 1
                 with self.around.step(step):
-                    metrics = trainer.step(step, self.around.phase)
+                    metrics = trainer.step(step)
                 self.around.record(step, metrics)
                 if self.around.due(config.every.evaluate, step):
                     metrics |= self.measure(step)[1]
@@ -114,8 +116,8 @@ class _Stage:
     def measure(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
         """What is kept of an evaluation, and its metrics."""
         trainer, tokenizer = self.trainer, self.trainer.tokenizer
-        with self.around.phase("evaluation"):
-            found = evaluate(self.models, self.config, self.eval_prompts, trainer.stop_ids, trainer.world.device)
+        with trainer.timeline.span("evaluation"):
+            found = evaluate(self.models, self.config, self.eval_prompts, trainer.stop_ids, trainer.world.device, trainer.timeline)
         kept = {"reward": found.reward, "reward_std": found.reward_std, "kl": found.kl, "answers": _answers(tokenizer, found), "judged": found.judged}
         metrics = found.metrics()
         if self.opening is not None:
@@ -129,7 +131,7 @@ class _Stage:
         """Policy, its average and the value model, each from its own grid. Returns where the policy lies."""
         models, policy = self.models, self.starts.policy.model_config
         facts = {**self.trainer.state(), "opening": self.opening}
-        with self.around.phase("save"):
+        with self.trainer.timeline.span("save"):
             if models.policy is not None:
                 self.output.save(step, models.policy, policy, head="lm", **facts)
             if models.average is not None:

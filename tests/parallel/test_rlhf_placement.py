@@ -136,9 +136,13 @@ def before_the_first_update(config: RlhfConfig) -> dict[str, float | Tensor]:
     """One step whose only minibatch is the whole rollout, so that the policy's training forward has met no update yet."""
     with (
         ppo_trainer(config) as trainer, recorded(rlhf_update, "policy_loss") as losses, recorded(rlhf_ppo, "score") as scores,
-        recorded(rlhf_score, "language_model_logprobs") as scored,
+        recorded(rlhf_score, "infer") as scored,
     ):  # fmt: skip
         metrics = trainer.step(1)
+        rows_scored = dict.fromkeys(("policy", "reference"), 0)
+        for (model, batches, _), _ in scored:
+            for role in rows_scored:
+                rows_scored[role] += (model is trainer.models.module(role)) * sum(len(batch.tokens) for batch in batches)
     ((_, experience),) = scores
     # (new, old, advantages, mask, clip_ratio) of every microbatch, on the ranks where the policy's logits appear
     ratios = [(new - old)[mask > 0].exp() for (new, old, _, mask, _), _ in losses]
@@ -147,7 +151,7 @@ def before_the_first_update(config: RlhfConfig) -> dict[str, float | Tensor]:
         "response_tokens": int(experience.mask.sum()),
         "token_kl": ((experience.logprobs - experience.reference_logprobs) * experience.mask).abs().max(),
         "kl": metrics["kl"],
-        "rows_scored": {role: len(rollout.tokens) for (_, role, rollout, *_), _ in scored},
+        "rows_scored": rows_scored,
         "sampler_gap": metrics["sampler_gap"],
         "first_ratio_error": metrics["policy_first_ratio_error"],
     }
@@ -224,8 +228,9 @@ def test_rlhf_ratio_is_one_and_kl_zero_before_the_first_update(folder, name, log
         assert abs(rank["kl"]) <= KL_ABSOLUTE
         assert rank["token_kl"] <= RATIO_ABSOLUTE  # and not only because errors cancel in the mean
         assert 0 < rank["sampler_gap"] <= LOG_PROBABILITY_ABSOLUTE
-        replicas = build_grids(where, len(ranks))["policy"].dp
-        assert rank["rows_scored"] == {"policy": 2 * replicas if logprobs == "sampler" else 16, "reference": 16}
+    grids = build_grids(where, len(ranks))
+    for role, rows in (("policy", 2 * grids["policy"].dp if logprobs == "sampler" else 16), ("reference", 16)):
+        assert sum(rank["rows_scored"][role] for rank in ranks) == rows * grids[role].tp * grids[role].pp
 
 
 @pytest.fixture(scope="module")
