@@ -10,52 +10,25 @@ from unittest import mock
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from megagpt.checkpoint.layout import CheckpointError, find_checkpoint
 from megagpt.checkpoint.load import Checkpoint
-from megagpt.config.schema import (
-    KlConfig,
-    ModelConfig,
-    OptimizerConfig,
-    PlacementConfig,
-    PpoConfig,
-    PretrainMixConfig,
-    PromptsConfig,
-    RlhfConfig,
-    RoleConfig,
-    RunConfig,
-)
+from megagpt.config.schema import KlConfig, PretrainMixConfig, RlhfConfig, RunConfig
 from megagpt.data.order import shuffled_item
-from megagpt.data.prompts import load_prompts
 from megagpt.kernels.select import set_kernels
 from megagpt.parallel.placement import build_grids
+from megagpt.rlhf import ppo as rlhf_ppo
 from megagpt.rlhf import score as rlhf_score
-from megagpt.rlhf import ppo as rlhf_ppo, trainer as rlhf_trainer
+from megagpt.rlhf import trainer as rlhf_trainer
 from megagpt.rlhf import update as rlhf_update
-from megagpt.rlhf.four_models import Starts, build_four_models
-from megagpt.rlhf.pretrain_mix import open_pretrain_mix
-from megagpt.runtime.distributed import World
 from megagpt.runtime.run_folder import RunFolder
 from tests.helpers.gather import held_here, merge_ranks
 from tests.helpers.plain import PlainGPT, plain_init, plain_loss
 from tests.helpers.spawn import run_ranks
-from tests.helpers.tiny_checkpoint import make_checkpoint
-from tests.helpers.tiny_run import prompts, toy_tokenizer, write_rows
+from tests.helpers.tiny_ppo import OPTIMIZER, foreign_reward, on, placement, ppo_config, ppo_folder, ppo_trainer
 from tests.helpers.token_files import write_token_files
 from tests.helpers.tolerance import KL_ABSOLUTE, LOG_PROBABILITY_ABSOLUTE, PPO_METRIC_RELATIVE, RATIO_ABSOLUTE, assert_tensors_close
-
-OPTIMIZER = OptimizerConfig(lr=1e-2, eps=1e-5, weight_decay=0.0, clip_grad=0.5)
-
-
-def placement(policy: RoleConfig, reference: RoleConfig, reward: RoleConfig | None, value: RoleConfig | None) -> PlacementConfig:
-    return PlacementConfig(policy=policy, reference=reference, reward=reward, value=value)
-
-
-def on(*ranks: int, **layout: int) -> RoleConfig:
-    return RoleConfig(ranks=list(ranks), **layout)
-
 
 ONE_RANK = placement(on(0), on(0), on(0), on(0))
 FOUR_RANKS = {
@@ -71,32 +44,7 @@ FOUR_RANKS = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A run with an SFT model of one family and a reward model of the other, both trained with dropout; and prompts."""
-    folder = tmp_path_factory.mktemp("rlhf")
-    tokenizer = toy_tokenizer(folder / "tokenizer")
-    run = RunConfig(name="toy", root=str(folder))
-    sizes = {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "max_sequence_length": 40, "vocab_size": tokenizer.vocab_size, "dropout": 0.1}
-    make_checkpoint(run, "sft", ModelConfig(family="gpt", **sizes), tokenizer, seed=1)
-    make_checkpoint(run, "reward", ModelConfig(family="llama", num_query_groups=2, **sizes), tokenizer, seed=2, reward_mean=0.05, reward_std=0.3)
-    write_rows(folder / "prompts.jsonl", prompts())
-    return folder
-
-
-def ppo_config(folder, where: PlacementConfig, kl: KlConfig = KlConfig(coefficient=0.1, target=0.5, horizon=40), **ppo) -> RlhfConfig:
-    return RlhfConfig(
-        run=RunConfig(name="toy", root=str(folder), seed=1),
-        placement=where,
-        policy_optimizer=OPTIMIZER,
-        value_optimizer=OPTIMIZER,
-        prompts=PromptsConfig(files=[str(folder / "prompts.jsonl")], max_prompt_length=32, max_response_length=8, eval_prompts=8),
-        ppo=PpoConfig(
-            **{
-                "steps": 4, "rollout_batch_size": 16, "minibatch_size": 8, "micro_batch_size": 2, "epochs": 2, "temperature": 0.7,
-                "missing_eos_penalty": 0.5, "ema_decay": 0.7,
-            } | ppo
-        ),
-        kl=kl,
-    )
+    return ppo_folder(tmp_path_factory.mktemp("rlhf"))
 
 
 # ---------------------------------------------------------------- on each rank
@@ -113,23 +61,6 @@ def recorded(module, name: str):
 
     with mock.patch.object(module, name, record):
         yield calls
-
-
-@contextlib.contextmanager
-def ppo_trainer(config: RlhfConfig):
-    """What `fit` builds before its loop."""
-    world = World(dist.get_rank(), dist.get_world_size(), dist.get_rank(), dist.get_world_size(), torch.device("cpu"))
-    policy, reward = (where and Checkpoint.open(find_checkpoint(where, RunFolder(config.run))) for where in (config.policy, config.reward))
-    assert all(checkpoint.model_config.dropout == 0.1 for checkpoint in (policy, reward) if checkpoint is not None)
-    tokenizer = policy.tokenizer()
-    asked = load_prompts(config.prompts, tokenizer).train
-    models = build_four_models(config, build_grids(config.placement, world.size), Starts(policy, reward), world.device, asked)
-    trainer = rlhf_ppo.Trainer(config, world, models, tokenizer, asked, open_pretrain_mix(config, tokenizer))
-    trainer.stop_ids = tuple(range(0, tokenizer.vocab_size, 7))  # random weights hardly ever say <|end|>; lengths shall differ
-    yield trainer
-    for engine in (models.policy, models.value):
-        if engine is not None:
-            engine.close()
 
 
 def before_the_first_update(config: RlhfConfig) -> dict[str, float | Tensor]:
@@ -365,16 +296,12 @@ def test_rlhf_refuses_a_language_model_as_reward_and_a_reward_model_as_policy(fo
 
 
 @pytest.fixture(scope="module")
-def foreign_reward(tmp_path_factory):
-    """A reward model that reads other tokens than the policy."""
-    folder = tmp_path_factory.mktemp("foreign")
-    other = toy_tokenizer(folder / "tokenizer", vocab_size=331)
-    sizes = {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "max_sequence_length": 60, "vocab_size": other.vocab_size, "dropout": 0.1}
-    return make_checkpoint(RunConfig(name="other", root=str(folder)), "reward", ModelConfig(**sizes), other, seed=3, reward_mean=0.0, reward_std=1.0)
+def foreign(tmp_path_factory):
+    return foreign_reward(tmp_path_factory.mktemp("foreign"))
 
 
-def test_rlhf_hands_text_to_a_reward_model_of_another_tokenizer(folder, foreign_reward):
-    config = ppo_config(folder, ONE_RANK).model_copy(update={"reward": str(foreign_reward)})
+def test_rlhf_hands_text_to_a_reward_model_of_another_tokenizer(folder, foreign):
+    config = ppo_config(folder, ONE_RANK).model_copy(update={"reward": str(foreign)})
     ((expected_metrics, expected_parameters),) = run_ranks(1, two_steps, config)
     assert len({step["reward"] for step in expected_metrics}) == 2 and expected_metrics[0]["reward_std"] > 0
     ranks = run_ranks(4, two_steps, config.model_copy(update={"placement": FOUR_RANKS["policy_tp2"]}))
@@ -385,8 +312,8 @@ def test_rlhf_hands_text_to_a_reward_model_of_another_tokenizer(folder, foreign_
         assert_tensors_close(merge_ranks([parameters[role] for _, parameters in ranks]), expected, relative=PPO_METRIC_RELATIVE)
 
 
-def test_rlhf_refuses_a_reward_model_without_its_tokenizer(folder, foreign_reward, tmp_path, no_process_group):
-    copy = Path(shutil.copytree(foreign_reward, tmp_path / "step_1"))
+def test_rlhf_refuses_a_reward_model_without_its_tokenizer(folder, foreign, tmp_path, no_process_group):
+    copy = Path(shutil.copytree(foreign, tmp_path / "step_1"))
     shutil.rmtree(copy / "tokenizer")
     shutil.copytree(find_checkpoint("sft", RunFolder(RunConfig(name="toy", root=str(folder)))) / "tokenizer", copy / "tokenizer")
     with pytest.raises(CheckpointError, match=rf"{copy}/tokenizer/tokenizer.model: damaged"):
