@@ -16,6 +16,7 @@ from megagpt.report.page import Html, document, element, join, picture, table, v
 from megagpt.report.plots import PANELS, draw_stage
 from megagpt.report.reward import draw_evaluation, evaluation_tables, read_evaluation
 from megagpt.report.rlhf import doctor_table, draw_phases, sample_table
+from megagpt.report.timeline import draw_timeline
 from megagpt.runtime import atomic
 from megagpt.runtime.metrics_file import read_metrics
 from megagpt.runtime.run_folder import RunFolder
@@ -138,7 +139,10 @@ def _curves(run: RunFolder, manifest: dict[str, dict[str, Any]], stage: str, row
         notes.append("synthetic rankings: ordered by a rule, not by people")
     notes += [f"{torn} unreadable line{'s' * (torn > 1)} of metrics.jsonl left out"] if torn else []
     tables = [] if evaluation is None else evaluation_tables(evaluation)
-    below = [*doctor_table(rows), *sample_table(run.path / stage / "samples.jsonl")] if stage == "rlhf" else []
+    below = []
+    if stage == "rlhf":
+        below = [picture(path, title) for title, path in draw_timeline(run.path / stage / "timeline.json", run.path / stage / "plots")]
+        below += [*doctor_table(rows), *sample_table(run.path / stage / "samples.jsonl")]
     return [element("h2", STAGE_TITLES[stage]), element("p", " · ".join(notes), "soft"), *tables, element("div", join(pictures), "grid"), *below]
 
 

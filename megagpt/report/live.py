@@ -37,11 +37,13 @@ def _draw(stage_folder: Path) -> None:
         from megagpt.report.plots import draw_folder  # matplotlib takes a second, which only this rank needs to spend
         from megagpt.report.reward import draw_evaluation, read_evaluation
         from megagpt.report.rlhf import draw_phases
+        from megagpt.report.timeline import draw_timeline
         from megagpt.runtime.metrics_file import read_metrics
 
         draw_folder(stage_folder)
         if stage_folder.name == "rlhf":
             draw_phases(read_metrics(stage_folder / "metrics.jsonl")[0], stage_folder / "plots")
+            draw_timeline(stage_folder / "timeline.json", stage_folder / "plots")
         if stage_folder.name == "reward" and (evaluation := read_evaluation(stage_folder)):
             draw_evaluation(evaluation, stage_folder / "plots")
     except Exception as error:

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
+
 from megagpt.checkpoint.layout import find_checkpoint
 from megagpt.checkpoint.load import Checkpoint
 from megagpt.checkpoint.stage_output import StageOutput
@@ -16,6 +18,7 @@ from megagpt.config.show import content_hash
 from megagpt.data.prompts import EncodedPrompt, load_prompts
 from megagpt.data.token_data import TokenData
 from megagpt.parallel.grid import Grid
+from megagpt.parallel.groups import host_group
 from megagpt.parallel.placement import build_grids
 from megagpt.rlhf.doctor import DoctorStop, Finding
 from megagpt.rlhf.evaluate import Evaluation, evaluate, win_rate
@@ -29,7 +32,7 @@ from megagpt.runtime.log import is_main_rank, left_out, say
 from megagpt.runtime.metrics_file import read_metrics
 from megagpt.runtime.run_folder import RunFolder
 from megagpt.runtime.stage_run import StageRun
-from megagpt.runtime.timeline import Timeline
+from megagpt.runtime.timeline import Span, Timeline, chrome_trace
 from megagpt.tokenizer.tokenizer import Tokenizer
 
 SAMPLES = 8
@@ -105,11 +108,14 @@ class _Stage:
                 if went_back_to is not None:
                     step = went_back_to
                     continue
+                if step % config.every.log == 0:
+                    self.write_timeline()
                 self.around.end_step(step, self.save, self.output.wait)
             closing, metrics = self.measure(total)
             self.look(total, metrics)
             checkpoint = self.save(total)
             self.output.wait()
+            self.write_timeline()
         self._finish(checkpoint, closing)
         return checkpoint
 
@@ -140,6 +146,13 @@ class _Stage:
                 statistics = {"reward_mean": models.reward_mean, "reward_std": models.reward_std}
                 self.output.save(step, models.value, self.starts.of("value").model_config, head="scalar", subfolder="value", **facts, **statistics)
         return self.output.folder / "checkpoints" / f"step_{step}"
+
+    def write_timeline(self) -> None:
+        """`timeline.json`: what every rank did in the last rounds, for Perfetto and for the report. All ranks call this."""
+        everyone: list[list[Span]] | None = [[] for _ in range(self.trainer.world.size)] if is_main_rank() else None
+        dist.gather_object(self.trainer.timeline.spans, everyone, group=host_group(self.config.run.timeout_seconds))
+        if everyone is not None:
+            self.around.log.replace_file("timeline.json", chrome_trace(everyone))
 
     def look(self, step: int, metrics: dict[str, Any]) -> list[Finding]:
         """What the doctor says."""

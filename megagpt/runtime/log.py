@@ -119,6 +119,11 @@ class StageLog:
             self._write({"step": step, who: text})
             say(f"[{self.stage}] {who}: step {step}: {text}")
 
+    def replace_file(self, name: str, value: Any) -> None:
+        """A JSON file beside the metrics becomes this value."""
+        if self._active:
+            self._attempt(name, lambda: atomic.write_json(self.folder / name, value))
+
     def _open(self, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
