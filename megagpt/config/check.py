@@ -184,8 +184,10 @@ def check_rlhf(config: RlhfConfig, replicas: dict[str, int]) -> None:
     if ppo.rollout_batch_size % ppo.minibatch_size:
         raise ConfigError(f"ppo.minibatch_size = {ppo.minibatch_size}: must divide rollout_batch_size {ppo.rollout_batch_size}")
     for role, dp in replicas.items():
-        rows = ppo.micro_batch_size * dp
-        if ppo.minibatch_size % rows:
+        rows = dp if role == "rollout" else ppo.micro_batch_size * dp  # responses are written one by one
+        if role == "rollout" and ppo.rollout_batch_size % rows:
+            raise ConfigError(f"ppo.rollout_batch_size = {ppo.rollout_batch_size}: not a multiple of the {dp} replicas that write (placement.rollout)")
+        if role != "rollout" and ppo.minibatch_size % rows:
             raise ConfigError(
                 f"ppo.minibatch_size = {ppo.minibatch_size}: not a multiple of micro_batch_size {ppo.micro_batch_size} x {dp} replicas of the {role}"
             )
@@ -204,7 +206,7 @@ def check_rlhf(config: RlhfConfig, replicas: dict[str, int]) -> None:
 
 def most_parts(config: RlhfConfig, replicas: dict[str, int], num_rows: int) -> int:
     """Into how many equal parts rows can be cut such that every model reads each in whole microbatches; any divisor of it does as well."""
-    return math.gcd(*(num_rows // (config.ppo.micro_batch_size * dp) for dp in replicas.values()))
+    return math.gcd(*(num_rows // (dp if role == "rollout" else config.ppo.micro_batch_size * dp) for role, dp in replicas.items()))
 
 
 def _check_rewards(config: RlhfConfig) -> None:

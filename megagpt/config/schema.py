@@ -461,10 +461,24 @@ class RoleConfig(Frozen):
     """ZeRO stage (policy and value; frozen models keep no optimizer)."""
 
 
+class RolloutLayout(Frozen):
+    """Where responses are written."""
+
+    ranks: list[int] = Field(min_length=1)
+    """Ranks of the job that write; consecutive. Those of the policy, or others."""
+    tp: int = Field(1, gt=0)
+    """Tensor-parallel size."""
+    pp: int = Field(1, gt=0)
+    """Pipeline-parallel size."""
+
+
 class PlacementConfig(Frozen):
     """Grids of the four models; two grids are the same ranks or have none in common."""
 
     policy: RoleConfig
+    rollout: RolloutLayout | None = None
+    """A view of the policy's weights in a layout of its own, refreshed after every round, that writes the responses: training wants memory shared out,
+    writing wants few messages a token. It costs the weights once more. Default: the policy's own model and layout."""
     reference: RoleConfig
     reward: RoleConfig | None = None
     """Left out where a reward function stands in for the reward model (`reward: null`)."""

@@ -219,6 +219,10 @@ class Engine:
         """Full-precision weights of this stage, whole on every rank of it. All ranks of the stage must iterate."""
         yield from self.gather(lambda p: p.data if self.zero_stage == 0 else safe_get_full_fp32_param(p))
 
+    def canonical_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The same as the forward pass reads them; of ZeRO 1 and 2 without a word between replicas."""
+        yield from self.gather(lambda p: safe_get_full_fp32_param(p) if self.zero_stage == 3 else p.data)
+
     def canonical_gradients(self) -> Iterator[tuple[str, Tensor]]:
         """Reduced, unclipped gradients; to be read between `accumulate` and `step`."""
         yield from self.gather(lambda p: p.grad if self.zero_stage == 0 else safe_get_full_grad(p))

@@ -6,10 +6,10 @@ import itertools
 
 from megagpt.config.check import most_parts
 from megagpt.config.load import ConfigError
-from megagpt.config.schema import ParallelConfig, PlacementConfig, RlhfConfig, RoleConfig
+from megagpt.config.schema import ParallelConfig, PlacementConfig, RlhfConfig, RoleConfig, RolloutLayout
 from megagpt.parallel.grid import Grid
 
-ROLES = ("policy", "reference", "reward", "value")
+ROLES = ("policy", "rollout", "reference", "reward", "value")
 
 
 def stage_grid(parallel: ParallelConfig, world_size: int) -> Grid:
@@ -36,7 +36,7 @@ def placed_roles(placement: PlacementConfig) -> tuple[str, ...]:
     return tuple(role for role in ROLES if getattr(placement, role) is not None)
 
 
-def role_grid(role: str, config: RoleConfig, world_size: int) -> Grid:
+def role_grid(role: str, config: RoleConfig | RolloutLayout, world_size: int) -> Grid:
     """Grid of one role; dp = ranks / (tp x pp)."""
     ranks = config.ranks
     if ranks != list(range(ranks[0], ranks[0] + len(ranks))):
@@ -45,13 +45,14 @@ def role_grid(role: str, config: RoleConfig, world_size: int) -> Grid:
         raise ConfigError(f"placement.{role}.ranks = {ranks}: the job has ranks 0 to {world_size - 1} only")
     if len(ranks) % (config.tp * config.pp):
         raise ConfigError(f"placement.{role}.ranks = {ranks}: {len(ranks)} ranks are not a multiple of tp {config.tp} x pp {config.pp}")
-    if config.zero == 3 and config.pp > 1:
+    if isinstance(config, RoleConfig) and config.zero == 3 and config.pp > 1:
         raise ConfigError(f"placement.{role}.zero = 3 with pp = {config.pp}: not supported together; take zero 1 or 2")
     return Grid(tp=config.tp, pp=config.pp, dp=len(ranks) // (config.tp * config.pp), offset=ranks[0])
 
 
 def build_grids(placement: PlacementConfig, world_size: int) -> dict[str, Grid]:
-    """The grid of each placed role; any two have the same ranks or none in common, and together they use every rank."""
+    """The grid of each placed role; any two have the same ranks or none in common, and together they use every rank. A layout for the rollout that is
+    the policy's own is left out."""
     grids = {role: role_grid(role, getattr(placement, role), world_size) for role in placed_roles(placement)}
     for (a, grid_a), (b, grid_b) in itertools.combinations(grids.items(), 2):
         common = set(grid_a.ranks) & set(grid_b.ranks)
@@ -59,6 +60,8 @@ def build_grids(placement: PlacementConfig, world_size: int) -> dict[str, Grid]:
             raise ConfigError(
                 f"placement.{b}.ranks = {list(grid_b.ranks)}: overlaps {a}'s ranks {list(grid_a.ranks)} in part; two models share all their ranks or none"
             )
+    if grids.get("rollout") == grids["policy"]:
+        del grids["rollout"]  # the policy's own model writes as well, without a copy
     idle = set(range(world_size)).difference(*(grid.ranks for grid in grids.values()))
     if idle:
         raise ConfigError(f"placement: ranks {sorted(idle)} of the job hold no model; start {world_size - len(idle)} ranks or place a model there")

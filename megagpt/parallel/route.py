@@ -1,6 +1,8 @@
-"""Move rows of a batch between the grids of different models."""
+"""Move rows of a batch, and weights, between the grids of different models."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -58,6 +60,29 @@ def share_rows(
     for work in works:
         work.wait()
     return result
+
+
+def hand_out(shard_for: Callable[[int], Tensor] | None, givers: Sequence[int], takers: Sequence[int], into: Tensor | None) -> None:
+    """One tensor from ranks that hold all of it to ranks that each want a shard. All givers and takers call this, for several tensors in one order.
+
+    The givers share the work; a taker that is one of them serves itself.
+
+    Args:
+        shard_for: (world rank of a taker) -> what it shall have; on givers.
+        givers, takers: world ranks.
+        into: where it goes, contiguous; on takers.
+    """
+    rank, operations = dist.get_rank(), []
+    for number, taker in enumerate(takers):
+        giver = taker if taker in givers else givers[number % len(givers)]
+        if rank == giver == taker:
+            into.copy_(shard_for(taker))
+        elif rank == giver:
+            operations.append(dist.P2POp(dist.isend, shard_for(taker).contiguous(), taker))
+        elif rank == taker:
+            operations.append(dist.P2POp(dist.irecv, into, giver))
+    for work in dist.batch_isend_irecv(operations) if operations else ():
+        work.wait()
 
 
 def share_numbers(numbers: list[float] | None, count: int, grid: Grid, device: torch.device) -> list[float]:

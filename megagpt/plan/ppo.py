@@ -71,7 +71,7 @@ def models_of(config: RlhfConfig, folder: Path) -> dict[str, ModelConfig]:
     """Role -> sizes of its model: the reference is the policy's start, the value model starts from the reward model."""
     policy = starting_model(config.policy, config.run, folder)
     reward = policy if config.reward is None else starting_model(config.reward, config.run, folder)
-    return {"policy": policy, "reference": policy, "reward": reward, "value": reward}
+    return {"policy": policy, "rollout": policy, "reference": policy, "reward": reward, "value": reward}
 
 
 def plan_placement(config: RlhfConfig, models: dict[str, ModelConfig], hardware: Hardware, ranks: int) -> PpoPlan:
@@ -86,7 +86,7 @@ def plan_placement(config: RlhfConfig, models: dict[str, ModelConfig], hardware:
         jobs[role] = Job(
             ModelShape(models[role]), grid, ParallelConfig(tensor_parallel_size=grid.tp, pipeline_parallel_size=grid.pp, zero_stage=zero), hardware,
             rows=ppo.micro_batch_size, length=config.prompts.max_prompt_length + config.prompts.max_response_length,
-            num_microbatches=ppo.minibatch_size // (ppo.micro_batch_size * grid.dp), scalar_head=role in ("reward", "value"),
+            num_microbatches=max(1, ppo.minibatch_size // (ppo.micro_batch_size * grid.dp)), scalar_head=role in ("reward", "value"),
             optimizer=getattr(config, f"{role}_optimizer").name if trained else "none", fused=config.kernels != "reference",
         )  # fmt: skip
     return PpoPlan(config, jobs, _memory(config, jobs), _seconds(config, jobs))
@@ -114,15 +114,20 @@ def _all_ranks(jobs: dict[str, Job]) -> set[int]:
 
 def _phases(config: RlhfConfig, jobs: dict[str, Job], roles: dict[str, int]) -> dict[str, Memory]:
     """What each phase adds on a rank that holds these roles: role -> pipeline stage."""
-    scoring = [_scoring_memory(jobs[role], stage) for role, stage in roles.items()]
-    phases = {"rollout": Memory(), "score": max(scoring, key=lambda found: found.total)}
-    if "policy" in roles:
-        phases["rollout"] = _rollout_memory(config, jobs["policy"], roles["policy"])
+    scoring = [_scoring_memory(jobs[role], stage) for role, stage in roles.items() if role != "rollout"]
+    phases = {"rollout": Memory(), "score": max(scoring, key=lambda found: found.total, default=Memory())}
+    if (writer := _writer(jobs)) in roles:
+        phases["rollout"] = _rollout_memory(config, jobs[writer], roles[writer])
     for role in TRAINED:
         if role in roles:
             update = memory.training_phases(jobs[role], roles[role]).values()
             phases[f"update {role}"] = max(update, key=lambda found: found.total)
     return phases
+
+
+def _writer(jobs: dict[str, Job]) -> str:
+    """The role that writes responses."""
+    return "rollout" if "rollout" in jobs else "policy"
 
 
 def _rollout_memory(config: RlhfConfig, job: Job, stage: int) -> Memory:
@@ -158,12 +163,12 @@ def _seconds(config: RlhfConfig, jobs: dict[str, Job]) -> dict[str, float]:
     """Of one round. Roles on the same ranks work one after the other, roles on different ranks at the same time."""
     ppo = config.ppo
     updates = ppo.epochs * (ppo.rollout_batch_size // ppo.minibatch_size)
-    passes = dict.fromkeys(jobs, ppo.rollout_batch_size / ppo.minibatch_size)
+    passes = dict.fromkeys(jobs, ppo.rollout_batch_size / ppo.minibatch_size) | {"rollout": 0.0}  # it writes, and reads nothing
     if ppo.logprobs == "sampler":
         passes["policy"] = ppo.micro_batch_size * jobs["policy"].grid.dp / ppo.minibatch_size  # for the gap alone
     steps = {role: speed.step_time(job) for role, job in jobs.items()}
     return {
-        "rollout": _rollout_seconds(config, jobs["policy"]),
+        "rollout": _rollout_seconds(config, jobs[_writer(jobs)]),
         "score": _slowest(jobs, {role: speed.forward_seconds(job, steps[role]) * passes[role] for role, job in jobs.items()}),
         "update": _slowest(jobs, {role: steps[role].total * updates for role in TRAINED if role in jobs}),
     }
@@ -193,6 +198,8 @@ def _petaflop_s_days(plan: PpoPlan, attention: bool) -> float:
     log-probabilities do not count), and `epochs` updates of two: 2 N a token forward, 6 N an update."""
     ppo, flops = plan.config.ppo, 0.0
     for role, job in plan.jobs.items():
+        if role == "rollout":
+            continue  # counted with the policy
         size = num_parameters(job.shape, job.scalar_head)
         per_token = job.shape.flops_per_token(job.length, size) if attention else 6.0 * size
         forward = 1 + (role == "policy" and ppo.logprobs == "trainer")

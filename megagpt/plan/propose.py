@@ -62,7 +62,7 @@ def propose_ppo(config: RlhfConfig, models: dict[str, ModelConfig], hardware: Ha
         for zero in (1, 3) if pp == 1 else (1,):
             roles = {
                 role: RoleConfig(ranks=list(first if role in ("policy", "reference") else second), tp=tp, pp=pp, zero=zero)
-                for role in placed_roles(config.placement)
+                for role in placed_roles(config.placement) if role != "rollout"
             }
             ppo = config.ppo.model_copy(update={"micro_batch_size": micro})
             candidate = config.model_copy(update={"placement": PlacementConfig(**roles), "ppo": ppo})

@@ -9,18 +9,20 @@ from dataclasses import dataclass, field
 import torch
 import torch.distributed as dist
 
-from megagpt.checkpoint.load import Checkpoint, load_model
+from megagpt.checkpoint.load import Checkpoint, load_model, new_chunks
 from megagpt.config.schema import RlhfConfig
 from megagpt.data.prompts import EncodedPrompt
 from megagpt.engine.build import Engine
 from megagpt.engine.deepspeed_scope import join_world
 from megagpt.engine.sharding import useful_zero_stage
 from megagpt.model.gpt import GPT
+from megagpt.model.layout import Layout
 from megagpt.parallel.grid import Grid
 from megagpt.parallel.groups import Groups, build_groups
 from megagpt.rlhf.ema import WeightAverage
 from megagpt.rlhf.handover import Handover
 from megagpt.rlhf.reward_function import RewardFunction, load_reward_function
+from megagpt.rlhf.weight_view import WeightView
 from megagpt.runtime.log import say
 from megagpt.tokenizer.tokenizer import Tokenizer
 
@@ -37,7 +39,7 @@ class Starts:
         """The value model starts from the reward model: from the policy, with a new head, where there is none or it reads other tokens."""
         if role == "held_out":
             return self.held_out
-        if role in ("policy", "reference") or self.reward is None or (role == "value" and self.is_foreign(self.reward)):
+        if role in ("policy", "rollout", "reference") or self.reward is None or (role == "value" and self.is_foreign(self.reward)):
             return self.policy
         return self.reward
 
@@ -76,6 +78,15 @@ class FourModels:
     """… and its scale."""
     handovers: Mapping[str, Handover] = field(default_factory=dict)
     """For each judge (`reward`, `held_out`) with another tokenizer than the policy."""
+    rollout: GPT | None = None
+    """The policy's weights in the layout that writes responses, where it has one of its own."""
+    view: WeightView | None = None
+    """Keeps them equal to the policy's."""
+
+    @property
+    def writer(self) -> str:
+        """The role that writes responses."""
+        return "policy" if self.view is None else "rollout"
 
     def module(self, role: str) -> GPT | None:
         """The bare model of a role."""
@@ -113,6 +124,13 @@ def build_four_models(
         model = load_model(starts.of(role), groups[role], device, scalar_head=role not in ("policy", "reference"), dropout=0.0, seed=config.run.seed)
         return model if role in ("policy", "value") else model.eval().requires_grad_(False)
 
+    def view_of_policy() -> GPT | None:
+        if groups.get("rollout") is None:
+            return None
+        sizes = starts.policy.model_config.model_copy(update={"dropout": 0.0})
+        (model,) = new_chunks(sizes, groups["rollout"], device, Layout(), seed=None)
+        return model.eval().requires_grad_(False)
+
     def train(role: str, optimizer) -> Engine | None:
         model = load(role)
         return None if model is None else Engine(model, optimizer, useful_zero_stage(getattr(config.placement, role).zero, grids[role]))
@@ -131,12 +149,16 @@ def build_four_models(
     for role in handovers:
         say(f"[rlhf] {role}: has another tokenizer than the policy; conversations go to it as text")
     learner, decay = train("policy", config.policy_optimizer), config.ppo.ema_decay
+    writer = view_of_policy()
     models = FourModels(
         grids, groups, policy=learner, value=train("value", config.value_optimizer),
         reference=load("reference"), reward=load("reward"),
         average=None if learner is None or decay is None else WeightAverage(learner, decay),
         reward_mean=mean, reward_std=std, reward_function=function, tokenizer=tokenizer, held_out=load("held_out"), handovers=handovers,
+        rollout=writer, view=WeightView(grids["policy"], grids["rollout"], learner, writer) if "rollout" in grids else None,
         **({} if held_out is None else {"held_out_mean": held_out.state["reward_mean"], "held_out_std": held_out.state["reward_std"]}),
     )
+    if models.view is not None:
+        models.view.refresh()
     dist.barrier()
     return models

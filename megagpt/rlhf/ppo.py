@@ -58,12 +58,14 @@ class Trainer:
         if "doctor" in state:
             self.doctor.load(state["doctor"])
         self._load_moments(state)
+        self._refresh()
 
     def go_back(self, step: int, state: dict[str, Any]) -> None:
         """The models are those of an earlier step again: so is the rest, but the prompts since then are passed over, and the doctor remembers."""
         self._load_moments(state)
         self.skipped_rounds += step - state["step"]
         self.doctor.went_back()
+        self._refresh()
 
     def _load_moments(self, state: dict[str, Any]) -> None:
         self.kl.coefficient = state.get("kl_coefficient", self.kl.coefficient)
@@ -115,6 +117,8 @@ class Trainer:
             lr = learning_rate(config.value_optimizer, step, ppo.steps)
             with self.timeline.span("train", "value"):
                 found["value"] = update(self.models.value, experience, ppo, value_loss_of(ppo), VALUE_SUMS, lr=lr, seed=seed, step=step)
+        if "policy" in learns:
+            self._refresh()  # once the value model has learned: its ranks may write, and shall not wait for the policy
         metrics = {}
         with self.timeline.span("wait"):
             for role in learns:
@@ -123,6 +127,12 @@ class Trainer:
                 shared = share_numbers(known, len(names), self.models.grids[role], self.world.device)
                 metrics |= {name if name.startswith(role) else f"{role}_{name}": value for name, value in zip(names, shared)}
         return metrics
+
+    def _refresh(self) -> None:
+        """What writes responses takes over the policy's weights."""
+        if self.models.view is not None:
+            with self.timeline.span("refresh", "rollout"):
+                self.models.view.refresh()
 
     def _peek(self, experience: Experience) -> None:
         """One decoded sample: the fastest way to see what the numbers mean."""

@@ -44,6 +44,7 @@ class Writing:
 
     def __init__(self, models: FourModels, config: RlhfConfig, questions: Questions, num_parts: int, device: torch.device, timeline: Timeline) -> None:
         self._models, self._config, self._questions, self._num_parts, self._timeline = models, config, questions, num_parts, timeline
+        self._groups, self._grid = models.groups[models.writer], models.grids[models.writer]
         self._length = length = config.prompts.max_prompt_length + config.prompts.max_response_length
         self._group = host_group(config.run.timeout_seconds)
         n = len(questions.prompts)
@@ -60,12 +61,12 @@ class Writing:
 
     def parts(self) -> Iterator[tuple[int | None, Rollout]]:
         """(number, part) as soon as this rank may score it: each as it arrives; on ranks that write (None, all), once the last one is written."""
-        writes, works, began = self._models.groups["policy"] is not None, [], time.perf_counter()
+        writes, works, began = self._groups is not None, [], time.perf_counter()
         for number, sheet in enumerate(self._sheet.chunk(self._num_parts)):
             if writes:
-                with self._timeline.span("generate", "policy", number):
+                with self._timeline.span("generate", self._models.writer, number):
                     self._write(number)
-            works.append(begin_sharing(sheet, self._models.grids["policy"], self._group))
+            works.append(begin_sharing(sheet, self._grid, self._group))
         self.seconds = time.perf_counter() - began
         for number, arrivals in enumerate(works):
             with self._timeline.span("wait", part=number):
@@ -84,14 +85,15 @@ class Writing:
     def _write(self, number: int) -> None:
         """This replica's responses of a part go onto the sheet."""
         models, config, asked, length = self._models, self._config, self._questions, self._length
-        groups, rows = models.groups["policy"], self._rows(number)
+        groups, rows = self._groups, self._rows(number)
         mine = [rows[i] for i in replica_rows(len(rows), groups.grid, groups.coordinates.dp)]
-        with models.scope("policy"):
+        in_lockstep = models.writer == "policy" and models.policy.zero_stage == 3
+        with models.scope(models.writer):
             generated = generate(
-                models.policy.model, [asked.prompts[i] for i in mine], max_new_tokens=config.prompts.max_response_length, stop_ids=asked.stop_ids,
+                models.module(models.writer), [asked.prompts[i] for i in mine], max_new_tokens=config.prompts.max_response_length, stop_ids=asked.stop_ids,
                 sampling=Sampling(temperature=config.ppo.temperature, seed=asked.seed),
                 prompt_ids=[asked.prompt_ids[i] for i in mine], sample_numbers=[asked.sample_numbers[i] for i in mine],
-                max_rows=config.ppo.generation_batch_size, lockstep=groups.collection.dp_cp if models.policy.zero_stage == 3 else None,
+                max_rows=config.ppo.generation_batch_size, lockstep=groups.collection.dp_cp if in_lockstep else None,
             )
         for i, response, logprobs, stopped in zip(mine, generated.tokens, generated.logprobs, generated.stopped, strict=True):
             prompt, row = list(asked.prompts[i]), self._sheet[i]

@@ -63,7 +63,7 @@ def collect(
 ) -> Readings:
     """Let the policy answer, and the models of these roles read what it wrote.
 
-    Models on other ranks than the policy's read one part while it writes the next. Each rank works through its own models and asks nothing of
+    Models on other ranks than those that write read one part while the next is written. Each rank works through its own models and asks nothing of
     other grids; only when it is done does it meet the others, in the same order everywhere.
     """
     num_rows = len(questions.prompts)
@@ -81,9 +81,9 @@ def collect(
         for reading in readings:
             grid, size = models.grids[reading.role], (reading.first or num_rows, reading.width)
             local = torch.cat(outputs) if (outputs := here.get(reading.role)) else None
-            whole = reading.first is not None or grid.ranks == models.grids["policy"].ranks
+            whole = reading.first is not None or grid.ranks == models.grids[models.writer].ranks
             found[reading.role] = share_rows(local, grid, size, torch.float32, device, num_parts=1 if whole else num_parts)
-        (seconds,) = share_numbers([writing.seconds], 1, models.grids["policy"], device)
+        (seconds,) = share_numbers([writing.seconds], 1, models.grids[models.writer], device)
     return Readings(writing.rollout, found, seconds)
 
 
