@@ -157,5 +157,7 @@ def test_overlap_parts_are_chosen_and_checked(folder):
     together = placement(on(0, 1), on(0, 1, tp=2), on(0, 1), on(0, 1))
     assert rollout_parts(config, build_grids(together, 2), 16) == 1
     odd = config.model_copy(update={"ppo": config.ppo.model_copy(update={"rollout_parts": 3})})
+    with pytest.raises(ConfigError, match=r"ppo.rollout_batch_size = 16: not a multiple of the 3 replicas that write"):
+        check_rlhf(config, {"policy": 1, "rollout": 3})
     with pytest.raises(ConfigError, match=r"ppo.rollout_parts = 3: each part of the 16 responses must be a multiple of micro_batch_size 2 x .*; 2 would do"):
         check_rlhf(odd, {"policy": 1, "reward": 2})

@@ -114,6 +114,15 @@ def test_cli_plan_ppo_knows_how_many_rows_are_sampled_at_once_and_who_scores_the
     assert again["seconds_of_a_step"]["score"] >= usual["seconds_of_a_step"]["score"]
 
 
+def test_cli_plan_ppo_counts_a_view_of_the_policy_that_writes(plan):
+    words = ("--config", SMOKE / "quickstart_rlhf.yaml", "--hardware", "cpu", "--set", "placement.policy={ranks: [0, 1], tp: 1, zero: 3}")
+    without, view = plan(*words), plan(*words, "--set", "placement.rollout={ranks: [0, 1], tp: 2}")
+    half = 4 * view["num_parameters_of_roles"]["policy"] / 2
+    assert view["memory"]["update policy"]["weights"] - without["memory"]["update policy"]["weights"] == pytest.approx(half, rel=0.05)  # positions and norms are whole
+    assert view["seconds_of_a_step"]["rollout"] < without["seconds_of_a_step"]["rollout"], "no weights are gathered for every token"
+    assert view["seconds_of_a_step"]["score"] == without["seconds_of_a_step"]["score"]
+
+
 def test_cli_plan_ppo_gathers_weights_for_every_token_at_zero_3(plan):
     roles = [f"placement.{role}={{ranks: [0, 1], tp: 1, zero: %d}}" for role in ("policy", "value")]
     roles += [f"placement.{role}={{ranks: [0, 1]}}" for role in ("reference", "reward")]

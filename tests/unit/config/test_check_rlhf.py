@@ -28,6 +28,7 @@ def test_ppo_defaults_are_those_of_instructgpt():
         (["placement.value=null"], "placement.value is missing: ppo.advantage = gae needs a value model; place it, or take grpo or rloo"),
         (["ppo.advantage=grpo", "ppo.samples_per_prompt=4"], "placement.value with ppo.advantage = grpo: there is no value model then; leave it out"),
         (["ppo.advantage=rloo", "placement.value=null"], "ppo.samples_per_prompt = 1: rloo compares the responses to a prompt; 4 is usual"),
+        (["ppo.rollout_parts=24"], r"ppo.rollout_parts = 24: each part of the 64 responses must be .*; .* would do"),
         (["ppo.samples_per_prompt=5"], "ppo.samples_per_prompt = 5: must divide rollout_batch_size 64; 4 would do"),
         (
             ["ppo.advantage=rloo", "placement.value=null", "ppo.samples_per_prompt=4", "ppo.value_warmup_steps=2"],

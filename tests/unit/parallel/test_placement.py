@@ -5,7 +5,7 @@ import re
 import pytest
 
 from megagpt.config.load import ConfigError
-from megagpt.config.schema import ParallelConfig, PlacementConfig, RoleConfig
+from megagpt.config.schema import ParallelConfig, PlacementConfig, RoleConfig, RolloutLayout
 from megagpt.parallel.grid import Grid
 from megagpt.parallel.placement import build_grids, role_grid, stage_grid
 
@@ -98,3 +98,20 @@ def test_placement_refuses_a_partial_overlap():
 def test_placement_refuses_idle_ranks():
     with pytest.raises(ConfigError, match=re.escape("ranks [2, 4] of the job hold no model; start 3 ranks")):
         build_grids(placement([0, 1], [0, 1], [3], [3]), world_size=5)
+
+
+def with_rollout(**rollout) -> PlacementConfig:
+    """The policy pp 2 on ranks 0 and 1, the others on 2 and 3."""
+    where = placement([0, 1], [2, 3], [2, 3], [2, 3])
+    return where.model_copy(update={"policy": RoleConfig(ranks=[0, 1], pp=2), "rollout": RolloutLayout(**rollout)})
+
+
+def test_placement_of_the_rollout():
+    assert build_grids(with_rollout(ranks=[0, 1], tp=2), 4)["rollout"] == Grid(tp=2)
+    assert build_grids(with_rollout(ranks=[2, 3]), 4)["rollout"] == Grid(dp=2, offset=2)
+    assert build_grids(with_rollout(ranks=[4, 5, 6, 7], tp=4), 8)["rollout"] == Grid(tp=4, offset=4)
+    assert "rollout" not in build_grids(with_rollout(ranks=[0, 1], pp=2), 4), "the policy itself, without a copy"
+    with pytest.raises(ConfigError, match=r"placement.rollout.ranks = \[1, 2\]: overlaps policy's ranks \[0, 1\] in part"):
+        build_grids(with_rollout(ranks=[1, 2]), 4)
+    with pytest.raises(ConfigError, match=r"placement.rollout.ranks = \[3, 4\]: the job has ranks 0 to 3 only"):
+        build_grids(with_rollout(ranks=[3, 4]), 4)
