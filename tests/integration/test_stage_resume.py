@@ -92,39 +92,49 @@ def the_whole(folder: Path, stage: str) -> Path:
     return folder / "runs/whole" / stage
 
 
-def stopped(folder: Path, stage: str, name: str) -> Path:
-    """A copy as a kill after STOPPED_AFTER steps would leave it, in the middle of the next save."""
-    copy = Path(shutil.copytree(folder / "runs/whole", folder / "runs" / name)) / stage
+def stopped(folder: Path, stage: str, name: str, source: str = "whole", after: int = STOPPED_AFTER) -> Path:
+    """A copy as a kill after some steps would leave it, in the middle of the next save."""
+    copy = Path(shutil.copytree(folder / "runs" / source, folder / "runs" / name)) / stage
     last = steps_of(copy)[-1]
-    assert last > STOPPED_AFTER + 1
+    assert last > after
     for saved in (copy, copy / "value", copy / "ema"):
-        for step in range(STOPPED_AFTER + 1, last + 1):
+        for step in range(after + 1, last + 1):
             path = saved / "checkpoints" / f"step_{step}"
             if path.exists():
-                path.rename(path.with_suffix(".tmp")) if step == STOPPED_AFTER + 1 else shutil.rmtree(path)
+                path.rename(path.with_suffix(".tmp")) if step == after + 1 else shutil.rmtree(path)
     return copy
 
 
 ELSEWHERE = {
     "policy_tp2": {"policy": {"ranks": [0, 1], "tp": 2}, "reference": {"ranks": [2]}, "reward": {"ranks": [2]}, "value": {"ranks": [2], "zero": 0}},
-    "policy_zero2": {"policy": {"ranks": [1, 2], "zero": 2}, "reference": {"ranks": [0]}, "reward": {"ranks": [0]}, "value": {"ranks": [1, 2], "pp": 2}},
+    "policy_zero2": {"policy": {"ranks": [1, 2], "zero": 2}, "rollout": {"ranks": [1, 2], "tp": 2}, "reference": {"ranks": [0]}, "reward": {"ranks": [0]}, "value": {"ranks": [1, 2], "pp": 2}},
 }
 
 
 @pytest.mark.parametrize("where", ELSEWHERE)
 def test_ppo_goes_on_under_another_placement(where, folder):
-    """Weights, moments, average, prompts and controllers of all models come over from one rank."""
+    """Weights, moments, average, prompts and controllers of all models come over from one rank, and back to it."""
     whole, copy = the_whole(folder, "rlhf"), stopped(folder, "rlhf", f"moved-{where}")
     settings = ["--set", f"run.name=moved-{where}", "--set", f"placement={json.dumps(ELSEWHERE[where])}"]
     ranks = ["torchrun", "--nproc-per-node", 3, "--master-port", free_port(), "-m", "megagpt"]
     finished(command(*ranks, "rlhf", "--config", "rlhf.yaml", *settings, cwd=folder, OMP_NUM_THREADS=1))
-    (sums, ours, _), (other_sums, theirs, _) = result_of(copy), result_of(whole)
+    assert_as_if_it_had_stayed(copy, whole)
+
+    back = stopped(folder, "rlhf", f"back-{where}", source=f"moved-{where}", after=STOPPED_AFTER + 1)  # a step that three ranks made
+    out = finished(megagpt("rlhf", "--config", "rlhf.yaml", "--set", f"run.name=back-{where}", cwd=folder)).stdout
+    assert f"[rlhf] goes on after step {STOPPED_AFTER + 1}" in out
+    assert_as_if_it_had_stayed(back, whole)
+
+
+def assert_as_if_it_had_stayed(stage: Path, whole: Path) -> None:
+    """The same metrics and models but for rounding."""
+    (sums, ours, _), (other_sums, theirs, _) = result_of(stage), result_of(whole)
     assert sums.keys() and sums != other_sums and len(ours) == len(theirs)  # not the same bits: it did compute under another layout
     for row, expected in zip(ours, theirs, strict=True):
         assert row.pop("doctor", None) == expected.pop("doctor", None)
         assert row == pytest.approx(expected, rel=PPO_METRIC_RELATIVE, abs=KL_ABSOLUTE)
     for saved in ("", "value", "ema"):
-        moved, stayed = (tensors_of(complete_checkpoints(stage / saved)[-1]) for stage in (copy, whole))
+        moved, stayed = (tensors_of(complete_checkpoints(folder / saved)[-1]) for folder in (stage, whole))
         assert_tensors_close(moved, stayed, relative=PPO_METRIC_RELATIVE)
 
 
