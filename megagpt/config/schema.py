@@ -477,8 +477,8 @@ class PlacementConfig(Frozen):
 
     policy: RoleConfig
     rollout: RolloutLayout | None = None
-    """A view of the policy's weights in a layout of its own, refreshed after every round, that writes the responses: training wants memory shared out,
-    writing wants few messages a token. It costs the weights once more. Default: the policy's own model and layout."""
+    """A view of the policy's weights in a layout of its own, refreshed after every round, that writes the responses: training wants memory shared
+    out, writing wants few messages a token. It costs the weights once more. Default: the policy's own model and layout."""
     reference: RoleConfig
     reward: RoleConfig | None = None
     """Left out where a reward function stands in for the reward model (`reward: null`)."""

@@ -51,8 +51,8 @@ def role_grid(role: str, config: RoleConfig | RolloutLayout, world_size: int) ->
 
 
 def build_grids(placement: PlacementConfig, world_size: int) -> dict[str, Grid]:
-    """The grid of each placed role; any two have the same ranks or none in common, and together they use every rank. A layout for the rollout that is
-    the policy's own is left out."""
+    """The grid of each placed role; any two have the same ranks or none in common, and together they use every rank. A layout for the rollout that
+    is the policy's own is left out."""
     grids = {role: role_grid(role, getattr(placement, role), world_size) for role in placed_roles(placement)}
     for (a, grid_a), (b, grid_b) in itertools.combinations(grids.items(), 2):
         common = set(grid_a.ranks) & set(grid_b.ranks)

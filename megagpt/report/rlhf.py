@@ -31,7 +31,7 @@ def draw_phases(rows: list[dict[str, Any]], folder: Path) -> list[tuple[str, Pat
         for name, colour in PHASES.items():
             axes.bar(rounds, seconds[name][:, 1], width=0.85, bottom=below, color=colour, label=name)
             below = below + seconds[name][:, 1]
-        axes.set(title=title, xlabel="PPO round", ylabel="seconds on the first rank")
+        axes.set(title=title, xlabel="PPO round", ylabel="seconds (score: beyond the rollout)")
         axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
         figure.legend(loc="outside lower left", ncols=len(PHASES))
         figure.savefig(folder / "phases.png")

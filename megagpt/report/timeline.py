@@ -42,7 +42,8 @@ def draw_timeline(trace: Path, folder: Path) -> list[tuple[str, Path]]:
         for event in events:
             if event["pid"] in ranks:
                 _draw(axes, event, ranks.index(event["pid"]), zero, seconds)
-        axes.set(title=title, xlabel="seconds since the round began (numbers: parts of the rollout)", xlim=(0, seconds), ylim=(len(ranks) - 0.4, -0.6))
+        axes.set(title=title, xlabel="seconds since the round began (numbers: parts of the rollout)")
+        axes.set(xlim=(0, seconds), ylim=(len(ranks) - 0.4, -0.6))
         axes.set_yticks(range(len(ranks)), [f"rank {rank}\n{_roles(events, rank)}" for rank in ranks])
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)

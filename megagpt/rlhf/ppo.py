@@ -76,7 +76,7 @@ class Trainer:
         """One round: sample, score, update. Returns its metrics, the same on every rank but for the seconds."""
         config, device, began = self.config, self.world.device, time.perf_counter()
         self.timeline.start_round(step)
-        readings = collect(self.models, config, self._questions(step), ("reward", "value", "reference", "policy"), device, self.timeline)
+        readings = collect(self.models, config, self.questions(step), ("reward", "value", "reference", "policy"), device, self.timeline)
         experience = score(self.models, readings, config, self.kl.coefficient, self.scores)
         scored = time.perf_counter()
         updates = self._update(experience, step)
@@ -90,7 +90,7 @@ class Trainer:
             self._peek(experience)
         return metrics
 
-    def _questions(self, step: int) -> Questions:
+    def questions(self, step: int) -> Questions:
         """The prompts of a round."""
         seed, samples = self.config.run.seed, self.config.ppo.samples_per_prompt
         chosen = step_rows(seed, step - 1 + self.skipped_rounds, self.config.ppo.rollout_batch_size // samples, len(self.prompts))

@@ -42,7 +42,9 @@ class Writing:
         num_parts: equal parts of the questions.
     """
 
-    def __init__(self, models: FourModels, config: RlhfConfig, questions: Questions, num_parts: int, device: torch.device, timeline: Timeline) -> None:
+    def __init__(
+        self, models: FourModels, config: RlhfConfig, questions: Questions, num_parts: int, device: torch.device, timeline: Timeline
+    ) -> None:
         self._models, self._config, self._questions, self._num_parts, self._timeline = models, config, questions, num_parts, timeline
         self._groups, self._grid = models.groups[models.writer], models.grids[models.writer]
         self._length = length = config.prompts.max_prompt_length + config.prompts.max_response_length
@@ -90,7 +92,8 @@ class Writing:
         in_lockstep = models.writer == "policy" and models.policy.zero_stage == 3
         with models.scope(models.writer):
             generated = generate(
-                models.module(models.writer), [asked.prompts[i] for i in mine], max_new_tokens=config.prompts.max_response_length, stop_ids=asked.stop_ids,
+                models.module(models.writer), [asked.prompts[i] for i in mine],
+                max_new_tokens=config.prompts.max_response_length, stop_ids=asked.stop_ids,
                 sampling=Sampling(temperature=config.ppo.temperature, seed=asked.seed),
                 prompt_ids=[asked.prompt_ids[i] for i in mine], sample_numbers=[asked.sample_numbers[i] for i in mine],
                 max_rows=config.ppo.generation_batch_size, lockstep=groups.collection.dp_cp if in_lockstep else None,

@@ -118,7 +118,8 @@ def _read(models: FourModels, reading: Reading, part: Rollout, micro_batch_size:
                 say_here(str(error))
             return [torch.full((len(rows), reading.width), torch.nan, device=part.tokens.device)]
     batches = [
-        ScoringBatch(part.tokens[i : i + micro_batch_size], part.lengths[i : i + micro_batch_size]) for i in range(rows.start, rows.stop, micro_batch_size)
+        ScoringBatch(part.tokens[i : i + micro_batch_size], part.lengths[i : i + micro_batch_size])
+        for i in range(rows.start, rows.stop, micro_batch_size)
     ]
     with models.scope(role):
         return infer(models.module(role), batches, reading.read, rows=micro_batch_size, length=part.tokens.size(1))

@@ -51,7 +51,7 @@ def seen(config: RlhfConfig) -> tuple[dict[str, torch.Tensor], dict[str, float],
     """The experience of a round, what an evaluation measures, and the spans of both."""
     with ppo_trainer(config) as trainer:
         device, prompts = trainer.world.device, trainer.prompts[:8]
-        readings = collect(trainer.models, config, trainer._questions(1), ROLES, device, trainer.timeline)
+        readings = collect(trainer.models, config, trainer.questions(1), ROLES, device, trainer.timeline)
         experience = score(trainer.models, readings, config, 0.1)
         found = evaluate(trainer.models, config, prompts, trainer.stop_ids, device, trainer.timeline)
     tensors = {name: value for name, value in vars(experience).items() if isinstance(value, torch.Tensor)}
