@@ -63,7 +63,7 @@ def evaluate(
     readings = collect(models, config, questions, ("reward", "held_out", "reference", "policy"), device, timeline)
     rollout = readings.rollout
     scores, held_out = reward_scores(models, readings), held_out_scores(models, readings)
-    difference = policy_logprobs(readings, config)[0] - readings.found["reference"]
+    difference = policy_logprobs(readings)[0] - readings.found["reference"]
     kl = (difference * rollout.response_mask).sum(dim=1)
     return Evaluation(
         reward=float(scores.mean()), reward_std=float(scores.std(correction=min(1, scores.numel() - 1))), kl=float(kl.mean()),

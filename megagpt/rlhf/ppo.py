@@ -84,7 +84,10 @@ class Trainer:
             "rollout_seconds": readings.rollout_seconds, "score_seconds": max(0.0, scored - began - readings.rollout_seconds),
             "update_seconds": time.perf_counter() - scored,
         }  # fmt: skip
-        metrics = {**_describe(experience), **updates, "kl_coefficient": self.kl.coefficient, **seconds}
+        by_trainer = updates.pop("policy_first_log_ratio", None)
+        gap = by_trainer if experience.sampler_gap is None else experience.sampler_gap
+        seen = {} if gap is None else {"sampler_gap": gap}
+        metrics = {**_describe(experience), **seen, **updates, "kl_coefficient": self.kl.coefficient, **seconds}
         self.kl.update(metrics["kl"], config.ppo.rollout_batch_size)
         if step % config.every.log == 0:
             self._peek(experience)
@@ -103,7 +106,7 @@ class Trainer:
         config, ppo, seed = self.config, self.config.ppo, self.config.run.seed
         found: dict[str, dict[str, float] | None] = {"policy": None, "value": None}
         texts = (MIX_SUM,) if config.pretrain_mix is not None else ()
-        reported = {"policy": (*POLICY_SUMS, *texts, "grad_norm", "updates", "first_ratio_error"), "value": (*VALUE_SUMS, "grad_norm")}
+        reported = {"policy": (*POLICY_SUMS, *texts, "grad_norm", "updates", "first_ratio_error", "first_log_ratio"), "value": (*VALUE_SUMS, "grad_norm")}
         learns = [role for role in reported if role in self.models.grids and (role == "value" or step > ppo.value_warmup_steps)]
         if self.models.policy is not None and "policy" in learns:
             lr = learning_rate(config.policy_optimizer, step, ppo.steps)
@@ -152,7 +155,6 @@ def _describe(experience: Experience) -> dict[str, float]:
         "length": float(rollout.response_lengths.mean()),
         "stopped": float(rollout.stopped.float().mean()),
         "logprob": float((experience.logprobs * mask).sum() / count),
-        "sampler_gap": experience.sampler_gap,
         "reward_length_correlation": correlation(experience.scores.tolist(), rollout.response_lengths.tolist()),
         "outside_response": float(sum((x * (1 - mask)).abs().sum() for x in (experience.advantages, experience.returns) if x is not None)),
     }

@@ -15,7 +15,7 @@ from megagpt.model.token_loss import response_logprobs
 from megagpt.parallel.placement import rollout_parts
 from megagpt.parallel.route import replica_rows, share_numbers, share_rows
 from megagpt.rlhf.advantage import final_rewards, generalised_advantages, grpo_advantages, rloo_advantages, token_rewards, whiten
-from megagpt.rlhf.experience import Experience, Rollout
+from megagpt.rlhf.experience import Experience, Rollout, predicting, spread
 from megagpt.rlhf.four_models import FourModels
 from megagpt.rlhf.kl import kl_estimate
 from megagpt.rlhf.reward_function import RewardError, require_finite
@@ -33,6 +33,10 @@ class ScoringBatch:
     """[b, T]"""
     lengths: Tensor
     """[b]"""
+    mask: Tensor
+    """[b, P] of the responses"""
+    only: Tensor | None
+    """[b, T] bool, places that the head is asked about; all of them: None"""
 
 
 @dataclass(frozen=True)
@@ -43,8 +47,8 @@ class Reading:
     read: Callable[[Tensor, ScoringBatch], Tensor]
     """(output of the last stage, batch) -> [b, width]"""
     width: int
-    first: int | None = None
-    """Only these rows are read, no more than a part of the rollout has; default: all."""
+    of_responses: bool = False
+    """That output is of the places alone that predict response tokens, [1, places, ...]."""
 
 
 @dataclass(frozen=True)
@@ -61,55 +65,53 @@ class Readings:
 def collect(
     models: FourModels, config: RlhfConfig, questions: Questions, roles: Iterable[str], device: torch.device, timeline: Timeline
 ) -> Readings:
-    """Let the policy answer, and the models of these roles read what it wrote.
+    """Let the policy answer, and the models of these roles read what it wrote (the policy itself where the sampler is not believed).
 
     Models on other ranks than those that write read one part while the next is written. Each rank works through its own models and asks nothing of
     other grids; only when it is done does it meet the others, in the same order everywhere.
     """
     num_rows = len(questions.prompts)
     num_parts = rollout_parts(config, models.grids, num_rows)
-    readings = [_reading(models, role, config) for role in roles if role in models.grids]
+    trusted = {"policy"} if config.ppo.logprobs == "sampler" else set()
+    readings = [_reading(models, role, config) for role in roles if role in models.grids and role not in trusted]
     here: dict[str, list[Tensor]] = {reading.role: [] for reading in readings if models.groups[reading.role] is not None}
     writing = Writing(models, config, questions, num_parts, device, timeline)
     for number, part in writing.parts():
         for reading in readings:
-            if reading.role in here and (reading.first is None or not number):
+            if reading.role in here:
                 with timeline.span("score", reading.role, number):
                     here[reading.role] += _read(models, reading, part, config.ppo.micro_batch_size)
     found = {}
     with timeline.span("wait"):
         for reading in readings:
-            grid, size = models.grids[reading.role], (reading.first or num_rows, reading.width)
+            grid, size = models.grids[reading.role], (num_rows, reading.width)
             local = torch.cat(outputs) if (outputs := here.get(reading.role)) else None
-            whole = reading.first is not None or grid.ranks == models.grids[models.writer].ranks
-            found[reading.role] = share_rows(local, grid, size, torch.float32, device, num_parts=1 if whole else num_parts)
+            parts = 1 if grid.ranks == models.grids[models.writer].ranks else num_parts
+            found[reading.role] = share_rows(local, grid, size, torch.float32, device, parts)
         (seconds,) = share_numbers([writing.seconds], 1, models.grids[models.writer], device)
     return Readings(writing.rollout, found, seconds)
 
 
 def _reading(models: FourModels, role: str, config: RlhfConfig) -> Reading:
-    """Log-probability of every next token under logits / temperature, [n, P]; a value before each of them, [n, P]; or a score at the last, [n, 1].
-
-    The policy reads all rows only where its log-probabilities count, else one microbatch of each replica for the gap to its sampler.
-    """
+    """Log-probability of every response token under logits / temperature, [n, P], 0 elsewhere; the value before every token, [n, P]; or the score
+    at the last one, [n, 1]."""
     predictions = config.prompts.max_prompt_length + config.prompts.max_response_length - 1
     if role == "value":
         return Reading(role, lambda values, batch: values[:, :-1], predictions)
     if role in ("reward", "held_out"):
         return Reading(role, lambda scalars, batch: scalars.gather(1, batch.lengths[:, None] - 1), 1)
-    model, ppo = models.module(role), config.ppo
+    model = models.module(role)
 
     def logprobs(logits: Tensor, batch: ScoringBatch) -> Tensor:
-        return response_logprobs(model, logits[:, :-1], batch.tokens[:, 1:], ppo.temperature)
+        return spread(response_logprobs(model, logits, batch.tokens[:, 1:][batch.mask.bool()][None], config.ppo.temperature), batch.mask)
 
-    some = ppo.micro_batch_size * models.grids[role].dp if role == "policy" and ppo.logprobs == "sampler" else None
-    return Reading(role, logprobs, predictions, some)
+    return Reading(role, logprobs, predictions, of_responses=True)
 
 
 def _read(models: FourModels, reading: Reading, part: Rollout, micro_batch_size: int) -> list[Tensor]:
     """One model over this replica's rows of a part: [b, width] of every microbatch, on ranks of its last stage."""
     groups, role = models.groups[reading.role], reading.role
-    rows = replica_rows(reading.first or part.tokens.size(0), groups.grid, groups.coordinates.dp)
+    rows = replica_rows(part.tokens.size(0), groups.grid, groups.coordinates.dp)
     if role in models.handovers:
         try:
             part = models.handovers[role](part)
@@ -117,8 +119,10 @@ def _read(models: FourModels, reading: Reading, part: Rollout, micro_batch_size:
             if dist.get_rank() == groups.grid.ranks[0]:
                 say_here(str(error))
             return [torch.full((len(rows), reading.width), torch.nan, device=part.tokens.device)]
+    mask = part.response_mask
+    only = predicting(mask) if reading.of_responses else None
     batches = [
-        ScoringBatch(part.tokens[i : i + micro_batch_size], part.lengths[i : i + micro_batch_size])
+        ScoringBatch(*(each if each is None else each[i : i + micro_batch_size] for each in (part.tokens, part.lengths, mask, only)))
         for i in range(rows.start, rows.stop, micro_batch_size)
     ]
     with models.scope(role):
@@ -154,13 +158,17 @@ def held_out_scores(models: FourModels, readings: Readings) -> Tensor | None:
     return scores
 
 
-def policy_logprobs(readings: Readings, config: RlhfConfig) -> tuple[Tensor, float]:
-    """Of the policy before the update, [n, P], from whom the configuration says; and the largest gap between sampler and trainer, over the rows
-    that the trainer has read."""
-    rollout, logprobs = readings.rollout, readings.found["policy"]
-    scored = rollout.rows(0, logprobs.size(0))
-    gap = float(((scored.sampler_logprobs - logprobs) * scored.response_mask).abs().max())
-    return (rollout.sampler_logprobs if config.ppo.logprobs == "sampler" else logprobs), gap
+def policy_logprobs(readings: Readings) -> tuple[Tensor, float | None]:
+    """Of the policy before the update, [n, P]; and the largest gap between sampler and trainer.
+
+    Where the sampler is believed, the policy has read nothing, and the update's first minibatch tells the gap: what the trainer thinks of it
+    before it has moved.
+    """
+    rollout = readings.rollout
+    if "policy" not in readings.found:
+        return rollout.sampler_logprobs, None
+    logprobs = readings.found["policy"]
+    return logprobs, float(((rollout.sampler_logprobs - logprobs) * rollout.response_mask).abs().max())
 
 
 def score(
@@ -173,7 +181,7 @@ def score(
     """
     ppo, rollout = config.ppo, readings.rollout
     mask, values, reference_logprobs = rollout.response_mask, readings.found.get("value"), readings.found["reference"]
-    logprobs, sampler_gap = policy_logprobs(readings, config)
+    logprobs, sampler_gap = policy_logprobs(readings)
     scores = shaped = reward_scores(models, readings)
     if running is not None:
         running.update(scores)

@@ -71,7 +71,7 @@ def config_of(folder, seed: int, ppo: dict, kl: dict, beta: float) -> RlhfConfig
         policy_optimizer=OptimizerConfig(lr=1e-2, weight_decay=0.0, schedule="linear", min_lr_ratio=0.0),
         value_optimizer=OptimizerConfig(lr=1e-2, weight_decay=0.0),
         prompts=PromptsConfig(files=[str(folder / "prompts.jsonl")], max_prompt_length=8, max_response_length=2, eval_prompts=1),
-        ppo=PpoConfig(steps=200, rollout_batch_size=128, minibatch_size=64, micro_batch_size=64, epochs=4, ema_decay=None, **ppo),
+        ppo=PpoConfig(steps=200, rollout_batch_size=256, minibatch_size=64, micro_batch_size=64, epochs=2, ema_decay=None, **ppo),
         kl=KlConfig(coefficient=beta, **kl),
     )
 
