@@ -10,7 +10,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from megagpt.report.plots import BLUE, GREY, STYLE, VERMILION
+from megagpt.report.plots import BLUE, STYLE, VERMILION
 
 Event = dict[str, Any]
 COLOURS = {
@@ -60,8 +60,9 @@ def last_round(events: list[Event]) -> list[Event]:
     if not trained:
         return []
     number = max(event["args"]["round"] for event in trained)
-    end = max(event["ts"] + event["dur"] for event in trained if event["args"]["round"] == number)
-    return [event for event in complete if event["args"]["round"] == number and event["ts"] < end and event["cat"] not in ("save", "evaluation")]
+    of_round = [event for event in complete if event["args"]["round"] == number]
+    end = max(event["ts"] + event["dur"] for event in of_round if event["cat"] in ("train", "refresh"))
+    return [event for event in of_round if event["ts"] < end and event["cat"] not in ("save", "evaluation")]
 
 
 def overlap_share(events: list[Event]) -> float | None:

@@ -132,8 +132,8 @@ class Trainer:
         return metrics
 
     def _refresh(self) -> None:
-        """What writes responses takes over the policy's weights."""
-        if self.models.view is not None:
+        """What writes responses takes over the policy's weights; other ranks have no part in it."""
+        if self.models.view is not None and (self.models.policy is not None or self.models.rollout is not None):
             with self.timeline.span("refresh", "rollout"):
                 self.models.view.refresh()
 

@@ -160,5 +160,5 @@ def test_overlap_parts_are_chosen_and_checked(folder):
     odd = config.model_copy(update={"ppo": config.ppo.model_copy(update={"rollout_parts": 3})})
     with pytest.raises(ConfigError, match=r"ppo.rollout_batch_size = 16: not a multiple of the 3 replicas that write"):
         check_rlhf(config, {"policy": 1, "rollout": 3})
-    with pytest.raises(ConfigError, match=r"ppo.rollout_parts = 3: each part of the 16 responses must be a multiple of micro_batch_size 2 x .*; 2 would do"):
+    with pytest.raises(ConfigError, match=r"ppo.rollout_parts = 3: each part of the 16 responses must be a multiple of .* 2 x .*; 2 would do"):
         check_rlhf(odd, {"policy": 1, "reward": 2})

@@ -64,7 +64,7 @@ def whole_tensors(model: GPT | None) -> dict[str, Tensor]:
 
 
 def two_steps(config: RlhfConfig):
-    """Metrics of two rounds, the policy's weights before and after them, those of what wrote, who wrote, and how many numbers were under way at a time."""
+    """Metrics of two rounds; the policy's weights before and after them; the view's; did the view write; and most numbers under way at a time."""
     sent, exchange = [0], route.dist.batch_isend_irecv
 
     def watched(operations):
@@ -77,7 +77,10 @@ def two_steps(config: RlhfConfig):
         writers.append(model)
         return generate(model, *arguments, **keywords)
 
-    with mock.patch.object(route.dist, "batch_isend_irecv", watched), ppo_trainer(config) as trainer, mock.patch.object(rlhf_rollout, "generate", write):
+    with (
+        mock.patch.object(route.dist, "batch_isend_irecv", watched), mock.patch.object(rlhf_rollout, "generate", write),
+        ppo_trainer(config) as trainer,
+    ):  # fmt: skip
         models = trainer.models
         before = {} if models.policy is None else held_here(models.policy.canonical_parameters())
         metrics = [{name: value for name, value in trainer.step(step).items() if not name.endswith("_seconds")} for step in (1, 2)]
