@@ -22,7 +22,7 @@ class EncodedGroup:
     """The ranked answers to one prompt; all of them go through the model together."""
 
     rows: tuple[EncodedRow, ...]
-    """[K]; prompt and answer, ended by `<|end|>`."""
+    """[K]; prompt and answer, ended by `<|end|>`. Their masks are 1 on the answer alone, not on what the assistant said in the prompt."""
     pairs: tuple[tuple[int, int], ...]
     """(winner, loser), indices into rows."""
     record: Ranking
@@ -148,4 +148,6 @@ def ranked_pairs(ranks: Sequence[int | None]) -> list[tuple[int, int]]:
 
 
 def _encode_answer(tokenizer: Tokenizer, prompt: Sequence[Message], answer: str) -> EncodedRow:
-    return encoded_row(*encode_chat(tokenizer, [*prompt, Message(role="assistant", content=answer)]))
+    ids, targets = encode_chat(tokenizer, [*prompt, Message(role="assistant", content=answer)])
+    start = len(targets) - targets[::-1].index(0)  # behind the token that opens the last message
+    return encoded_row(ids, [0] * start + [1] * (len(ids) - start))
