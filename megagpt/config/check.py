@@ -159,7 +159,9 @@ def check_parent(config: SftConfig | RewardConfig | DpoConfig, model: ModelConfi
 
 
 def _check_ranking_stage(config: RewardConfig | DpoConfig) -> None:
-    """What is not built where an answer is one number."""
+    """What is not built, or makes no sense, where an answer is one number."""
+    if config.data.overlong == "truncate":
+        raise ConfigError("data.overlong = truncate: nobody ranked an answer that is cut short; take drop or refuse here")
     if config.parallel.context_parallel_size > 1:
         why = "a reward is read at one token" if config.stage == "reward" else "an answer's log-probability is one sum"
         raise ConfigError(f"parallel.context_parallel_size = {config.parallel.context_parallel_size}: {why}; take 1 here")

@@ -349,9 +349,10 @@ class RecordsConfig(Frozen):
     valid_fraction: float = Field(0.05, gt=0, lt=1)
     """Held-out share where `valid` is not given."""
     max_length: int = Field(gt=0)
-    """Longest conversation in tokens; longer ones are refused or left out as `overlong` says."""
-    overlong: Literal["refuse", "drop"] = "refuse"
-    """A record longer than max_length stops the run with its file and line (`refuse`) or is left out and counted (`drop`)."""
+    """Longest conversation in tokens; with longer ones is done what `overlong` says."""
+    overlong: Literal["refuse", "drop", "truncate"] = "refuse"
+    """A record longer than max_length stops the run with its file and line (`refuse`), is left out and counted (`drop`) or, demonstrations only, keeps
+    its first max_length tokens (`truncate`), and is left out where no token of an answer is among them."""
 
 
 class SftGates(Frozen):
@@ -451,7 +452,7 @@ class RewardConfig(StageConfig):
 class DpoGates(Frozen):
     """Checks at the end of DPO."""
 
-    min_pair_accuracy: float | None = Field(None, ge=0, le=1)
+    min_implicit_pair_accuracy: float | None = Field(None, ge=0, le=1)
     """Share of held-out pairs that the policy's implicit reward puts in the right order at least this, in the best checkpoint."""
 
 

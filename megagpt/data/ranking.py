@@ -97,7 +97,7 @@ def encode_rankings(
     records: Iterable[Ranking],
     tokenizer: Tokenizer,
     max_length: int,
-    overlong: Literal["refuse", "drop"],
+    overlong: Literal["refuse", "drop", "truncate"],
     dropped: Counter[str],
 ) -> list[EncodedGroup]:
     """Groups of rows. Answers without a rank or in no pair are left out; a group with an overlong answer is refused or dropped whole.

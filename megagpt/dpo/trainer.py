@@ -115,9 +115,9 @@ def fit(config: DpoConfig, original: str = "") -> Path:
     found = read_state(checkpoint)["evaluation"]
     say(f"[dpo] held-out pair accuracy {found['accuracy']:.3f} by the implicit reward, margin {found['margin']:+.3f}, loss {found['loss']:.3f}; "
         f"best checkpoint: {checkpoint.name} (the last: {last.name})")  # fmt: skip
-    if config.gates.min_pair_accuracy is not None:
-        bound = config.gates.min_pair_accuracy
-        output.gate("pair_accuracy", found["accuracy"], f">= {bound}", found["accuracy"] >= bound)
+    if config.gates.min_implicit_pair_accuracy is not None:
+        bound = config.gates.min_implicit_pair_accuracy
+        output.gate("implicit_pair_accuracy", found["accuracy"], f">= {bound}", found["accuracy"] >= bound)
     output.finish(checkpoint, **found)
     return checkpoint
 

@@ -76,7 +76,10 @@ PANELS = {
     ),
     "dpo": (
         Panel("loss", "Preference loss", "nats / pair", "loss", "eval_loss"),
-        Panel("accuracy", "Pairs in the annotator's order by the implicit reward", "share of pairs", "accuracy", "eval_accuracy", (("gate:pair_accuracy", "bound"),)),
+        Panel(
+            "accuracy", "Pairs in the annotator's order by the implicit reward", "share of pairs", "accuracy", "eval_accuracy",
+            (("gate:implicit_pair_accuracy", "bound"),),
+        ),
         Panel("margin", "Implicit reward of the better answer less the other's", "nats × β", "margin", "eval_margin"),
         Panel("chosen_reward", "Implicit reward of the better answer", "nats × β", "chosen_reward", "eval_chosen_reward"),
         *SHARED,

@@ -22,7 +22,7 @@ from tests.helpers.tiny_run import facts, finished, megagpt, prompts, question, 
 CONFIG = {
     "parent": "base/sft", "optimizer": {"lr": 3e-2, "schedule": "constant"}, "batch": {"micro_batch_size": 4, "global_batch_size": 8}, "epochs": 4,
     "data": {"train": ["rankings.jsonl", {"path": "bias.jsonl", "slice": "bias", "weight": 2}], "valid": ["valid.jsonl"], "max_length": 48},
-    "every": {"keep": 1, "log": 1}, "gates": {"min_pair_accuracy": 0.75},
+    "every": {"keep": 1, "log": 1}, "gates": {"min_implicit_pair_accuracy": 0.75},
 }  # fmt: skip
 RLHF = {
     "policy": "dpo", "reward": None, "reward_function": "tests.helpers.rewards:letters",
@@ -77,7 +77,7 @@ def test_dpo_stage_measures_each_epoch_and_keeps_the_checkpoint_of_the_lowest_he
     entry = run.manifest["dpo"]
     assert (entry["loss"], entry["accuracy"], entry["margin"]) == tuple(held_out[best][f"eval_{name}"] for name in ("loss", "accuracy", "margin"))
     (gate,) = run.gates
-    assert (gate["name"], gate["value"], gate["verdict"]) == ("pair_accuracy", entry["accuracy"], "passed" if entry["accuracy"] >= 0.75 else "failed")
+    assert (gate["name"], gate["value"], gate["verdict"]) == ("implicit_pair_accuracy", entry["accuracy"], "passed" if entry["accuracy"] >= 0.75 else "failed")
     assert "(left out: 1 two answers are equal)" in output and f"best checkpoint: step_{best} (the last: step_24)" in output
 
 

@@ -68,7 +68,7 @@ def test_partial_order_goes_from_file_to_groups_without_the_answers_that_nobody_
     assert (record.pairs, record.ranks, record.weight) == (((2, 0), (0, 3)), (), 2.0)
     assert read_rankings(write(tmp_path / "again.jsonl", to_row(replace(record, slice="r")))) == [record]
     assert [prompt.prompt for prompt in read_prompts(file)] == [tuple(PROMPT)]
-    tokenizer = train_tokenizer(["Which? a b c d, of all the answers to one question " * 20], 280, tmp_path / "tokenizer")
+    tokenizer = train_tokenizer(["question number one, answer; " * 20], 290, tmp_path / "tokenizer")
     (group,) = load_rankings(RecordsConfig(train=[file], valid=[file], max_length=16), tokenizer)[0].train
     assert group.answers == ["a", "c", "d"] and len(group.rows) == 3
     assert dict(zip(group.pairs, group.distances, strict=True)) == {(1, 0): 1, (0, 2): 1, (1, 2): 2}  # c > a > d, and so c > d
