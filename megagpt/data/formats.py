@@ -251,10 +251,14 @@ def _judged_pair(question: str, first: Any, second: Any, annotator: str, mark: A
 def _judged_group(question: str, responses: list[Row], pairs: list[Any]) -> Iterator[Row | Dropped]:
     """What each annotator said of the pairs of answers to one question. Equal answers are one, and a pair of them says nothing.
 
-    An annotator may have put answers in a circle, or (by a tie of every pair) none above another.
+    A tie makes no pair, so that the order does not tell it from two answers that nobody compared. An annotator may have put answers in a
+    circle, or (by ties alone) none above another.
     """
-    texts = {response.get("model"): response.get("text") for response in responses}
+    texts = _texts_of_models(responses)
     num_annotators = _check_judged_pairs(pairs, texts)
+    if not all(isinstance(text, str) for text in texts.values()):
+        yield from [Dropped("a response is not a text")] * num_annotators
+        return
     answers = list(dict.fromkeys(texts.values()))
     for number in range(num_annotators):
         order: dict[tuple[int, int], None] = {}
@@ -264,22 +268,30 @@ def _judged_group(question: str, responses: list[Row], pairs: list[Any]) -> Iter
                 yield Dropped("two answers are equal")
             elif marks[number]:
                 order[better, worse] = None
-        if not all(isinstance(answer, str) for answer in answers):
-            yield Dropped("a response is not a text")
-        elif find_circle(order):
+        if find_circle(order):
             yield Dropped("judgements go in a circle")
         else:
-            prompt, judged = _messages(question), [list(pair) for pair in order]
-            yield _ranking({"prompt": prompt, "answers": answers, "pairs": judged, "annotator": f"annotator{number + 1}"})
+            judged = {"answers": answers, "pairs": [list(pair) for pair in order], "annotator": f"annotator{number + 1}"}
+            yield _ranking({"prompt": _messages(question)} | judged)
 
 
-def _check_judged_pairs(pairs: list[Any], texts: dict[Any, Any]) -> int:
+def _texts_of_models(responses: list[Row]) -> dict[str, Any]:
+    texts: dict[str, Any] = {}
+    for response in responses:
+        model = response.get("model")
+        if not isinstance(model, str) or model in texts:
+            raise UnknownMark(f"a response's model is {model!r}, must be a name of its own")
+        texts[model] = response.get("text")
+    return texts
+
+
+def _check_judged_pairs(pairs: list[Any], texts: dict[str, Any]) -> int:
     """Number of annotators, who all judged every pair."""
     for pair in pairs:
         if not (isinstance(pair, list) and len(pair) == 3 and isinstance(pair[2], list) and len(pair[2]) == len(pairs[0][2])):
             raise UnknownMark(f"pair {pair!r} must be [model, model, marks], with a mark of every annotator")
         for name in pair[:2]:
-            if name not in texts:
+            if not isinstance(name, str) or name not in texts:
                 raise UnknownMark(f"pair {pair!r}: {name!r} is none of the responses' models")
         for mark in pair[2]:
             if type(mark) is not int or mark not in _MARKS:

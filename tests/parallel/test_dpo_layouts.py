@@ -97,9 +97,13 @@ def plain_step(config: ModelConfig, name: str) -> PlainRun:
 # ---------------------------------------------------------------- on each rank
 
 
+def scored(engine: Engine) -> list[list[float]]:
+    return score_answers(engine, groups(), lambda logits, batch: dpo.answer_logprobs(engine.model, logits, batch), MICRO, PAD, CPU)
+
+
 def dpo_step(config: ModelConfig, grid: Grid, zero_stage: int, name: str):
     engine = Engine(sharded_model(config, plain_init(config, 1), grid), OPTIMIZER, zero_stage)
-    logprobs = score_answers(engine, groups(), lambda logits, batch: dpo.answer_logprobs(engine.model, logits, batch), MICRO, PAD, CPU)
+    logprobs = scored(engine)
     gradients = with_gradients(engine)
     batches = replica_batches(groups(), engine.groups, MICRO, PAD, CPU)
     metrics = dpo.train_step(engine, batches, groups(), reference(), OPTIMIZER.lr, None, TERMS[name])
@@ -111,10 +115,9 @@ def dpo_step(config: ModelConfig, grid: Grid, zero_stage: int, name: str):
 def first_step_from_the_reference(config: ModelConfig, grid: Grid):
     """Metrics of a step whose reference is the model itself, and of the held-out measurement before it."""
     engine = Engine(sharded_model(config, plain_init(config, 1), grid), OPTIMIZER, 1)
-    read = lambda logits, batch: dpo.answer_logprobs(engine.model, logits, batch)
-    before, again = (score_answers(engine, groups(), read, MICRO, PAD, CPU) for _ in range(2))
+    before, again = scored(engine), scored(engine)
     metrics = dpo.train_step(engine, replica_batches(groups(), engine.groups, MICRO, PAD, CPU), groups(), before, OPTIMIZER.lr, None, DpoLossConfig())
-    after = score_answers(engine, groups(), read, MICRO, PAD, CPU)
+    after = scored(engine)
     engine.close()
     return metrics, *(preference_metrics(groups(), logprobs, before, DpoLossConfig()) for logprobs in (again, after))
 

@@ -132,11 +132,20 @@ def test_judged_group_with_equal_answers_circles_and_other_values():
         (["m0", "m9", [1]], "'m9' is none of the responses' models"),
         (["m0", "m1", 1], r"must be \[model, model, marks\]"),
         (["m0", "m1"], r"must be \[model, model, marks\]"),
+        (["m0", ["m1"], [1]], r"\['m1'\] is none of the responses' models"),
     ],
 )
 def test_judged_group_with_unknown_marks_is_refused(pair, rule):
     with pytest.raises(UnknownMark, match=rule):
         list(to_rankings(judged("3", "4", pairs=[["m0", "m1", [1]], pair])))
+
+
+@pytest.mark.parametrize("model", [None, 3, ["m"], "m0"])
+def test_judged_group_needs_models_of_different_names(model):
+    row = judged("3", "4", pairs=[["m0", "m0", [1]]])
+    row["responses"][1]["model"] = model
+    with pytest.raises(UnknownMark, match="a response's model is .*, must be a name of its own"):
+        list(to_rankings(row))
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="no ../shared/data")
