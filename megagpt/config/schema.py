@@ -566,7 +566,7 @@ class PpoConfig(Frozen):
     depends on it; it bounds the memory for keys and values."""
     logprobs: Literal["sampler", "trainer"] = "sampler"
     """Whose log-probabilities count as those of the policy before the update. sampler: kept from sampling, so that the policy is not run again
-    over what it wrote; the metric sampler_gap then looks at one microbatch of each replica. trainer: the policy scores the whole rollout in a
+    over what it wrote; the metric sampler_gap then looks at the update's first minibatch. trainer: the policy scores the whole rollout in a
     forward pass like those of the update. In float32 both agree to rounding; where sampler_gap grows, take trainer."""
     epochs: int = Field(1, gt=0)
     """Passes over each rollout (one inner epoch: Ouyang et al. 2022, appendix C.4)."""

@@ -54,13 +54,15 @@ class Packing:
 def pack(groups: Sequence[EncodedGroup], micro_batch_size: int, num_replicas: int) -> Packing:
     """First-fit decreasing (Johnson 1973) by number of answers: a ranking of nine among pairs must not make nine rows of every pair.
 
-    A microbatch has room for `micro_batch_size` groups of the mean size, and for the largest group in any case.
+    A microbatch has room for `micro_batch_size` groups of the mean size, and for the largest group in any case. Groups of one size
+    come by length, so that a microbatch holds little padding; every replica gets short and long ones.
     """
     sizes = [len(group.rows) for group in groups]
     rows = max(*sizes, -(-micro_batch_size * sum(sizes) // len(sizes)), 1)
     members: list[list[int]] = []
     room: list[int] = []
-    for index in sorted(range(len(sizes)), key=lambda index: (-sizes[index], index)):
+    lengths = [max(len(row) for row in group.rows) for group in groups]
+    for index in sorted(range(len(sizes)), key=lambda index: (-sizes[index], lengths[index], index)):
         place = next((place for place, free in enumerate(room) if free >= sizes[index]), len(members))
         if place == len(members):
             members.append([])
@@ -68,26 +70,27 @@ def pack(groups: Sequence[EncodedGroup], micro_batch_size: int, num_replicas: in
         members[place].append(index)
         room[place] -= sizes[index]
     members += [[] for _ in range(-len(members) % num_replicas)]
-    return Packing(members, rows)
+    return Packing([part for dp in range(num_replicas) for part in members[dp::num_replicas]], rows)
 
 
 def replica_batches(groups_of_batch: Sequence[EncodedGroup], groups: Groups, micro_batch_size: int, pad_id: int, device: torch.device) -> list[RankingBatch]:
-    """This replica's microbatches of a global batch of groups, the same shape for all.
+    """This replica's microbatches of a global batch of groups, each as wide as its longest row; with a pipeline all have the same shape.
 
     Args:
         groups_of_batch: the global batch, the same on every rank.
         micro_batch_size: groups of mean size in one forward pass.
     """
     packing = pack(groups_of_batch, micro_batch_size, groups.grid.dp)
-    return [
-        _batch(groups_of_batch, members, packing.rows, pad_id, device)
-        for members in packing.of_replica(groups.grid, groups.coordinates.dp)
-    ]
+    mine = packing.of_replica(groups.grid, groups.coordinates.dp)
+    lengths = [max((len(row) for index in members for row in groups_of_batch[index].rows), default=1) for members in mine]
+    if groups.grid.pp > 1:
+        lengths = [max(len(row) for group in groups_of_batch for row in group.rows)] * len(mine)
+    return [_batch(groups_of_batch, members, packing.rows, length, pad_id, device) for members, length in zip(mine, lengths)]
 
 
-def _batch(groups: Sequence[EncodedGroup], members: Sequence[int], num_rows: int, pad_id: int, device: torch.device) -> RankingBatch:
+def _batch(groups: Sequence[EncodedGroup], members: Sequence[int], num_rows: int, length: int, pad_id: int, device: torch.device) -> RankingBatch:
     numbers = [0, *itertools.accumulate(len(group.rows) for group in groups)]
-    tokens = torch.full((num_rows, max(len(row) for group in groups for row in group.rows)), pad_id, dtype=torch.int64)
+    tokens = torch.full((num_rows, length), pad_id, dtype=torch.int64)
     answer_mask, lengths = torch.zeros(tokens.shape), torch.ones(num_rows, dtype=torch.int64)
     row_ids = torch.full((num_rows,), numbers[-1], dtype=torch.int64)
     winners, losers, weights, distances, start = [], [], [], [], 0

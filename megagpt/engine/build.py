@@ -125,7 +125,7 @@ class Engine:
 
         Args:
             microbatches: this replica's; each has `tokens` [rows, length], `row_ids` [rows], its rows' numbers in the
-                global batch, and may have `segments` [rows, length], as GPT.forward takes them.
+                global batch, and may have `segments` and `only`, as GPT.forward takes them.
             denominator: global count (valid tokens, groups, …) that the summed losses are divided by.
             dropout_key: (seed, step); None trains without dropout, whatever the model's probability.
 
@@ -144,7 +144,8 @@ class Engine:
                 return total * scale, report
 
             row_ids = batch.row_ids.tolist() if dropout_key is not None else ()
-            return model(batch.tokens, segments=getattr(batch, "segments", None), dropout_key=dropout_key, row_ids=row_ids), loss
+            wanted = {name: getattr(batch, name, None) for name in ("segments", "only")}
+            return model(batch.tokens, **wanted, dropout_key=dropout_key, row_ids=row_ids), loss
 
         arguments = dict(rows=rows, length=length, forward_only=False)
         with self.scope():

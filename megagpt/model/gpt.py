@@ -110,7 +110,8 @@ class GPT(GPTModel):
                 parallelism this rank's part of each row.
             positions: [b, s] position of each token; default 0, 1, 2 … in each segment.
             cache: keys and values of the earlier tokens; b is 1 and the row holds what the cache expects.
-            only: [n] places in a single row whose output is wanted; the head is spared the others.
+            only: places whose output is wanted, [n] in a single row or [b, s] bool; the head is spared the others. Not with
+                sequence or context parallelism.
             segments: [b, length of the whole rows] document that each token belongs to; attention stays within it.
             dropout_key: (seed, step); None: no dropout.
             row_ids: numbers of the rows in the global batch, for dropout.
@@ -118,7 +119,7 @@ class GPT(GPTModel):
         Returns:
             last stage: logits [b, s, padded vocabulary / tp] of this tensor-parallel rank, or scalars [b, s];
             other stages: hidden states [s, b, h] ([s / tp, b, h] with sequence parallelism). With `only`, the last
-            stage's s is n.
+            stage's output is of one row, [1, n, ...], row by row where there were several.
         """
         cp, length = self.groups.collection.cp, tokens.size(1)
         if positions is None:
@@ -137,7 +138,8 @@ class GPT(GPTModel):
 
     def _postprocess(self, hidden_states: Tensor, **_) -> Tensor:
         if self.post_process and self._only is not None:
-            hidden_states = hidden_states[self._only]
+            is_mask = self._only.dtype == torch.bool
+            hidden_states = hidden_states.transpose(0, 1)[self._only][:, None] if is_mask else hidden_states[self._only]
         if self.has_scalar_head and self.post_process:
             if self.layout.sequence_parallel:
                 # Every tensor-parallel rank computes the same scalars: each takes its own tokens' part of the gradient.

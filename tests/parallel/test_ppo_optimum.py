@@ -26,7 +26,7 @@ from megagpt.config.schema import (
 )
 from megagpt.data.prompts import EncodedPrompt, load_prompts
 from megagpt.parallel.placement import build_grids
-from megagpt.rlhf import trainer as rlhf_trainer
+from megagpt.rlhf import ppo as rlhf_ppo
 from megagpt.rlhf.doctor import Doctor
 from megagpt.rlhf.four_models import FourModels, Starts, build_four_models
 from megagpt.runtime.distributed import World
@@ -65,7 +65,7 @@ def config_of(folder, seed: int, ppo: dict, kl: dict, beta: float) -> RlhfConfig
         policy_optimizer=OptimizerConfig(lr=1e-2, weight_decay=0.0, schedule="linear", min_lr_ratio=0.0),
         value_optimizer=OptimizerConfig(lr=1e-2, weight_decay=0.0),
         prompts=PromptsConfig(files=[str(folder / "prompts.jsonl")], max_prompt_length=8, max_response_length=2, eval_prompts=1),
-        ppo=PpoConfig(steps=200, rollout_batch_size=128, minibatch_size=64, micro_batch_size=64, epochs=4, ema_decay=None, **ppo),
+        ppo=PpoConfig(steps=200, rollout_batch_size=256, minibatch_size=64, micro_batch_size=64, epochs=2, ema_decay=None, **ppo),
         kl=KlConfig(coefficient=beta, **kl),
     )
 
@@ -90,7 +90,7 @@ def train(config: RlhfConfig) -> dict[str, float]:
     world = World(dist.get_rank(), dist.get_world_size(), dist.get_rank(), dist.get_world_size(), torch.device("cpu"))
     policy = Checkpoint.open(find_checkpoint(config.policy, RunFolder(config.run)))
     models = build_four_models(config, build_grids(config.placement, world.size), Starts(policy, None), world.device)
-    trainer = rlhf_trainer.Trainer(config, world, models, models.tokenizer, load_prompts(config.prompts, models.tokenizer).train)
+    trainer = rlhf_ppo.Trainer(config, world, models, models.tokenizer, load_prompts(config.prompts, models.tokenizer).train)
     for step in range(1, config.ppo.steps + 1):
         trainer.step(step)
     found = exact(models, trainer.prompts, trainer.stop_ids, config.kl.coefficient)
@@ -105,7 +105,7 @@ def watched(config: RlhfConfig, judge: str) -> list[dict[str, float]]:
     world = World(dist.get_rank(), dist.get_world_size(), dist.get_rank(), dist.get_world_size(), torch.device("cpu"))
     policy = Checkpoint.open(find_checkpoint(config.policy, RunFolder(config.run)))
     models = build_four_models(config, build_grids(config.placement, world.size), Starts(policy, None), world.device)
-    trainer = rlhf_trainer.Trainer(config, world, models, models.tokenizer, load_prompts(config.prompts, models.tokenizer).train)
+    trainer = rlhf_ppo.Trainer(config, world, models, models.tokenizer, load_prompts(config.prompts, models.tokenizer).train)
     answers, rows = Answers(models.tokenizer, trainer.stop_ids), []
     for step in range(config.ppo.steps + 1):
         if step > 0:
