@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -9,19 +10,24 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from megagpt.checkpoint.load import Checkpoint, load_chunks
+from megagpt.checkpoint.resume import restore_engine
 from megagpt.config.schema import LoraConfig, ModelConfig, OptimizerConfig
 from megagpt.engine.build import Engine
-from megagpt.engine.state import optimizer_tensors
+from megagpt.engine.state import counters, optimizer_tensors
 from megagpt.model.layout import Layout
+from megagpt.model.lora import adapters_off
 from megagpt.model.param_map import canonical_shapes, factors_of, is_trained
 from megagpt.model.shape import ModelShape
 from megagpt.parallel.grid import Grid
+from megagpt.parallel.groups import build_groups
 from tests.helpers.gather import held_here, merge_ranks
 from tests.helpers.plain import PlainGPT, PlainRun, plain_init, plain_loss
-from tests.helpers.sharded import accumulate, full_forward, sharded_chunks, sharded_model, sharded_train
-from tests.helpers.spawn import run_ranks
+from tests.helpers.sharded import accumulate, full_forward, sharded_chunks, sharded_train
+from tests.helpers.spawn import RankFailure, run_ranks
 from tests.helpers.tiny import tiny_batches, tiny_model
-from tests.helpers.tolerance import PARITY_RELATIVE, assert_tensors_close
+from tests.helpers.tiny_checkpoint import save_tensors
+from tests.helpers.tolerance import BF16_GRADIENT_RELATIVE, PARITY_RELATIVE, assert_tensors_close, relative_error
 
 OPTIMIZER = OptimizerConfig(lr=1e-3, eps=1e-5, weight_decay=0.1, clip_grad=0.2)
 ALL, SOME = LoraConfig(rank=3, alpha=4.0), LoraConfig(rank=2, alpha=5.0, targets=("proj", "fc1"))
@@ -100,3 +106,163 @@ def test_lora_gradients_and_training_equal_plain_ones_of_merged_weights(name):
     assert_tensors_close(trained, expected.parameters)
     base = [tensor for tensor in state if "lora_" not in tensor]
     assert len(base) > 20 and all(torch.equal(trained[tensor], state[tensor]) for tensor in base)
+
+
+# ---------------------------------------------------------------- checkpoints
+
+CPU = torch.device("cpu")
+BF16 = Layout(dtype=torch.bfloat16)
+
+
+def saved_base(folder: Path, config: ModelConfig) -> Path:
+    """On one rank: a model without adapters."""
+    return save_tensors(folder, 1, plain_init(config, seed=1).items(), build_groups(Grid()), config)
+
+
+def new_adapters(path: Path, grid: Grid, layout: Layout) -> tuple[dict[str, Tensor], Tensor | None, Tensor | None]:
+    """Adapters put on a saved model: those of this rank's stage; and logits, with them and of the saved model."""
+    checkpoint, groups = Checkpoint.open(path), build_groups(grid)
+    plain, adapted = (load_chunks(checkpoint, groups, CPU, layout, scalar_head=False, seed=7, lora=lora)[0] for lora in (None, ALL))
+    engine = Engine(adapted, OPTIMIZER, zero_stage=1)
+    adapters = held_here((name, tensor) for name, tensor in engine.canonical_parameters() if "lora_" in name)
+    tokens = tiny_batches(1)[0].tokens
+    logits = full_forward(adapted, tokens), full_forward(plain, tokens)
+    engine.close()
+    return adapters, *logits
+
+
+def test_lora_starts_as_the_model_that_it_is_put_on_under_every_layout(tmp_path):
+    config = tiny_model("llama", False)
+    (path,) = run_ranks(1, saved_base, tmp_path, config)
+    found = {}
+    for name, (grid, layout) in {"one": (Grid(), Layout()), "tp2": (Grid(tp=2), Layout()), "pp2": (Grid(pp=2), Layout()), "bf16": (Grid(tp=2), BF16)}.items():
+        ranks = run_ranks(grid.size, new_adapters, path, grid, layout)
+        found[name] = merge_ranks([rank[0] for rank in ranks])
+        outputs = [rank[1:] for rank in ranks if rank[1] is not None]
+        assert outputs and all(torch.equal(adapted, plain) for adapted, plain in outputs)
+    assert {name for name in found["one"]} == {name for name in canonical_shapes(ModelShape(config, ALL)) if "lora_" in name}
+    for name, tensor in found["one"].items():
+        assert torch.equal(tensor, found["tp2"][name]) and torch.equal(tensor, found["pp2"][name])
+        assert (tensor.abs().max() == 0) == name.endswith("lora_b")
+        if name.endswith("lora_a"):
+            assert tensor.std() == pytest.approx(tensor.size(1) ** -0.5, rel=0.3)
+
+
+class Held(NamedTuple):
+    """Of an engine on one rank."""
+
+    tensors: dict[str, Tensor]
+    """Weights and what the optimizer holds, of its stage."""
+    losses: list[float]
+    adapted: Tensor | None
+    """Logits with the adapters …"""
+    switched_off: Tensor | None
+    """… and without."""
+    with_gradients: set[str]
+    """Tensors that had a gradient after the last microbatch, before anything was reduced."""
+
+
+def train_on(folder: Path, config: ModelConfig, grid: Grid, zero: int, layout: Layout, resumed: bool) -> tuple[Held, Held]:
+    """Two steps from random adapters, saved, and two more; or, resumed, these alone. Returns (as it is after two, at the end)."""
+    state = adapted_state(config, ALL)
+    if resumed:  # other weights than those that were saved, so that all of them must come from the checkpoint
+        state = {name: 2 * tensor for name, tensor in state.items()}
+    engine, batches, losses, moments = Engine(sharded_chunks(config, state, grid, layout, ALL), OPTIMIZER, zero), tiny_batches(4), [], []
+    sum_shared, with_gradients = engine._sum_shared_gradients, set()
+
+    def spy() -> None:
+        with_gradients.update(piece for p, entry in engine.entries if p.grad is not None for piece in entry.pieces)
+        sum_shared()
+
+    engine._sum_shared_gradients = spy
+    if resumed:
+        restore_engine(Checkpoint.open(folder / "checkpoints/step_2"), engine)
+        moments.append(held(engine, losses, batches[0].tokens, with_gradients))
+    for step in (3, 4) if resumed else (1, 2, 3, 4):
+        losses.append(accumulate(engine, batches[step - 1]))
+        engine.step(OPTIMIZER.lr)
+        if step in (2, 4):
+            moments.append(held(engine, losses, batches[0].tokens, with_gradients))
+        if step == 2:
+            weights = ((name, tensor.to(layout.dtype)) for name, tensor in engine.canonical_parameters())
+            facts = {"optimizer": counters(engine), "lora": ALL.model_dump(mode="json")}
+            save_tensors(folder, 2, weights, engine.groups, config, optimizer=optimizer_tensors(engine), state=facts)
+    engine.close()
+    return tuple(moments)
+
+
+def held(engine: Engine, losses: list[float], tokens: Tensor, with_gradients: set[str]) -> Held:
+    tensors = held_here(engine.canonical_parameters()) | held_here(optimizer_tensors(engine))
+    adapted = full_forward(engine.model, tokens)
+    with adapters_off(engine.model):
+        switched_off = full_forward(engine.model, tokens)
+    return Held(tensors, list(losses), adapted, switched_off, with_gradients)
+
+
+def merged_logits(path: Path, grid: Grid, layout: Layout) -> Tensor | None:
+    """Of the checkpoint as the next stage loads it, without any adapters."""
+    (model,) = load_chunks(Checkpoint.open(path), build_groups(grid), CPU, layout, scalar_head=False)
+    assert not any(".lora." in name for name, _ in model.named_parameters())
+    return full_forward(model, tiny_batches(1)[0].tokens)
+
+
+def base_logits(config: ModelConfig, layout: Layout) -> Tensor:
+    (model,) = sharded_chunks(config, plain_init(config, seed=1), Grid(), layout)
+    return full_forward(model, tiny_batches(1)[0].tokens)
+
+
+SAVED = {"tp2": (Grid(tp=2), 0, Layout()), "dp2_zero2": (Grid(dp=2), 2, Layout()), "bf16": (Grid(dp=2), 1, BF16), "pp2": (Grid(pp=2), 1, Layout())}
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_lora_checkpoint_resumes_exactly_and_is_merged_for_others(name, tmp_path):
+    grid, zero, layout = SAVED[name]
+    config = tiny_model("gpt" if name == "pp2" else "llama", tied=True)
+    (saved, straight), (loaded, resumed) = (
+        [Held(merge_ranks([rank.tensors for rank in moment]), *moment[-1][1:]) for moment in zip(*ranks, strict=True)]
+        for ranks in (run_ranks(2, train_on, tmp_path, config, grid, zero, layout, resumed) for resumed in (False, True))
+    )
+    for ours, theirs in ((loaded, saved), (resumed, straight)):
+        assert ours.tensors.keys() == theirs.tensors.keys() and all(torch.equal(ours.tensors[key], theirs.tensors[key]) for key in theirs.tensors)
+    assert resumed.losses == straight.losses[2:] and torch.equal(resumed.adapted, straight.adapted)
+
+    # Nothing but the factors has a gradient, moments, or a float32 master.
+    kinds = ("exp_avg", "exp_avg_sq") + (("master",) if layout is BF16 else ())
+    shapes = canonical_shapes(ModelShape(config, ALL))
+    factors = [key for key in shapes if is_trained(key, ModelShape(config, ALL))]
+    assert {key for key in straight.tensors if key not in shapes} == {f"{kind}.{key}" for kind in kinds for key in factors}
+    assert straight.with_gradients and straight.with_gradients <= set(factors)
+    if grid.pp == 1:
+        assert straight.with_gradients == set(factors)
+
+    # Switched off it is the base, to the bit; merged it is the whole.
+    (base,) = run_ranks(1, base_logits, config, layout)
+    tolerance = BF16_GRADIENT_RELATIVE if layout is BF16 else PARITY_RELATIVE
+    assert relative_error(straight.adapted, base) > 5 * tolerance and relative_error(straight.adapted, base) > 0.1
+    assert torch.equal(straight.switched_off, base) or (grid.tp > 1 and relative_error(straight.switched_off, base) <= tolerance)
+    path = tmp_path / "checkpoints/step_2"
+    for other in (Grid(), Grid(tp=2)):
+        assert relative_error(run_ranks(other.size, merged_logits, path, other, layout)[-1], saved.adapted) <= tolerance
+
+
+def restored(folder: Path, config: ModelConfig, grid: Grid, zero: int) -> dict[str, Tensor]:
+    engine = Engine(sharded_chunks(config, adapted_state(config, ALL), grid, Layout(), ALL), OPTIMIZER, zero)
+    restore_engine(Checkpoint.open(folder / "checkpoints/step_2"), engine)
+    tensors = held_here(engine.canonical_parameters()) | held_here(optimizer_tensors(engine))
+    engine.close()
+    return tensors
+
+
+def test_lora_checkpoint_goes_on_under_another_layout(tmp_path):
+    config = tiny_model("llama", False)
+    saved, _ = zip(*run_ranks(2, train_on, tmp_path, config, Grid(tp=2), 0, Layout(), False))
+    expected = merge_ranks([rank.tensors for rank in saved])
+    for grid, zero in ((Grid(pp=2), 2), (Grid(dp=2), 1), (Grid(), 0)):
+        found = merge_ranks(run_ranks(grid.size, restored, tmp_path, config, grid, zero))
+        assert found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+def test_lora_with_zero_3_is_refused_by_the_engine():
+    config = tiny_model("gpt", True)
+    with pytest.raises(RankFailure, match="zero_stage 3 with lora: not supported; take zero_stage 1 or 2"):
+        run_ranks(1, sharded_train, config, adapted_state(config, ALL), [], OPTIMIZER, Grid(), 3, lora=ALL)
