@@ -87,7 +87,7 @@ def check_layout(parallel: ParallelConfig, precision: PrecisionConfig) -> None:
 def check_lora(lora: LoraConfig, model: ModelConfig, zero_stage: int, field: str = "lora", zero_field: str = "parallel.zero_stage") -> None:
     """Are adapters of this rank smaller than what they adapt, and do they fit the ZeRO stage?"""
     if zero_stage == 3:
-        raise ConfigError(f"{zero_field} = 3 with {field}: not supported; take 2, since a model that is not trained has little for ZeRO to share")
+        raise ConfigError(f"{zero_field} = 3 with {field}: not supported; take 2, which shares what is trained")
     if lora.rank > model.hidden_size:
         raise ConfigError(f"{field}.rank = {lora.rank}: more than the model's hidden_size; {model.hidden_size} is the most, and 8 is usual")
 
@@ -166,7 +166,9 @@ def check_parent(config: SftConfig | RewardConfig, model: ModelConfig, dp: int) 
     if config.lora is not None:
         check_lora(config.lora, model, config.parallel.zero_stage)
         if 0 in (config.parallel.stage_layers or ()):
-            raise ConfigError(f"parallel.stage_layers = {config.parallel.stage_layers} with lora: a stage without layers has nothing to train; take 1 at least")
+            raise ConfigError(
+                f"parallel.stage_layers = {config.parallel.stage_layers} with lora: a stage without layers has nothing to train; take 1 at least"
+            )
     num_microbatches(config.batch, dp)
     if config.data.max_length > model.max_sequence_length:
         raise ConfigError(f"data.max_length = {config.data.max_length}: longer than the model's context of {model.max_sequence_length}")

@@ -154,6 +154,9 @@ def _distinct(values: tuple[str, ...]) -> tuple[str, ...]:
     return values
 
 
+LoraTarget = Literal["qkv", "proj", "fc1", "fc2"]
+
+
 class LoraConfig(Frozen):
     """Low-rank adapters (Hu et al. 2021): the weights W stay as they are, and W + alpha / rank * B A is what the model computes with. Only A and B
     are trained (and the scalar head of a reward or value model), so that only they have gradients and optimizer states. Later stages and
@@ -163,7 +166,7 @@ class LoraConfig(Frozen):
     """Rows of A and columns of B; at most hidden_size."""
     alpha: float = Field(16.0, gt=0, allow_inf_nan=False)
     """Factor of the product, divided by rank."""
-    targets: Annotated[tuple[Literal["qkv", "proj", "fc1", "fc2"], ...], AfterValidator(_distinct)] = Field(("qkv", "proj", "fc1", "fc2"), min_length=1)
+    targets: Annotated[tuple[LoraTarget, ...], AfterValidator(_distinct)] = Field(("qkv", "proj", "fc1", "fc2"), min_length=1)
     """Which linear layers have adapters: query, key and value (one A for all three), attention's output, the first of the MLP (one A for gate and
     up), the second. All of them come closest to training everything (Dettmers et al. 2023, section 4); Hu et al. have query and value only."""
 

@@ -221,7 +221,7 @@ class Engine:
     # ------------------------------------------------------------ what the model holds, by canonical name
 
     def canonical_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """Full-precision weights of this stage, whole on every rank of it; those that are not trained, as they are. All ranks of the stage must iterate."""
+        """Full-precision weights of this stage, whole on every rank of it; what is not trained, as it is. All ranks of the stage must iterate."""
         yield from self.gather(lambda p: p.data if self.zero_stage == 0 or not p.requires_grad else safe_get_full_fp32_param(p))
 
     def canonical_gradients(self) -> Iterator[tuple[str, Tensor]]:

@@ -83,8 +83,9 @@ def plan_placement(config: RlhfConfig, models: dict[str, ModelConfig], hardware:
         trained = role in TRAINED
         check_role(config, role, models[role], grid.tp, grid.pp)
         zero = useful_zero_stage(getattr(config.placement, role).zero, grid) if trained else 0
+        parallel = ParallelConfig(tensor_parallel_size=grid.tp, pipeline_parallel_size=grid.pp, zero_stage=zero)
         jobs[role] = Job(
-            ModelShape(models[role], adapters.get(role)), grid, ParallelConfig(tensor_parallel_size=grid.tp, pipeline_parallel_size=grid.pp, zero_stage=zero), hardware,
+            ModelShape(models[role], adapters.get(role)), grid, parallel, hardware,
             rows=ppo.micro_batch_size, length=config.prompts.max_prompt_length + config.prompts.max_response_length,
             num_microbatches=ppo.minibatch_size // (ppo.micro_batch_size * grid.dp), scalar_head=role in ("reward", "value"),
             optimizer=getattr(config, f"{role}_optimizer").name if trained else "none", fused=config.kernels != "reference",

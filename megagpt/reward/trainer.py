@@ -81,8 +81,8 @@ def fit(config: RewardConfig, original: str = "") -> Path:
     total_steps = -(-config.epochs * len(train) // groups_per_step)
     resumed = output.resume(engine) or {"step": 0}
     total_steps = max(total_steps, resumed["step"])
-    say(f"[reward] {len(train)} rankings, {len(valid)} held out{left_out(dropped)}, {grid}, ZeRO {engine.zero_stage}, {total_steps} steps"
-        f"{describe_lora(models[0].shape, scalar_head=True)}")  # fmt: skip
+    numbers, trained = f"{len(train)} rankings, {len(valid)} held out{left_out(dropped)}", describe_lora(models[0].shape, scalar_head=True)
+    say(f"[reward] {numbers}, {grid}, ZeRO {engine.zero_stage}, {total_steps} steps{trained}")
     say(f"[reward] floors on held-out pairs: longer answer {floors['longer_answer_floor']:.3f}, overlap with the prompt {floors['overlap_floor']:.3f}")
 
     def measure(step: int) -> list[list[float]]:

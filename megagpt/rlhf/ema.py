@@ -26,7 +26,7 @@ class WeightAverage:
         torch._foreach_lerp_(self._averages, self._weights(), 1.0 - self._decay)
 
     def canonical_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """The averages by canonical name, whole, and what is not trained as it is; as Engine.canonical_parameters, all ranks of the stage must iterate."""
+        """The averages by canonical name, whole, and what is not trained as it is; all ranks of the stage must iterate."""
         averages = {parameter: average for (parameter, _), average in zip(self._engine.trained, self._averages, strict=True)}
         yield from self._engine.gather(lambda parameter: self._whole(parameter, averages[parameter]) if parameter in averages else parameter.data)
 

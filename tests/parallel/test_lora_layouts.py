@@ -45,7 +45,8 @@ class Case(NamedTuple):
 
 CASES = {
     "one_rank": Case(Grid(), 0), "one_rank_some_llama": Case(Grid(), 1, family="llama", tied=False, lora=SOME),
-    "tp2": Case(Grid(tp=2), 0), "tp2_llama": Case(Grid(tp=2), 1, family="llama", tied=False), "tp2_sequence": Case(Grid(tp=2), 0, Layout(sequence_parallel=True)),
+    "tp2": Case(Grid(tp=2), 0), "tp2_llama": Case(Grid(tp=2), 1, family="llama", tied=False),
+    "tp2_sequence": Case(Grid(tp=2), 0, Layout(sequence_parallel=True)),
     "tp2_sequence_zero2_llama": Case(Grid(tp=2), 2, Layout(sequence_parallel=True, recompute="full"), "llama", True),
     "pp2": Case(Grid(pp=2), 2), "pp2_interleaved": Case(Grid(pp=2), 1, Layout(num_chunks=2, recompute="selective"), lora=SOME),
     "dp2_zero1": Case(Grid(dp=2), 1), "dp2_zero2": Case(Grid(dp=2), 2, family="llama"), "cp2": Case(Grid(cp=2), 1, family="llama"),
@@ -134,8 +135,8 @@ def new_adapters(path: Path, grid: Grid, layout: Layout) -> tuple[dict[str, Tens
 def test_lora_starts_as_the_model_that_it_is_put_on_under_every_layout(tmp_path):
     config = tiny_model("llama", False)
     (path,) = run_ranks(1, saved_base, tmp_path, config)
-    found = {}
-    for name, (grid, layout) in {"one": (Grid(), Layout()), "tp2": (Grid(tp=2), Layout()), "pp2": (Grid(pp=2), Layout()), "bf16": (Grid(tp=2), BF16)}.items():
+    found, where = {}, {"one": (Grid(), Layout()), "tp2": (Grid(tp=2), Layout()), "pp2": (Grid(pp=2), Layout()), "bf16": (Grid(tp=2), BF16)}
+    for name, (grid, layout) in where.items():
         ranks = run_ranks(grid.size, new_adapters, path, grid, layout)
         found[name] = merge_ranks([rank[0] for rank in ranks])
         outputs = [rank[1:] for rank in ranks if rank[1] is not None]

@@ -13,7 +13,17 @@ from torch import Tensor
 
 from megagpt.checkpoint.layout import find_checkpoint
 from megagpt.checkpoint.load import Checkpoint
-from megagpt.config.schema import LoraConfig, ModelConfig, OptimizerConfig, PlacementConfig, PpoConfig, PromptsConfig, RlhfConfig, RoleConfig, RunConfig
+from megagpt.config.schema import (
+    LoraConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PlacementConfig,
+    PpoConfig,
+    PromptsConfig,
+    RlhfConfig,
+    RoleConfig,
+    RunConfig,
+)
 from megagpt.data.prompts import load_prompts
 from megagpt.model.param_map import num_parameters
 from megagpt.model.shape import ModelShape
@@ -64,7 +74,9 @@ def ppo_config(folder: Path, where: PlacementConfig) -> RlhfConfig:
         run=RunConfig(name="toy", root=str(folder), seed=1), placement=where, policy_optimizer=OPTIMIZER, value_optimizer=OPTIMIZER,
         lora=POLICY_LORA, value_lora=VALUE_LORA,
         prompts=PromptsConfig(files=[str(folder / "prompts.jsonl")], max_prompt_length=32, max_response_length=8, eval_prompts=8),
-        ppo=PpoConfig(steps=4, rollout_batch_size=16, minibatch_size=8, micro_batch_size=2, epochs=2, temperature=0.7, missing_eos_penalty=0.5, ema_decay=0.7),
+        ppo=PpoConfig(
+            steps=4, rollout_batch_size=16, minibatch_size=8, micro_batch_size=2, epochs=2, temperature=0.7, missing_eos_penalty=0.5, ema_decay=0.7
+        ),
     )  # fmt: skip
 
 
