@@ -31,7 +31,7 @@ from megagpt.config.schema import (
 from megagpt.data.prompts import EncodedPrompt, load_prompts
 from megagpt.model.gpt import GPT
 from megagpt.parallel.placement import build_grids
-from megagpt.rlhf import trainer as rlhf_trainer
+from megagpt.rlhf import ppo as rlhf_ppo
 from megagpt.rlhf.doctor import Doctor
 from megagpt.rlhf.four_models import FourModels, Starts, build_four_models
 from megagpt.runtime.distributed import World
@@ -131,7 +131,7 @@ def train(config: RlhfConfig) -> dict[str, float]:
     world = World(dist.get_rank(), dist.get_world_size(), dist.get_rank(), dist.get_world_size(), torch.device("cpu"))
     policy = Checkpoint.open(find_checkpoint(config.policy, RunFolder(config.run)))
     models = build_four_models(config, build_grids(config.placement, world.size), Starts(policy, None), world.device)
-    trainer = rlhf_trainer.Trainer(config, world, models, models.tokenizer, load_prompts(config.prompts, models.tokenizer).train)
+    trainer = rlhf_ppo.Trainer(config, world, models, models.tokenizer, load_prompts(config.prompts, models.tokenizer).train)
     for step in range(1, config.ppo.steps + 1):
         trainer.step(step)
     found = exact(models, trainer.prompts, trainer.stop_ids, config.kl.coefficient)
@@ -146,7 +146,7 @@ def watched(config: RlhfConfig, judge: str) -> list[dict[str, float]]:
     world = World(dist.get_rank(), dist.get_world_size(), dist.get_rank(), dist.get_world_size(), torch.device("cpu"))
     policy = Checkpoint.open(find_checkpoint(config.policy, RunFolder(config.run)))
     models = build_four_models(config, build_grids(config.placement, world.size), Starts(policy, None), world.device)
-    trainer = rlhf_trainer.Trainer(config, world, models, models.tokenizer, load_prompts(config.prompts, models.tokenizer).train)
+    trainer = rlhf_ppo.Trainer(config, world, models, models.tokenizer, load_prompts(config.prompts, models.tokenizer).train)
     answers, rows = Answers(models.tokenizer, trainer.stop_ids), []
     for step in range(config.ppo.steps + 1):
         if step > 0:

@@ -30,7 +30,7 @@ from megagpt.model.shape import ModelShape
 from megagpt.parallel.placement import build_grids
 from megagpt.rlhf import four_models
 from megagpt.rlhf.four_models import FourModels, Starts, build_four_models
-from megagpt.rlhf.trainer import Trainer
+from megagpt.rlhf.ppo import Trainer
 from megagpt.runtime.distributed import World
 from megagpt.runtime.run_folder import RunFolder
 from tests.helpers.gather import held_here, merge_ranks

@@ -32,7 +32,7 @@ from megagpt.data.prompts import load_prompts
 from megagpt.kernels.select import set_kernels
 from megagpt.parallel.placement import build_grids
 from megagpt.rlhf import score as rlhf_score
-from megagpt.rlhf import trainer as rlhf_trainer
+from megagpt.rlhf import ppo as rlhf_ppo, trainer as rlhf_trainer
 from megagpt.rlhf import update as rlhf_update
 from megagpt.rlhf.four_models import Starts, build_four_models
 from megagpt.rlhf.pretrain_mix import open_pretrain_mix
@@ -124,7 +124,7 @@ def ppo_trainer(config: RlhfConfig):
     tokenizer = policy.tokenizer()
     asked = load_prompts(config.prompts, tokenizer).train
     models = build_four_models(config, build_grids(config.placement, world.size), Starts(policy, reward), world.device, asked)
-    trainer = rlhf_trainer.Trainer(config, world, models, tokenizer, asked, open_pretrain_mix(config, tokenizer))
+    trainer = rlhf_ppo.Trainer(config, world, models, tokenizer, asked, open_pretrain_mix(config, tokenizer))
     trainer.stop_ids = tuple(range(0, tokenizer.vocab_size, 7))  # random weights hardly ever say <|end|>; lengths shall differ
     yield trainer
     for engine in (models.policy, models.value):
@@ -135,7 +135,7 @@ def ppo_trainer(config: RlhfConfig):
 def before_the_first_update(config: RlhfConfig) -> dict[str, float | Tensor]:
     """One step whose only minibatch is the whole rollout, so that the policy's training forward has met no update yet."""
     with (
-        ppo_trainer(config) as trainer, recorded(rlhf_update, "policy_loss") as losses, recorded(rlhf_trainer, "score") as scores,
+        ppo_trainer(config) as trainer, recorded(rlhf_update, "policy_loss") as losses, recorded(rlhf_ppo, "score") as scores,
         recorded(rlhf_score, "language_model_logprobs") as scored,
     ):  # fmt: skip
         metrics = trainer.step(1)
