@@ -102,7 +102,7 @@ class Parameter:
     count: int
     """How many there are."""
     decays: bool
-    """A matrix: weight decay applies, so it lies in the optimizer's first group."""
+    """A matrix, or all that is trained where that is adapters: weight decay applies, so it lies in the optimizer's first group."""
     trained: bool = True
 
 
@@ -136,7 +136,7 @@ def _parameter(shape: ModelShape, tp: int, name: str, count: int, scalar_head: b
         rows = shape.padded_vocab_size(tp)
     width = sizes[facts.pieces[0]][1:]
     size = rows * (width[0] if width else 1) // (1 if facts.axis is None else tp)
-    return Parameter(size, count, bool(width), is_trained(facts.pieces[0], shape))
+    return Parameter(size, count, bool(width) or shape.lora is not None, is_trained(facts.pieces[0], shape))
 
 
 @functools.lru_cache(maxsize=64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,19 +14,21 @@ from torch.func import functional_call
 from megagpt.checkpoint.load import Checkpoint, load_chunks
 from megagpt.checkpoint.resume import restore_engine
 from megagpt.config.schema import LoraConfig, ModelConfig, OptimizerConfig
+from megagpt.data.batch import TokenBatch
 from megagpt.engine.build import Engine
 from megagpt.engine.state import counters, optimizer_tensors
 from megagpt.model.layout import Layout
 from megagpt.model.lora import adapters_off
 from megagpt.model.param_map import canonical_shapes, factors_of, is_trained
 from megagpt.model.shape import ModelShape
+from megagpt.parallel.collectives import sum_reports
 from megagpt.parallel.grid import Grid
 from megagpt.parallel.groups import build_groups
 from tests.helpers.gather import held_here, merge_ranks
 from tests.helpers.plain import PlainGPT, PlainRun, plain_init, plain_loss
 from tests.helpers.sharded import accumulate, full_forward, sharded_chunks, sharded_train
 from tests.helpers.spawn import RankFailure, run_ranks
-from tests.helpers.tiny import tiny_batches, tiny_model
+from tests.helpers.tiny import microbatches, tiny_batches, tiny_model
 from tests.helpers.tiny_checkpoint import save_tensors
 from tests.helpers.tolerance import BF16_GRADIENT_RELATIVE, PARITY_RELATIVE, assert_tensors_close, relative_error
 
@@ -41,6 +44,7 @@ class Case(NamedTuple):
     family: str = "gpt"
     tied: bool = True
     lora: LoraConfig = ALL
+    offload: str = "none"
 
 
 CASES = {
@@ -49,15 +53,15 @@ CASES = {
     "tp2_sequence": Case(Grid(tp=2), 0, Layout(sequence_parallel=True)),
     "tp2_sequence_zero2_llama": Case(Grid(tp=2), 2, Layout(sequence_parallel=True, recompute="full"), "llama", True),
     "pp2": Case(Grid(pp=2), 2), "pp2_interleaved": Case(Grid(pp=2), 1, Layout(num_chunks=2, recompute="selective"), lora=SOME),
-    "dp2_zero1": Case(Grid(dp=2), 1), "dp2_zero2": Case(Grid(dp=2), 2, family="llama"), "cp2": Case(Grid(cp=2), 1, family="llama"),
+    "dp2_zero1": Case(Grid(dp=2), 1), "dp2_offload": Case(Grid(dp=2), 2, offload="cpu"), "dp2_zero2": Case(Grid(dp=2), 2, family="llama"), "cp2": Case(Grid(cp=2), 1, family="llama"),
     "tp2_pp2": Case(Grid(tp=2, pp=2), 0), "tp2_pp2_sequence": Case(Grid(tp=2, pp=2), 2, Layout(sequence_parallel=True), "llama", False),
 }  # fmt: skip
 
 
-def adapted_state(config: ModelConfig, lora: LoraConfig) -> dict[str, Tensor]:
+def adapted_state(config: ModelConfig, lora: LoraConfig, scalar_head: bool = False) -> dict[str, Tensor]:
     """Canonical tensors of which none is zero, so that both factors have gradients."""
-    state, generator = plain_init(config, seed=1), torch.Generator().manual_seed(5)
-    for name, size in canonical_shapes(ModelShape(config, lora)).items():
+    state, generator = plain_init(config, 1, scalar_head), torch.Generator().manual_seed(5)
+    for name, size in canonical_shapes(ModelShape(config, lora), scalar_head).items():
         if name not in state:
             state[name] = 0.2 * torch.randn(size, generator=generator)
     return state
@@ -73,15 +77,15 @@ def merged(state: dict[str, Tensor], lora: LoraConfig) -> dict[str, Tensor]:
     return weights
 
 
-def plain_lora_train(config: ModelConfig, state: dict[str, Tensor], lora: LoraConfig) -> PlainRun:
+def plain_lora_train(config: ModelConfig, state: dict[str, Tensor], lora: LoraConfig, loss_function: Callable[..., Tensor] = plain_loss) -> PlainRun:
     """One process, torch's own AdamW and clipping, autograd through the merged weights."""
-    model = PlainGPT(config)
-    factors = {name: tensor.clone().requires_grad_() for name, tensor in state.items() if "lora_" in name}
+    model = PlainGPT(config, scalar_head="scalar_head.weight" in state)
+    factors = {name: tensor.clone().requires_grad_() for name, tensor in state.items() if "lora_" in name or "scalar_head" in name}
     adamw = torch.optim.AdamW(factors.values(), lr=OPTIMIZER.lr, betas=OPTIMIZER.betas, eps=OPTIMIZER.eps, weight_decay=OPTIMIZER.weight_decay)
     losses, norms, gradients = [], [], {}
     for batch in tiny_batches(STEPS):
         weights = merged({**state, **factors}, lora)
-        loss = plain_loss(lambda tokens: functional_call(model, weights, (tokens,)), *batch)
+        loss = loss_function(lambda tokens: functional_call(model, weights, (tokens,)), *batch)
         adamw.zero_grad()
         loss.backward()
         gradients = gradients or {name: factor.grad.clone() for name, factor in factors.items()}
@@ -98,7 +102,10 @@ def test_lora_gradients_and_training_equal_plain_ones_of_merged_weights(name):
     state = adapted_state(config, case.lora)
     expected = plain_lora_train(config, state, case.lora)
     assert min(expected.gradient_norms) > OPTIMIZER.clip_grad  # clipping counts every factor once
-    ranks = run_ranks(case.grid.size, sharded_train, config, state, tiny_batches(STEPS), OPTIMIZER, case.grid, case.zero, case.layout, lora=case.lora)
+    ranks = run_ranks(
+        case.grid.size, sharded_train, config, state, tiny_batches(STEPS), OPTIMIZER, case.grid, case.zero, case.layout,
+        lora=case.lora, offload_optimizer=case.offload,
+    )  # fmt: skip
     for rank in ranks:
         assert rank.losses == pytest.approx(expected.losses, rel=PARITY_RELATIVE)
         assert rank.gradient_norms == pytest.approx(expected.gradient_norms, rel=PARITY_RELATIVE)
@@ -107,6 +114,46 @@ def test_lora_gradients_and_training_equal_plain_ones_of_merged_weights(name):
     assert_tensors_close(trained, expected.parameters)
     base = [tensor for tensor in state if "lora_" not in tensor]
     assert len(base) > 20 and all(torch.equal(trained[tensor], state[tensor]) for tensor in base)
+
+
+# ---------------------------------------------------------------- a scalar head, which is trained whole
+
+
+def squared_error(scalars: Tensor, tokens: Tensor, labels: Tensor, loss_mask: Tensor) -> Tensor:
+    return ((scalars - labels / 50).square() * loss_mask).sum()
+
+
+def scalar_train(config: ModelConfig, state: dict[str, Tensor], grid: Grid, zero: int) -> PlainRun:
+    engine = Engine(sharded_chunks(config, state, grid, Layout(), ALL), OPTIMIZER, zero)
+    losses, norms, gradients = [], [], {}
+
+    def loss_function(scalars: Tensor, part: TokenBatch):
+        total = squared_error(scalars, part.tokens, part.labels, part.loss_mask)
+        return total, {"loss": total.item()}
+
+    for batch in tiny_batches(STEPS):
+        parts = [TokenBatch(*part, torch.arange(4)) for part in microbatches(batch, 0, 1)]
+        reports = engine.accumulate(parts, loss_function, denominator=float(batch.loss_mask.sum()), rows=4, length=16)
+        losses.append(sum_reports(engine.groups, reports, ("loss",))["loss"] / float(batch.loss_mask.sum()))
+        gradients = gradients or held_here(engine.canonical_gradients())
+        norms.append(engine.step(OPTIMIZER.lr))
+    parameters = held_here(engine.canonical_parameters())
+    engine.close()
+    return PlainRun(losses, norms, gradients, parameters)
+
+
+@pytest.mark.parametrize(("grid", "zero"), [(Grid(), 0), (Grid(tp=2), 2), (Grid(pp=2), 1), (Grid(pp=2), 0)], ids=["one", "tp2", "pp2_zero1", "pp2_zero0"])
+def test_lora_trains_a_scalar_head_beside_the_adapters(grid, zero):
+    config = tiny_model("gpt", False)
+    state = adapted_state(config, ALL, scalar_head=True)
+    expected = plain_lora_train(config, state, ALL, lambda model, *batch: squared_error(model(batch[0]), *batch) / batch[2].sum())
+    assert {name for name in expected.gradients if "lora_" not in name} == {"scalar_head.weight", "scalar_head.bias"}
+    ranks = run_ranks(grid.size, scalar_train, config, state, grid, zero)
+    for rank in ranks:
+        assert rank.losses == pytest.approx(expected.losses, rel=PARITY_RELATIVE)
+        assert rank.gradient_norms == pytest.approx(expected.gradient_norms, rel=PARITY_RELATIVE)
+    assert_tensors_close(merge_ranks([rank.gradients for rank in ranks]), expected.gradients)
+    assert_tensors_close(merge_ranks([rank.parameters for rank in ranks]), expected.parameters)
 
 
 # ---------------------------------------------------------------- checkpoints
