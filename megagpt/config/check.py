@@ -8,6 +8,7 @@ from collections.abc import Callable
 from megagpt.config.load import ConfigError
 from megagpt.config.schema import (
     BatchConfig,
+    DpoConfig,
     LoraConfig,
     ModelConfig,
     OptimizerConfig,
@@ -153,14 +154,12 @@ def _check_held_out(data: TokenFilesConfig) -> None:
         raise ConfigError(f"data.split = {list(data.split)}: training and validation need parts above 0, the test 0 or more, such as [0.98, 0.01, 0.01]")
 
 
-def check_parent(config: SftConfig | RewardConfig, model: ModelConfig, dp: int) -> None:
-    """Sizes of an SFT or reward job against the model that it starts from."""
-    if config.stage == "reward" and config.parallel.context_parallel_size > 1:
-        raise ConfigError(f"parallel.context_parallel_size = {config.parallel.context_parallel_size}: a reward is read at one token; take 1 here")
-    if config.stage == "reward" and (config.parallel.sequence_parallel or config.parallel.virtual_pipeline_size > 1):
-        raise ConfigError("parallel: sequence_parallel and virtual_pipeline_size are not built for the reward stage; leave them out")
+def check_parent(config: SftConfig | RewardConfig | DpoConfig, model: ModelConfig, dp: int) -> None:
+    """Sizes of an SFT, reward or DPO job against the model that it starts from."""
     if config.stage == "sft":
         _check_plain_sources(config.data)
+    else:
+        _check_ranking_stage(config)
     check_steps(config.optimizer, "optimizer")
     check_parallel(config.parallel, config.precision, model, "parent model")
     if config.lora is not None:
@@ -172,6 +171,19 @@ def check_parent(config: SftConfig | RewardConfig, model: ModelConfig, dp: int) 
     num_microbatches(config.batch, dp)
     if config.data.max_length > model.max_sequence_length:
         raise ConfigError(f"data.max_length = {config.data.max_length}: longer than the model's context of {model.max_sequence_length}")
+
+
+def _check_ranking_stage(config: RewardConfig | DpoConfig) -> None:
+    """What is not built, or makes no sense, where an answer is one number."""
+    if config.data.overlong == "truncate":
+        raise ConfigError("data.overlong = truncate: nobody ranked an answer that is cut short; take drop or refuse here")
+    if config.parallel.context_parallel_size > 1:
+        why = "a reward is read at one token" if config.stage == "reward" else "an answer's log-probability is one sum"
+        raise ConfigError(f"parallel.context_parallel_size = {config.parallel.context_parallel_size}: {why}; take 1 here")
+    if config.parallel.sequence_parallel or config.parallel.virtual_pipeline_size > 1:
+        raise ConfigError(f"parallel: sequence_parallel and virtual_pipeline_size are not built for the {config.stage} stage; leave them out")
+    if config.stage == "dpo" and config.loss.kind == "ipo" and config.loss.label_smoothing > 0:
+        raise ConfigError(f"loss.label_smoothing = {config.loss.label_smoothing} with loss.kind = ipo: only sigmoid knows it; take 0")
 
 
 def _check_plain_sources(data: RecordsConfig) -> None:

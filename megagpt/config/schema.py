@@ -204,7 +204,7 @@ class EveryConfig(Frozen):
     save: int = Field(0, ge=0)
     """Save a checkpoint; always done at the last step."""
     keep: int = Field(2, gt=0)
-    """Checkpoints kept in the stage's folder, newest first; the best on held-out data stays too (SFT)."""
+    """Checkpoints kept in the stage's folder, newest first; the best on held-out data stays too (SFT, DPO)."""
     keep_every: int = Field(0, ge=0)
     """Besides those, keep each checkpoint whose step is a multiple of this; 0: none."""
 
@@ -372,9 +372,10 @@ class RecordsConfig(Frozen):
     valid_fraction: float = Field(0.05, gt=0, lt=1)
     """Held-out share where `valid` is not given."""
     max_length: int = Field(gt=0)
-    """Longest conversation in tokens; longer ones are refused or left out as `overlong` says."""
-    overlong: Literal["refuse", "drop"] = "refuse"
-    """A record longer than max_length stops the run with its file and line (`refuse`) or is left out and counted (`drop`)."""
+    """Longest conversation in tokens; with longer ones is done what `overlong` says."""
+    overlong: Literal["refuse", "drop", "truncate"] = "refuse"
+    """A record longer than max_length stops the run with its file and line (`refuse`), is left out and counted (`drop`) or, demonstrations only, keeps
+    its first max_length tokens (`truncate`), and is left out where no token of an answer is among them."""
 
 
 class SftGates(Frozen):
@@ -472,6 +473,59 @@ class RewardConfig(StageConfig):
     """Demonstration files whose answers are to score mean 0, standard deviation 1: all of them are scored at each save, the statistics are
     kept with the model, and PPO normalises by them; default: the best held-out answers."""
     gates: RewardGates = RewardGates()
+    """Checks at the end."""
+
+
+class DpoGates(Frozen):
+    """Checks at the end of DPO."""
+
+    min_implicit_pair_accuracy: float | None = Field(None, ge=0, le=1)
+    """Share of held-out pairs that the policy's implicit reward puts in the right order at least this, in the best checkpoint."""
+
+
+class DpoLossConfig(Frozen):
+    """What a pair costs (formulas: `dpo/loss.py`)."""
+
+    kind: Literal["sigmoid", "ipo"] = "sigmoid"
+    """`sigmoid`: Rafailov et al. 2023, eq. 7. `ipo`: Azar et al. 2024, eq. 17, a squared distance from a finite lead."""
+    beta: float = Field(0.1, gt=0, allow_inf_nan=False)
+    """Strength of the pull to the reference, as the coefficient of the KL in PPO; Rafailov et al. 2023, appendix B: 0.1 (0.5 for summaries)."""
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    """`sigmoid` only: share of pairs that annotators are thought to have swapped (conservative DPO)."""
+
+
+class DpoOptimizerConfig(OptimizerConfig):
+    """As in reward training, at a rate for a policy that must not go far."""
+
+    lr: float = Field(1e-6, gt=0)
+    """Peak learning rate; Rafailov et al. 2023, appendix B: 1e-6 at 64 pairs a step."""
+    warmup_ratio: float = Field(0.1, ge=0, lt=1)
+    """Fraction of the run over which the learning rate rises linearly from zero; the paper warms up for 150 steps."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled decay of the weight matrices, in units of the learning rate."""
+
+
+class DpoConfig(StageConfig):
+    """Direct preference optimization: a policy from the reward stage's rankings, without reward model and without sampling."""
+
+    stage: Literal["dpo"] = "dpo"
+    """Which stage this file is for."""
+    parent: str = "sft"
+    """Checkpoint that the policy starts from, and that the frozen reference is; a language model. Its log-probabilities of all answers are computed
+    before the first step, and again at a resume, so that no second model is in memory."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """During training. None unless given, whatever the parent model had: the reference has none either."""
+    lora: LoraConfig | None = None
+    """Train adapters of low rank instead of the whole model; default: the whole model."""
+    optimizer: DpoOptimizerConfig = DpoOptimizerConfig()
+    batch: BatchConfig
+    """In groups: a micro-batch of one group has as many rows as groups have answers on average, and room for the largest in any case."""
+    data: RecordsConfig
+    loss: DpoLossConfig = DpoLossConfig()
+    """DPO with beta 0.1 unless something else is given."""
+    epochs: int = Field(1, gt=0)
+    """Passes over the rankings. Every checkpoint is measured on held-out rankings, after each pass too; the one of the lowest loss is the stage's result."""
+    gates: DpoGates = DpoGates()
     """Checks at the end."""
 
 
@@ -706,7 +760,7 @@ class RlhfConfig(Frozen):
 
 
 class PipelineStep(Frozen):
-    stage: Literal["data", "tokenizer", "tokenize", "pretrain", "sft", "reward", "rlhf"]
+    stage: Literal["data", "tokenizer", "tokenize", "pretrain", "sft", "reward", "dpo", "rlhf"]
     """What to run."""
     config: str
     """Its configuration file, relative to the pipeline file."""
@@ -729,6 +783,7 @@ STAGES: dict[str, type[Frozen]] = {
     "pretrain": PretrainConfig,
     "sft": SftConfig,
     "reward": RewardConfig,
+    "dpo": DpoConfig,
     "rlhf": RlhfConfig,
 }
 """Every stage of a pipeline, in the order of work, and its configuration."""

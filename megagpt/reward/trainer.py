@@ -18,17 +18,16 @@ from megagpt.config.show import content_hash, one_line
 from megagpt.data.batch import fingerprint
 from megagpt.data.order import step_rows
 from megagpt.data.ranking import EncodedGroup, encode_split, load_single_answers, read_ranking_split
+from megagpt.data.ranking_batch import RankingBatch, replica_batches
+from megagpt.engine.answer_scores import score_answers
 from megagpt.engine.build import Engine
 from megagpt.engine.schedule import learning_rate
-from megagpt.engine.schedule_run import infer
 from megagpt.model.layout import Layout
 from megagpt.model.lora import describe as describe_lora
 from megagpt.model.param_map import num_parameters, num_trained
 from megagpt.parallel.collectives import sum_reports
 from megagpt.parallel.groups import build_groups
 from megagpt.parallel.placement import stage_grid
-from megagpt.parallel.route import share_rows
-from megagpt.reward.data import RankingBatch, pack, replica_batches
 from megagpt.reward.evaluate import longer_answer_accuracy, overlap_accuracy, pair_accuracy
 from megagpt.reward.loss import ranking_loss
 from megagpt.reward.normalise import score_statistics
@@ -37,9 +36,6 @@ from megagpt.runtime.distributed import start, world_size_from_environment
 from megagpt.runtime.log import is_main_rank, left_out, say
 from megagpt.runtime.run_folder import RunFolder
 from megagpt.runtime.stage_run import StageRun
-
-SCORED_AT_ONCE = 8
-"""Microbatches of a replica in one call of the schedule."""
 
 
 def fit(config: RewardConfig, original: str = "") -> Path:
@@ -156,31 +152,7 @@ def train_step(
 
 def score_groups(engine: Engine, members: Sequence[EncodedGroup], micro_batch_size: int, pad_id: int, device: torch.device) -> list[list[float]]:
     """Scores of every answer of every group, on every rank of the job."""
-    found: list[list[float]] = [[] for _ in members]
-    # Groups of about the same length together: within one call all rows are padded to the longest.
-    order = sorted(range(len(members)), key=lambda index: max(len(row) for row in members[index].rows))
-    together = SCORED_AT_ONCE * micro_batch_size * engine.groups.grid.dp
-    for first in range(0, len(order), together):
-        chosen = order[first : first + together]
-        for index, scores in zip(chosen, _score(engine, [members[index] for index in chosen], micro_batch_size, pad_id, device), strict=True):
-            found[index] = scores
-    return found
-
-
-def _score(engine: Engine, members: Sequence[EncodedGroup], micro_batch_size: int, pad_id: int, device: torch.device) -> list[list[float]]:
-    grid, packing = engine.groups.grid, pack(members, micro_batch_size, engine.groups.grid.dp)
-    batches = replica_batches(members, engine.groups, micro_batch_size, pad_id, device)
-    rows, length = batches[0].tokens.shape
-    with engine.scope():
-        outputs = infer(engine.models, batches, _last_scores, rows=rows, length=length)
-    shape = (len(packing.members), packing.rows)
-    scores = share_rows(torch.stack(outputs) if outputs else None, grid, shape, torch.float32, device).tolist()
-    found: list[list[float]] = [[] for _ in members]
-    for indices, row in zip(packing.members, scores, strict=True):
-        for index in indices:
-            count = len(members[index].rows)
-            found[index], row = row[:count], row[count:]
-    return found
+    return score_answers(engine, members, _last_scores, micro_batch_size, pad_id, device)
 
 
 def best_scores(members: Sequence[EncodedGroup], scores: Sequence[Sequence[float]]) -> list[float]:

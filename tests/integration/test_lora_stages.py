@@ -30,6 +30,10 @@ STAGES = {
         "optimizer": OPTIMIZER, "batch": {"micro_batch_size": 4, "global_batch_size": 16}, "lora": {"rank": 2, "targets": ["qkv"]},
         "data": {"train": ["rankings.jsonl"], "max_length": 48}, "every": EVERY,
     },
+    "dpo": {
+        "optimizer": OPTIMIZER, "batch": {"micro_batch_size": 4, "global_batch_size": 16}, "lora": {"rank": 4},
+        "data": {"train": ["rankings.jsonl"], "max_length": 48}, "every": EVERY,
+    },
     "rlhf": {
         "placement": {role: {"ranks": [0]} for role in ("policy", "reference", "reward", "value")}, "lora": {"rank": 4}, "value_lora": {"rank": 2},
         "policy_optimizer": OPTIMIZER, "value_optimizer": OPTIMIZER, "every": EVERY,
@@ -41,7 +45,7 @@ STAGES = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A run with all three stages done."""
+    """A run with all stages done."""
     folder = tmp_path_factory.mktemp("lora").resolve()
     tokenizer = toy_tokenizer(folder / "tokenizer")
     model = ModelConfig(family="llama", num_layers=2, hidden_size=32, num_attention_heads=4, max_sequence_length=64, vocab_size=tokenizer.vocab_size)
@@ -68,8 +72,9 @@ def weights(checkpoint: Checkpoint, *, merged: bool) -> dict[str, torch.Tensor]:
 
 def test_lora_stages_start_from_the_sum(folder):
     run = folder / "runs/whole"
-    base, sft, reward, policy, value = (newest(path) for path in (folder / "base/sft", run / "sft", run / "reward", run / "rlhf", run / "rlhf/value"))
-    for child, parent in ((sft, base), (reward, sft), (policy, sft), (value, reward)):
+    base = newest(folder / "base/sft")
+    sft, reward, dpo, policy, value = (newest(run / stage) for stage in ("sft", "reward", "dpo", "rlhf", "rlhf/value"))
+    for child, parent in ((sft, base), (reward, sft), (dpo, sft), (policy, sft), (value, reward)):
         start, kept, now = weights(parent, merged=True), weights(child, merged=False), weights(child, merged=True)
         shared = [name for name in now if not name.startswith("scalar_head.")]
         assert all(torch.equal(kept[name], start[name]) for name in shared)
