@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 
 class Frozen(BaseModel):
@@ -146,6 +146,29 @@ class OptimizerConfig(Frozen):
     """Decoupled decay of the weight matrices, in units of the learning rate."""
     clip_grad: float = Field(1.0, ge=0)
     """Largest global gradient norm; 0 switches clipping off."""
+
+
+def _distinct(values: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(values)) < len(values):
+        raise ValueError("names one of them twice")
+    return values
+
+
+LoraTarget = Literal["qkv", "proj", "fc1", "fc2"]
+
+
+class LoraConfig(Frozen):
+    """Low-rank adapters (Hu et al. 2021): the weights W stay as they are, and W + alpha / rank * B A is what the model computes with. Only A and B
+    are trained (and the scalar head of a reward or value model), so that only they have gradients and optimizer states. Later stages and
+    `convert export` get the sum as plain weights."""
+
+    rank: int = Field(8, gt=0)
+    """Rows of A and columns of B; at most hidden_size."""
+    alpha: float = Field(16.0, gt=0, allow_inf_nan=False)
+    """Factor of the product, divided by rank."""
+    targets: Annotated[tuple[LoraTarget, ...], AfterValidator(_distinct)] = Field(("qkv", "proj", "fc1", "fc2"), min_length=1)
+    """Which linear layers have adapters: query, key and value (one A for all three), attention's output, the first of the MLP (one A for gate and
+    up), the second. All of them come closest to training everything (Dettmers et al. 2023, section 4); Hu et al. have query and value only."""
 
 
 class BatchConfig(Frozen):
@@ -382,6 +405,8 @@ class SftConfig(StageConfig):
     """Checkpoint to start from: a stage of the same run, a stage folder, or a checkpoint folder."""
     dropout: float | None = Field(None, ge=0, lt=1)
     """Overrides the parent model's dropout; Ouyang et al. 2022, appendix C.1, have 0.2 on the residual stream."""
+    lora: LoraConfig | None = None
+    """Train adapters of low rank instead of the model; default: the whole model. Adapters want a higher rate than whole models, such as 2e-4."""
     optimizer: SftOptimizerConfig = SftOptimizerConfig()
     batch: BatchConfig
     """In rows: conversations, or packed rows of several."""
@@ -434,6 +459,8 @@ class RewardConfig(StageConfig):
     """Checkpoint to start from; its language-model head is replaced by a scalar head."""
     dropout: float | None = Field(None, ge=0, lt=1)
     """Overrides the parent model's dropout."""
+    lora: LoraConfig | None = None
+    """Train adapters of low rank and the scalar head instead of the whole model; default: the whole model."""
     optimizer: RewardOptimizerConfig = RewardOptimizerConfig()
     batch: BatchConfig
     """In groups: a micro-batch of one group has as many rows as groups have answers on average, and room for the largest in any case."""
@@ -488,6 +515,8 @@ class DpoConfig(StageConfig):
     before the first step, and again at a resume, so that no second model is in memory."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """During training. None unless given, whatever the parent model had: the reference has none either."""
+    lora: LoraConfig | None = None
+    """Train adapters of low rank instead of the whole model; default: the whole model."""
     optimizer: DpoOptimizerConfig = DpoOptimizerConfig()
     batch: BatchConfig
     """In groups: a micro-batch of one group has as many rows as groups have answers on average, and room for the largest in any case."""
@@ -709,6 +738,11 @@ class RlhfConfig(Frozen):
     """`module:function` on Python's path, called with two lists of text, prompts and answers; the number that it returns for each is added to the
     (normalised) score."""
     placement: PlacementConfig
+    lora: LoraConfig | None = None
+    """Train adapters of low rank on the policy; default: all of it. A reference that is placed as the policy is (ranks, tp, pp) then takes no memory:
+    it is the policy with its adapters switched off."""
+    value_lora: LoraConfig | None = None
+    """The same for the value model, whose scalar head is trained too; default: all of it is trained."""
     policy_optimizer: OptimizerConfig = OptimizerConfig(lr=1e-6, weight_decay=0.0, min_lr_ratio=1.0)
     value_optimizer: OptimizerConfig = OptimizerConfig(lr=5e-6, weight_decay=0.0, min_lr_ratio=1.0)
     prompts: PromptsConfig

@@ -14,7 +14,7 @@ from megagpt.checkpoint.load import Checkpoint, load_chunks
 from megagpt.checkpoint.stage_output import StageOutput
 from megagpt.config.check import check_parent
 from megagpt.config.schema import DpoConfig, DpoLossConfig
-from megagpt.config.show import content_hash
+from megagpt.config.show import content_hash, one_line
 from megagpt.data.batch import fingerprint
 from megagpt.data.order import epoch_ends, step_rows
 from megagpt.data.ranking import EncodedGroup, load_rankings
@@ -26,7 +26,8 @@ from megagpt.engine.build import Engine
 from megagpt.engine.schedule import learning_rate
 from megagpt.model.gpt import GPT
 from megagpt.model.layout import Layout
-from megagpt.model.param_map import num_parameters
+from megagpt.model.lora import describe as describe_lora
+from megagpt.model.param_map import num_parameters, num_trained
 from megagpt.model.token_loss import response_logprobs
 from megagpt.parallel.collectives import sum_reports
 from megagpt.parallel.groups import build_groups
@@ -55,14 +56,14 @@ def fit(config: DpoConfig, original: str = "") -> Path:
     (train, valid), dropped = load_rankings(run.resolve_records(config.data), tokenizer)
     fixed = {
         "data": _hash(train), "held_out_data": _hash(valid), "batch": {"global_batch_size": config.batch.global_batch_size},
-        "optimizer": {"name": config.optimizer.name}, "loss": config.loss.model_dump(),
+        "optimizer": {"name": config.optimizer.name}, "loss": config.loss.model_dump(), "lora": one_line(config.lora),
     }
     output = StageOutput(config, tokenizer, {"parent": parent}, original=original, fixed=fixed)
 
     world = start(config.run.device, config.run.timeout_seconds)
     folder = output.open(world.device)
     groups, layout = build_groups(grid, config.run.timeout_seconds), Layout.of(config.parallel, config.precision)
-    models = load_chunks(parent, groups, world.device, layout, scalar_head=False, dropout=config.dropout)
+    models = load_chunks(parent, groups, world.device, layout, scalar_head=False, dropout=config.dropout, seed=config.run.seed, lora=config.lora)
     engine = Engine.of_stage(models, config)
     groups_per_step, micro, seed, terms = config.batch.global_batch_size, config.batch.micro_batch_size, config.run.seed, config.loss
     ends = epoch_ends(config.epochs, groups_per_step, len(train))
@@ -70,7 +71,7 @@ def fit(config: DpoConfig, original: str = "") -> Path:
     def logprobs_of(members: Sequence[EncodedGroup]) -> list[list[float]]:
         return score_answers(engine, members, lambda logits, batch: answer_logprobs(engine.model, logits, batch), micro, tokenizer.pad_id, world.device)
 
-    say(f"[dpo] {len(train)} rankings, {len(valid)} held out{left_out(dropped)}, {grid}, ZeRO {engine.zero_stage}")
+    say(f"[dpo] {len(train)} rankings, {len(valid)} held out{left_out(dropped)}, {grid}, ZeRO {engine.zero_stage}{describe_lora(models[0].shape)}")
     # Before the first step, and before a resume changes them, the engine's weights are the reference's.
     reference, held_out_reference = logprobs_of(train), logprobs_of(valid)
     resumed = output.resume(engine) or {"step": 0}
@@ -91,7 +92,7 @@ def fit(config: DpoConfig, original: str = "") -> Path:
             return output.save(step, engine, model_config, head="lm", held_out=HeldOut("loss", found["loss"], "lower"), evaluation=found)
 
     shape = models[0].shape
-    flops = shape.flops_per_token(config.data.max_length, num_parameters(shape))
+    flops = shape.flops_per_token(config.data.max_length, num_parameters(shape), num_trained(shape))
     with StageRun(config, folder, total_steps, resumed["step"], world.device, flops) as around:
         if resumed["step"] == 0:
             measure(0)

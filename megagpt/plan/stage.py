@@ -13,7 +13,7 @@ from megagpt.config.load import ConfigError
 from megagpt.config.schema import DpoConfig, ModelConfig, PretrainConfig, RecordsConfig, RewardConfig, StageConfig
 from megagpt.engine.schedule import run_steps
 from megagpt.engine.sharding import useful_zero_stage
-from megagpt.model.param_map import num_parameters
+from megagpt.model.param_map import num_parameters, num_trained
 from megagpt.model.shape import ModelShape
 from megagpt.parallel.placement import stage_grid
 from megagpt.plan import compute, memory, speed
@@ -95,7 +95,7 @@ def plan_layout(config: StageConfig, model: ModelConfig, hardware: Hardware, ran
     dtype = config.precision.dtype
     zero_stage = useful_zero_stage(config.parallel.zero_stage, grid, dtype, config.parallel.offload_optimizer)
     job = Job(
-        ModelShape(model), grid, config.parallel.model_copy(update={"zero_stage": zero_stage}), hardware,
+        ModelShape(model, getattr(config, "lora", None)), grid, config.parallel.model_copy(update={"zero_stage": zero_stage}), hardware,
         rows=config.batch.micro_batch_size * _rows_of_a_record(config),
         length=config.sequence_length if isinstance(config, PretrainConfig) else config.data.max_length,
         num_microbatches=num_microbatches(config.batch, grid.dp), dtype=dtype, scalar_head=isinstance(config, RewardConfig),
@@ -176,7 +176,7 @@ def as_json(plan: StagePlan) -> dict[str, Any]:
         "memory_note": memory.CPU_NOTE if hardware.kind == "cpu" else None,
         "offloaded_bytes_per_rank": memory.offloaded_bytes(job),
         "zero_paper_bytes_per_rank": memory.paper_bytes(plan.num_parameters / (job.grid.tp * job.grid.pp), job.num_replicas, job.parallel.zero_stage),
-        "checkpoint_bytes": memory.checkpoint_bytes(plan.num_parameters, job.dtype, job.optimizer),
+        "checkpoint_bytes": memory.checkpoint_bytes(plan.num_parameters, job.dtype, job.optimizer, num_trained(job.shape, job.scalar_head)),
         "seconds_per_step": step.total,
         "seconds_of_a_step": asdict(step),
         "pipeline_bubble": speed.bubble_fraction(job.grid.pp, job.num_microbatches, job.parallel.virtual_pipeline_size),
