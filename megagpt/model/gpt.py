@@ -16,7 +16,7 @@ from torch import Tensor
 
 from megagpt.config.stages import stage_layers
 from megagpt.model import dropout as drop
-from megagpt.model import megatron_globals, param_map
+from megagpt.model import lora, megatron_globals, param_map
 from megagpt.model.attention import CausalAttention, RotaryTable
 from megagpt.model.forward_pass import CurrentPass, ForwardPass
 from megagpt.model.key_value_cache import KeyValueCache
@@ -38,7 +38,7 @@ class GPT(GPTModel):
         layout: precision, recomputation, how stages are cut.
         chunk: which of this rank's blocks of layers, where a stage has several.
 
-    Weights are uninitialised until `load_canonical`.
+    Weights are uninitialised until `load_canonical`. With adapters of low rank (`shape.lora`) only these and a scalar head require gradients.
     """
 
     def __init__(self, shape: ModelShape, groups: Groups, *, scalar_head: bool = False, layout: Layout = Layout(), chunk: int = 0) -> None:
@@ -70,8 +70,12 @@ class GPT(GPTModel):
         self.current = CurrentPass()
         self._rotary_table = RotaryTable(shape.config.max_sequence_length, shape.head_size, shape.config.rotary_base) if shape.is_llama else None
         self._connect_layers()
+        if shape.lora is not None:
+            lora.attach(self, shape.lora)
         for name, parameter in self.named_parameters():
-            axis = self.entry(name).axis
+            entry = self.entry(name)
+            parameter.requires_grad_(param_map.is_trained(entry.pieces[0], shape))
+            axis = entry.axis
             # Read by DeepSpeed: a parameter that is not sharded counts once in the gradient norm.
             parameter.tensor_model_parallel, parameter.partition_dim = axis is not None, -1 if axis is None else axis
 

@@ -50,6 +50,11 @@ def role_grid(role: str, config: RoleConfig | RolloutLayout, world_size: int) ->
     return Grid(tp=config.tp, pp=config.pp, dp=len(ranks) // (config.tp * config.pp), offset=ranks[0])
 
 
+def reference_is_policy(config: RlhfConfig, grids: dict[str, Grid]) -> bool:
+    """Is the reference the policy with its adapters switched off? Where there are adapters, and both models are cut alike over the same ranks."""
+    return config.lora is not None and grids["reference"] == grids["policy"]
+
+
 def build_grids(placement: PlacementConfig, world_size: int) -> dict[str, Grid]:
     """The grid of each placed role; any two have the same ranks or none in common, and together they use every rank. A layout for the rollout that
     is the policy's own is left out."""

@@ -29,10 +29,10 @@ class _Transfer:
 
 
 class WeightView:
-    """Keeps a frozen model on one grid equal to an engine's on another. All ranks of the job make it.
+    """Keeps a frozen model on one grid equal to an engine's on another; both start from the same checkpoint. All ranks of the job make it.
 
-    Weights travel one parameter at a time, gathered over the policy's tensor-parallel ranks and cut for the taker, so that no rank ever holds
-    more than one whole parameter beside its shards.
+    What is trained travels one parameter at a time, gathered over the policy's tensor-parallel ranks and cut for the taker, so that no rank ever
+    holds more than one whole parameter beside its shards.
 
     Args:
         policy, writer: their grids.
@@ -41,7 +41,7 @@ class WeightView:
 
     def __init__(self, policy: Grid, writer: Grid, engine: Engine | None, view: GPT | None) -> None:
         self._writer, self._engine, self._view = writer, engine, view
-        gives = [] if engine is None else [entry for parameter, entry in engine.entries if not getattr(parameter, "ds_pipe_replicated", False)]
+        gives = [] if engine is None else [entry for parameter, entry in engine.trained if not getattr(parameter, "ds_pipe_replicated", False)]
         takes = [] if view is None else [entry for _, entry in view.entries()]
         everyone: list = [None] * dist.get_world_size()
         dist.all_gather_object(everyone, (gives, takes))

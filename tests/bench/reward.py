@@ -102,12 +102,12 @@ def train_megagpt(folder: Path, pairs: dict[str, list]) -> tuple[list[float], fl
     from megagpt.config.schema import BatchConfig, RecordsConfig, RecordSource, RewardConfig, RewardOptimizerConfig, RunConfig
     from megagpt.data.batch import EncodedRow
     from megagpt.data.ranking import EncodedGroup
+    from megagpt.data.ranking_batch import replica_batches
     from megagpt.data.records import Ranking
     from megagpt.engine.build import Engine
     from megagpt.model.layout import Layout
     from megagpt.parallel.grid import Grid
     from megagpt.parallel.groups import build_groups
-    from megagpt.reward.data import replica_batches
     from megagpt.reward.evaluate import pair_accuracy
     from megagpt.reward.trainer import score_groups, train_step
     from megagpt.runtime.distributed import start

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from megagpt.config.schema import ModelConfig, RlhfConfig, RolloutLayout, RunConfig
+from megagpt.config.schema import LoraConfig, ModelConfig, RlhfConfig, RolloutLayout, RunConfig
 from megagpt.engine.build import gather_canonical
 from megagpt.model.gpt import GPT
 from megagpt.parallel import route
@@ -113,6 +113,22 @@ def test_weight_view_is_the_policy_and_changes_nothing(base, expected, name):
     assert all(rank[4] for rank in ranks)
     largest, under_way = max(tensor.numel() for tensor in after.values()), max(rank[5] for rank in ranks)
     assert under_way <= 2 * largest and (under_way > 0) == (name not in WITHIN_A_RANK), "one parameter at a time"
+
+
+def test_weight_view_takes_over_adapters_alone(base):
+    """Of a policy that trains adapters of low rank: the weights below them stay what both were loaded with."""
+    config = base.model_copy(update={"lora": LoraConfig(rank=4)})
+    ((expected_metrics, _, expected_after, _, _, _),) = run_ranks(1, two_steps, config)
+    ranks = run_ranks(4, two_steps, config.model_copy(update={"placement": VIEWS["pp2_to_tp2"]}))
+    for metrics, *_ in ranks:
+        for ours, theirs in zip(metrics, expected_metrics, strict=True):
+            assert ours == pytest.approx(theirs, rel=PPO_METRIC_RELATIVE, abs=KL_ABSOLUTE)
+    before, after, viewed = (merge_ranks([rank[moment] for rank in ranks]) for moment in (1, 2, 3))
+    assert_tensors_close(after, expected_after, relative=PPO_METRIC_RELATIVE)
+    assert viewed.keys() == after.keys() and all(torch.equal(viewed[tensor], after[tensor]) for tensor in after)
+    moved = {tensor for tensor in after if not torch.equal(before[tensor], after[tensor])}
+    assert moved == {tensor for tensor in after if tensor.endswith((".lora_a", ".lora_b"))}
+    assert max(rank[5] for rank in ranks) <= 2 * max(after[tensor].numel() for tensor in moved)
 
 
 def test_weight_view_in_the_policys_own_layout_is_the_policy(base):

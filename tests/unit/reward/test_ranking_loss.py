@@ -9,9 +9,9 @@ import torch
 
 from megagpt.data.batch import encoded_row
 from megagpt.data.ranking import EncodedGroup, ranked_pairs
+from megagpt.data.ranking_batch import pack, replica_batches
 from megagpt.data.records import Ranking
 from megagpt.parallel.grid import Coordinates, Grid
-from megagpt.reward.data import pack, replica_batches
 from megagpt.reward.loss import ranking_loss
 from megagpt.reward.normalise import score_statistics
 from tests.helpers.tolerance import FINITE_DIFFERENCE_ABSOLUTE, FINITE_DIFFERENCE_STEP, FLOAT64_ABSOLUTE

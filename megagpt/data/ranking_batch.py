@@ -23,8 +23,10 @@ class RankingBatch:
     """[rows, T] int64, padded on the right"""
     lengths: Tensor
     """[rows] int64; 1 for rows that only fill up"""
+    answer_mask: Tensor
+    """[rows, T] float32; 1 on the tokens of the answer and on the one that closes it"""
     row_ids: Tensor
-    """[rows] number in the global batch"""
+    """[rows] number in the global batch; one more than the last for rows that only fill up"""
     winners: Tensor
     """[pairs] row of the preferred answer"""
     losers: Tensor
@@ -89,13 +91,14 @@ def replica_batches(groups_of_batch: Sequence[EncodedGroup], groups: Groups, mic
 def _batch(groups: Sequence[EncodedGroup], members: Sequence[int], num_rows: int, length: int, pad_id: int, device: torch.device) -> RankingBatch:
     numbers = [0, *itertools.accumulate(len(group.rows) for group in groups)]
     tokens = torch.full((num_rows, length), pad_id, dtype=torch.int64)
-    lengths = torch.ones(num_rows, dtype=torch.int64)
+    answer_mask, lengths = torch.zeros(tokens.shape), torch.ones(num_rows, dtype=torch.int64)
     row_ids = torch.full((num_rows,), numbers[-1], dtype=torch.int64)
     winners, losers, weights, distances, start = [], [], [], [], 0
     for index in members:
         group = groups[index]
         for place, encoded in enumerate(group.rows):
             tokens[start + place, : len(encoded)] = torch.from_numpy(encoded.tokens)
+            answer_mask[start + place, : len(encoded)] = torch.from_numpy(encoded.loss_mask)
             lengths[start + place], row_ids[start + place] = len(encoded), numbers[index] + place
         winners += [start + winner for winner, _ in group.pairs]
         losers += [start + loser for _, loser in group.pairs]
@@ -103,7 +106,7 @@ def _batch(groups: Sequence[EncodedGroup], members: Sequence[int], num_rows: int
         distances += group.distances
         start += len(group.rows)
     return RankingBatch(
-        tokens.to(device), lengths.to(device), row_ids,
+        tokens.to(device), lengths.to(device), answer_mask.to(device), row_ids,
         *(torch.tensor(rows, dtype=torch.int64, device=device) for rows in (winners, losers)),
         *(torch.tensor(values, dtype=torch.float32, device=device) for values in (weights, distances)),
     )
