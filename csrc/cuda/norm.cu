@@ -132,19 +132,21 @@ __global__ void __launch_bounds__(kBackwardThreads, 2) norm_backward_kernel(Norm
 #pragma unroll
       for (int i = 0; i < N; ++i) {
         const float h = (to_float(v.v[i]) - mean) * rstd;
-        const float slope = rstd * (to_float(d.v[i]) * to_float(w.v[i]) - mean_g - h * mean_gh);
+        // Rounded as in the mean, not fused with the subtraction: where all terms are equal nothing is left, and rstd may be large.
+        const float slope = rstd * (__fmul_rn(to_float(d.v[i]), to_float(w.v[i])) - mean_g - h * mean_gh);
         pack.v[i] = from_float<T>(a.grad_sum ? slope + to_float(more.v[i]) : slope);
       }
       store<N>(static_cast<T*>(a.grad_x) + first + k, pack);
     }
   }
-  if (kKeep == Keep::kNothing) return;
+  if constexpr (kKeep != Keep::kNothing) {
 #pragma unroll 1
-  for (int64_t k = threadIdx.x * N; k < a.width; k += kBackwardThreads * N) {
+    for (int64_t k = threadIdx.x * N; k < a.width; k += kBackwardThreads * N) {
 #pragma unroll
-    for (int i = 0; i < N; ++i) {
-      partial[k + i] = sums[k + i];
-      partial[a.width + k + i] = sums[a.width + k + i];
+      for (int i = 0; i < N; ++i) {
+        partial[k + i] = sums[k + i];
+        partial[a.width + k + i] = sums[a.width + k + i];
+      }
     }
   }
 }

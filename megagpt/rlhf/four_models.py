@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
-import torch.distributed as dist
 
 from megagpt.checkpoint.load import Checkpoint, load_model
 from megagpt.config.schema import RlhfConfig
@@ -21,6 +20,7 @@ from megagpt.parallel.groups import Groups, build_groups
 from megagpt.rlhf.ema import WeightAverage
 from megagpt.rlhf.handover import Handover
 from megagpt.rlhf.reward_function import RewardFunction, load_reward_function
+from megagpt.runtime.distributed import barrier
 from megagpt.runtime.log import say
 from megagpt.tokenizer.tokenizer import Tokenizer
 
@@ -138,5 +138,5 @@ def build_four_models(
         reward_mean=mean, reward_std=std, reward_function=function, tokenizer=tokenizer, held_out=load("held_out"), handovers=handovers,
         **({} if held_out is None else {"held_out_mean": held_out.state["reward_mean"], "held_out_std": held_out.state["reward_std"]}),
     )
-    dist.barrier()
+    barrier()
     return models
