@@ -55,9 +55,10 @@ def test_norm_within_error_budget(kernels, dtype, width, norm):
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_norm_many_rows(kernels, norm):
-    """More rows than the backward pass has blocks, or parts on a CPU."""
-    compare(norm, example(norm, torch.float32, 40, rows=700))
+@pytest.mark.parametrize("rows, width", [(700, 40), (4000, 40), (300, 1700), (300, 4100)])
+def test_norm_many_rows(kernels, norm, rows, width):
+    """More rows than the backward pass takes at once on CUDA, many teams in a block, one, and none; or more than it has parts on a CPU."""
+    compare(norm, example(norm, torch.float32, width, rows=rows))
 
 
 @pytest.mark.parametrize("dtype, width", [(torch.float32, 3072), (torch.bfloat16, 4096), (torch.bfloat16, 24_576)], ids=str)
