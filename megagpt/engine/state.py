@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from deepspeed.utils import safe_get_full_optimizer_state, safe_set_full_fp32_param, safe_set_full_optimizer_state
+from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state, safe_set_full_fp32_param, safe_set_full_optimizer_state
 from torch import Tensor
 
 from megagpt.engine.build import Engine
@@ -24,16 +24,16 @@ _SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
 def optimizer_tensors(engine: Engine) -> Iterator[tuple[str, Tensor]]:
-    """`exp_avg.NAME`, `exp_avg_sq.NAME`, and `master.NAME` where the weights have 16 bits; NAME is canonical.
+    """`exp_avg.NAME`, `exp_avg_sq.NAME`, and `master.NAME` where the weights have 16 bits; NAME is canonical, of a tensor that is trained.
 
     Whole tensors, float32. All ranks of a stage must iterate. Nothing before the first update, nor for SGD in float32.
     """
     if engine.model.layout.dtype != torch.float32:
-        yield from ((f"{MASTER}.{name}", tensor) for name, tensor in engine.canonical_parameters())
+        yield from ((f"{MASTER}.{name}", tensor) for name, tensor in engine.gather(safe_get_full_fp32_param, engine.trained))
     if engine.has_moments and engine.num_updates:
         _link(engine)
         for key in MOMENTS:
-            for name, tensor in engine.gather(lambda parameter: _moment(engine, parameter, key)):
+            for name, tensor in engine.gather(lambda parameter: _moment(engine, parameter, key), engine.trained):
                 yield f"{key}.{name}", tensor
 
 
@@ -58,7 +58,7 @@ def restore(engine: Engine, weight: Callable[[str], Tensor], moment: Callable[[s
             _make_moments(engine)
             keys += MOMENTS
         for parameter, entry in engine.entries:
-            for key in keys:
+            for key in keys if parameter.requires_grad else keys[:1]:
                 pieces = [weight(name) if key is None else moment(f"{key}.{name}") for name in entry.pieces]
                 tp = engine.groups.collection.tp
                 _put(engine, parameter, key, param_map.split(entry, pieces, engine.model.shape, tp.size(), tp.rank()).to(parameter.device))
@@ -92,7 +92,7 @@ def _make_moments(engine: Engine) -> None:
     if engine.zero_stage == 3:
         flat = zero.fp32_partitioned_groups_flat
     else:
-        flat = zero.single_partition_of_fp32_groups if engine.zero_stage else [parameter for parameter, _ in engine.entries]
+        flat = zero.single_partition_of_fp32_groups if engine.zero_stage else [parameter for parameter, _ in engine.trained]
     for group, tensor in enumerate(flat):
         with _in_memory(zero, group) if engine.zero_stage == 3 else contextlib.nullcontext():
             state = base.state[tensor]
@@ -126,7 +126,7 @@ def _link(engine: Engine) -> None:
 
 def _put(engine: Engine, parameter: torch.nn.Parameter, key: str | None, value: Tensor) -> None:
     """Write a moment, or the float32 weight (key None), to where the optimizer keeps this rank's part of it."""
-    if engine.zero_stage == 0:
+    if engine.zero_stage == 0 or not parameter.requires_grad:
         (parameter.data if key is None else _base(engine).state[parameter][key]).copy_(value)
     elif engine.zero_stage < 3:
         value = value.float().contiguous()

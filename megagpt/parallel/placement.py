@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 from megagpt.config.load import ConfigError
-from megagpt.config.schema import ParallelConfig, PlacementConfig, RoleConfig
+from megagpt.config.schema import ParallelConfig, PlacementConfig, RlhfConfig, RoleConfig
 from megagpt.parallel.grid import Grid
 
 ROLES = ("policy", "reference", "reward", "value")
@@ -47,6 +47,11 @@ def role_grid(role: str, config: RoleConfig, world_size: int) -> Grid:
     if config.zero == 3 and config.pp > 1:
         raise ConfigError(f"placement.{role}.zero = 3 with pp = {config.pp}: not supported together; take zero 1 or 2")
     return Grid(tp=config.tp, pp=config.pp, dp=len(ranks) // (config.tp * config.pp), offset=ranks[0])
+
+
+def reference_is_policy(config: RlhfConfig, grids: dict[str, Grid]) -> bool:
+    """Is the reference the policy with its adapters switched off? Where there are adapters, and both models are cut alike over the same ranks."""
+    return config.lora is not None and grids["reference"] == grids["policy"]
 
 
 def build_grids(placement: PlacementConfig, world_size: int) -> dict[str, Grid]:

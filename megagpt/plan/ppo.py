@@ -6,12 +6,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from megagpt.config.check import check_model, check_rlhf
+from megagpt.config.check import check_rlhf, check_role
 from megagpt.config.schema import ModelConfig, ParallelConfig, RlhfConfig
 from megagpt.engine.sharding import useful_zero_stage
-from megagpt.model.param_map import num_parameters
+from megagpt.model.param_map import num_parameters, num_trained
 from megagpt.model.shape import ModelShape
-from megagpt.parallel.placement import build_grids, placed_roles
+from megagpt.parallel.placement import build_grids, placed_roles, reference_is_policy
 from megagpt.plan import activations, compute, memory, speed
 from megagpt.plan.hardware import Hardware
 from megagpt.plan.job import Job, total
@@ -78,13 +78,14 @@ def plan_placement(config: RlhfConfig, models: dict[str, ModelConfig], hardware:
     """The same, once the models are known."""
     grids = build_grids(config.placement, ranks)
     check_rlhf(config, {role: grid.dp for role, grid in grids.items()})
-    jobs, ppo = {}, config.ppo
+    jobs, ppo, adapters = {}, config.ppo, {"policy": config.lora, "value": config.value_lora}
     for role, grid in grids.items():
         trained = role in TRAINED
-        check_model(models[role], grid.tp, grid.pp, f"placement.{role}")
+        check_role(config, role, models[role], grid.tp, grid.pp)
         zero = useful_zero_stage(getattr(config.placement, role).zero, grid) if trained else 0
+        parallel = ParallelConfig(tensor_parallel_size=grid.tp, pipeline_parallel_size=grid.pp, zero_stage=zero)
         jobs[role] = Job(
-            ModelShape(models[role]), grid, ParallelConfig(tensor_parallel_size=grid.tp, pipeline_parallel_size=grid.pp, zero_stage=zero), hardware,
+            ModelShape(models[role], adapters.get(role)), grid, parallel, hardware,
             rows=ppo.micro_batch_size, length=config.prompts.max_prompt_length + config.prompts.max_response_length,
             num_microbatches=ppo.minibatch_size // (ppo.micro_batch_size * grid.dp), scalar_head=role in ("reward", "value"),
             optimizer=getattr(config, f"{role}_optimizer").name if trained else "none", fused=config.kernels != "reference",
@@ -99,10 +100,11 @@ def _memory(config: RlhfConfig, jobs: dict[str, Job]) -> dict[str, Memory]:
     """Peaks over all ranks. All models of a rank stay there through all phases; what is added changes."""
     held = {tuple(sorted((role, job.grid.coordinates(rank).pp) for role, job in jobs.items() if rank in job.grid)) for rank in _all_ranks(jobs)}
     worst: dict[str, Memory] = {}
+    no_model = ("reference",) if reference_is_policy(config, {role: job.grid for role, job in jobs.items()}) else ()
     for roles in held:
-        base = sum((memory.resident(jobs[role], stage, role in TRAINED) for role, stage in roles), start=Memory())
+        base = sum((memory.resident(jobs[role], stage, role in TRAINED) for role, stage in roles if role not in no_model), start=Memory())
         if config.ppo.ema_decay is not None and "policy" in dict(roles):
-            base += Memory(weights=memory.resident(jobs["policy"], dict(roles)["policy"]).weights)  # the moving average
+            base += Memory(weights=memory.averaged(jobs["policy"], dict(roles)["policy"]))
         for phase, extra in _phases(config, jobs, dict(roles)).items():
             worst[phase] = max(worst.get(phase, base), base + extra, key=lambda found: found.total)
     return worst
@@ -203,7 +205,10 @@ def _petaflop_s_days(plan: PpoPlan, attention: bool) -> float:
 def as_json(plan: PpoPlan) -> dict[str, Any]:
     """One object with everything the plan says; bytes, seconds, hours."""
     sizes = {role: num_parameters(job.shape, job.scalar_head) for role, job in plan.jobs.items()}
-    saved = [memory.checkpoint_bytes(sizes[role], plan.jobs[role].dtype, plan.jobs[role].optimizer) for role in TRAINED if role in sizes]
+    saved = [
+        memory.checkpoint_bytes(sizes[role], job.dtype, job.optimizer, num_trained(job.shape, job.scalar_head))
+        for role, job in plan.jobs.items() if role in TRAINED
+    ]
     if plan.config.ppo.ema_decay is not None:
         saved.append(memory.checkpoint_bytes(sizes["policy"], plan.jobs["policy"].dtype, "none"))
     hours, price = plan.seconds_per_step * plan.config.ppo.steps / 3600, plan.hardware.price_per_device_hour

@@ -120,8 +120,8 @@ def gather_seconds(job: Job) -> float:
 
 
 def _most_parameters(job: Job) -> int:
-    """Of a rank of the largest stage, which the others wait for."""
-    return max(total(job.parameters(stage)) for stage in job.distinct_stages)
+    """Trained ones of a rank of the largest stage, which the others wait for."""
+    return max(total(job.trained(stage)) for stage in job.distinct_stages)
 
 
 def _layer_seconds(job: Job, rates: Rates, kept_layer_bytes: float | None) -> float:

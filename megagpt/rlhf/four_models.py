@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -15,8 +15,11 @@ from megagpt.engine.build import Engine
 from megagpt.engine.deepspeed_scope import join_world
 from megagpt.engine.sharding import useful_zero_stage
 from megagpt.model.gpt import GPT
+from megagpt.model.lora import adapters_off, describe
+from megagpt.model.shape import ModelShape
 from megagpt.parallel.grid import Grid
 from megagpt.parallel.groups import Groups, build_groups
+from megagpt.parallel.placement import reference_is_policy
 from megagpt.rlhf.ema import WeightAverage
 from megagpt.rlhf.handover import Handover
 from megagpt.rlhf.reward_function import RewardFunction, load_reward_function
@@ -76,16 +79,27 @@ class FourModels:
     """… and its scale."""
     handovers: Mapping[str, Handover] = field(default_factory=dict)
     """For each judge (`reward`, `held_out`) with another tokenizer than the policy."""
+    reference_is_policy: bool = False
+    """With its adapters switched off; `reference` is None on every rank then."""
 
     def module(self, role: str) -> GPT | None:
         """The bare model of a role."""
-        held = getattr(self, role)
+        held = self._held(role)
         return held.model if isinstance(held, Engine) else held
 
-    def scope(self, role: str) -> contextlib.AbstractContextManager:
+    @contextlib.contextmanager
+    def scope(self, role: str) -> Iterator[None]:
         """Where forward passes of a role happen."""
-        held = getattr(self, role)
-        return held.scope() if isinstance(held, Engine) else contextlib.nullcontext()
+        held = self._held(role)
+        with contextlib.ExitStack() as stack:
+            if isinstance(held, Engine):
+                stack.enter_context(held.scope())
+                if role == "reference":
+                    stack.enter_context(adapters_off(held.model))
+            yield
+
+    def _held(self, role: str) -> Engine | GPT | None:
+        return self.policy if role == "reference" and self.reference_is_policy else getattr(self, role)
 
 
 def build_four_models(
@@ -101,16 +115,21 @@ def build_four_models(
     reward, held_out = starts.reward, starts.held_out
     join_world()  # on every rank, also on one that holds frozen models only
     groups = {role: build_groups(grids[role], config.run.timeout_seconds) for role in grids}
+    adapters, shares_reference = {"policy": config.lora, "value": config.value_lora}, reference_is_policy(config, grids)
     for role in grids:
-        say(f"[rlhf] {role:<9} {grids[role]}")
+        note = describe(ModelShape(starts.of(role).model_config, adapters.get(role)), scalar_head=role == "value")
+        say(f"[rlhf] {role:<9} {grids[role]}{', the policy without its adapters' if role == 'reference' and shares_reference else note}")
     if held_out is not None:
         beside = "reward" if "reward" in grids else "reference"
         grids, groups = grids | {"held_out": grids[beside]}, groups | {"held_out": groups[beside]}
 
     def load(role: str) -> GPT | None:
-        if groups.get(role) is None:
+        if groups.get(role) is None or (role == "reference" and shares_reference):
             return None
-        model = load_model(starts.of(role), groups[role], device, scalar_head=role not in ("policy", "reference"), dropout=0.0, seed=config.run.seed)
+        model = load_model(
+            starts.of(role), groups[role], device, scalar_head=role not in ("policy", "reference"), dropout=0.0, seed=config.run.seed,
+            lora=adapters.get(role),
+        )
         return model if role in ("policy", "value") else model.eval().requires_grad_(False)
 
     def train(role: str, optimizer) -> Engine | None:
@@ -136,6 +155,7 @@ def build_four_models(
         reference=load("reference"), reward=load("reward"),
         average=None if learner is None or decay is None else WeightAverage(learner, decay),
         reward_mean=mean, reward_std=std, reward_function=function, tokenizer=tokenizer, held_out=load("held_out"), handovers=handovers,
+        reference_is_policy=shares_reference,
         **({} if held_out is None else {"held_out_mean": held_out.state["reward_mean"], "held_out_std": held_out.state["reward_std"]}),
     )
     barrier()

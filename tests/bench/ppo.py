@@ -109,7 +109,7 @@ def train_megagpt(folder: Path, steps: int) -> tuple[list[float], list[float]]:
     from megagpt.data.prompts import EncodedPrompt
     from megagpt.parallel.placement import build_grids
     from megagpt.rlhf.four_models import Starts, build_four_models
-    from megagpt.rlhf.trainer import Trainer
+    from megagpt.rlhf.ppo import Trainer
     from megagpt.runtime.distributed import start
     from megagpt.runtime.run_folder import RunFolder
 

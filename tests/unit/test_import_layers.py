@@ -15,13 +15,13 @@ LAYERS = [
     {"tokenizer", "data"},
     {"model"},
     {"engine", "checkpoint", "generation"},
-    {"pretrain", "sft", "reward", "rlhf"},
+    {"pretrain", "sft", "reward", "dpo", "rlhf"},
     {"report", "safety", "convert", "plan", "serve"},
     {"pipeline"},
     {"cli"},
 ]
 """From the bottom. A package may import from its own layer and from those before it."""
-STAGES = {"pretrain", "sft", "reward", "rlhf"}
+STAGES = {"pretrain", "sft", "reward", "dpo", "rlhf"}
 DEPTH = {package: depth for depth, packages in enumerate(LAYERS) for package in packages}
 
 

@@ -1,0 +1,157 @@
+"""One round of PPO after another: rollout, score, advantages, update (Ouyang et al. 2022)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+
+from megagpt.config.schema import RlhfConfig
+from megagpt.data.order import step_rows
+from megagpt.data.prompts import EncodedPrompt
+from megagpt.data.token_data import TokenData
+from megagpt.engine.schedule import learning_rate
+from megagpt.parallel.route import share_numbers
+from megagpt.rlhf.doctor import Doctor, correlation
+from megagpt.rlhf.experience import Experience
+from megagpt.rlhf.four_models import FourModels
+from megagpt.rlhf.kl import KlController
+from megagpt.rlhf.pretrain_mix import PretrainMix
+from megagpt.rlhf.rollout import roll_out
+from megagpt.rlhf.running import RunningMoments
+from megagpt.rlhf.score import score
+from megagpt.rlhf.update import MIX_SUM, POLICY_SUMS, VALUE_SUMS, policy_loss_of, update, value_loss_of
+from megagpt.runtime.distributed import World
+from megagpt.runtime.log import say
+from megagpt.tokenizer.chat import stop_ids as chat_stop_ids
+from megagpt.tokenizer.tokenizer import Tokenizer
+
+
+class Trainer:
+    """State of the PPO loop beside the models: which prompts come next, beta, and the moments of the scores."""
+
+    def __init__(
+        self, config: RlhfConfig, world: World, models: FourModels, tokenizer: Tokenizer, prompts: list[EncodedPrompt], texts: TokenData | None = None
+    ) -> None:
+        self.config, self.world, self.models, self.tokenizer, self.prompts = config, world, models, tokenizer, prompts
+        self.kl = KlController(config.kl)
+        self.scores = RunningMoments() if config.ppo.normalise_reward == "running" else None
+        self.doctor = Doctor(config.doctor)
+        self.skipped_rounds = 0
+        """Rounds of prompts that were passed over after going back."""
+        self.stop_ids = chat_stop_ids(tokenizer)
+        self.mix = None
+        if models.policy is not None and texts is not None:
+            self.mix = PretrainMix(config.pretrain_mix, config.ppo, texts, models.policy, world.device)
+        self._seconds: dict[str, float] = {}
+
+    def state(self) -> dict[str, Any]:
+        """What a resume needs beside the models."""
+        known = {"kl_coefficient": self.kl.coefficient, "skipped_rounds": self.skipped_rounds, "doctor": self.doctor.state()}
+        return known | ({} if self.scores is None else {"score_moments": self.scores.state()})
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from `state()`; what it lacks stays as it is."""
+        self.skipped_rounds = state.get("skipped_rounds", self.skipped_rounds)
+        if "doctor" in state:
+            self.doctor.load(state["doctor"])
+        self._load_moments(state)
+
+    def go_back(self, step: int, state: dict[str, Any]) -> None:
+        """The models are those of an earlier step again: so is the rest, but the prompts since then are passed over, and the doctor remembers."""
+        self._load_moments(state)
+        self.skipped_rounds += step - state["step"]
+        self.doctor.went_back()
+
+    def _load_moments(self, state: dict[str, Any]) -> None:
+        self.kl.coefficient = state.get("kl_coefficient", self.kl.coefficient)
+        if self.scores is not None:
+            self.scores = RunningMoments(**state.get("score_moments", {}))
+
+    def step(self, step: int, phase: Callable[[str], AbstractContextManager] = nullcontext) -> dict[str, float]:
+        """One round: sample, score, update. Returns its metrics, the same on every rank."""
+        seed, ppo = self.config.run.seed, self.config.ppo
+        with self._phase(phase, "rollout"):
+            samples = ppo.samples_per_prompt
+            chosen = step_rows(seed, step - 1 + self.skipped_rounds, ppo.rollout_batch_size // samples, len(self.prompts))
+            rows = [self.prompts[item] for _, item in chosen for _ in range(samples)]
+            numbers = [epoch * samples + sample for epoch, _ in chosen for sample in range(samples)]
+            rollout = roll_out(
+                self.models, self.config, [p.tokens for p in rows], [p.number for p in rows], numbers,
+                stop_ids=self.stop_ids, seed=seed, device=self.world.device,
+            )
+        with self._phase(phase, "score"):
+            experience = score(self.models, rollout, self.config, self.kl.coefficient, self.world.device, self.scores)
+        with self._phase(phase, "update"):
+            updates = self._update(experience, step)
+        by_trainer = updates.pop("policy_first_log_ratio", None)
+        gap = by_trainer if experience.sampler_gap is None else experience.sampler_gap
+        seen = {} if gap is None else {"sampler_gap": gap}
+        metrics = {**_describe(experience), **seen, **updates, "kl_coefficient": self.kl.coefficient, **self._seconds}
+        self.kl.update(metrics["kl"], ppo.rollout_batch_size)
+        if step % self.config.every.log == 0:
+            self._peek(experience)
+        return metrics
+
+    def _update(self, experience: Experience, step: int) -> dict[str, float]:
+        """Policy and value learn at the same time where they live on different ranks, one after the other where they share."""
+        config, ppo, seed = self.config, self.config.ppo, self.config.run.seed
+        found: dict[str, dict[str, float] | None] = {"policy": None, "value": None}
+        texts = (MIX_SUM,) if config.pretrain_mix is not None else ()
+        reported = {"policy": (*POLICY_SUMS, *texts, "grad_norm", "updates", "first_ratio_error", "first_log_ratio"), "value": (*VALUE_SUMS, "grad_norm")}
+        learns = [role for role in reported if role in self.models.grids and (role == "value" or step > ppo.value_warmup_steps)]
+        if self.models.policy is not None and "policy" in learns:
+            lr = learning_rate(config.policy_optimizer, step, ppo.steps)
+            loss = policy_loss_of(self.models.policy, config, self.kl.coefficient)
+            after = self.models.average.update if self.models.average is not None else lambda: None
+            found["policy"] = update(self.models.policy, experience, ppo, loss, POLICY_SUMS, lr=lr, seed=seed, step=step, after_step=after, mix=self.mix)
+        if self.models.value is not None:
+            lr = learning_rate(config.value_optimizer, step, ppo.steps)
+            found["value"] = update(self.models.value, experience, ppo, value_loss_of(ppo), VALUE_SUMS, lr=lr, seed=seed, step=step)
+        metrics = {}
+        for role in learns:
+            names = reported[role]
+            known = None if found[role] is None else [found[role][name] for name in names]
+            shared = share_numbers(known, len(names), self.models.grids[role], self.world.device)
+            metrics |= {name if name.startswith(role) else f"{role}_{name}": value for name, value in zip(names, shared)}
+        return metrics
+
+    def _peek(self, experience: Experience) -> None:
+        """One decoded sample: the fastest way to see what the numbers mean."""
+        rollout, length = experience.rollout, int(experience.rollout.lengths[0])
+        text = self.tokenizer.decode(rollout.tokens[0, :length].tolist(), show_special=True)
+        say(f"[rlhf] sample (score {float(experience.scores[0]):+.2f}, kl {float(experience.kl[0]):.2f}): {text!r}")
+
+    @contextmanager
+    def _phase(self, phase: Callable[[str], AbstractContextManager], name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        with phase(name):
+            yield
+        self._seconds[f"{name}_seconds"] = time.perf_counter() - began
+
+
+def _describe(experience: Experience) -> dict[str, float]:
+    """Metrics of a scored rollout, before the update."""
+    mask, rollout = experience.mask, experience.rollout
+    count = mask.sum()
+    metrics = {
+        "reward": float(experience.scores.mean()),
+        "reward_std": float(experience.scores.std()),
+        "kl": float(experience.kl.mean()),
+        "length": float(rollout.response_lengths.mean()),
+        "stopped": float(rollout.stopped.float().mean()),
+        "logprob": float((experience.logprobs * mask).sum() / count),
+        "reward_length_correlation": correlation(experience.scores.tolist(), rollout.response_lengths.tolist()),
+        "outside_response": float(sum((x * (1 - mask)).abs().sum() for x in (experience.advantages, experience.returns) if x is not None)),
+    }
+    return metrics if experience.values is None else {**metrics, "explained_variance": _explained_variance(experience.values, experience.returns, mask)}
+
+
+def _explained_variance(values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor) -> float:
+    """1 - sum (R - V)^2 / sum (R - mean R)^2."""
+    mean = (returns * mask).sum() / mask.sum()
+    residual, spread = (((returns - other).square() * mask).sum() for other in (values, mean))
+    return float(1.0 - residual / spread.clamp(min=1e-12))
