@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
-import torch.distributed as dist
 
 from megagpt.checkpoint.load import Checkpoint, load_model
 from megagpt.config.schema import RlhfConfig
@@ -24,6 +23,7 @@ from megagpt.parallel.placement import reference_is_policy
 from megagpt.rlhf.ema import WeightAverage
 from megagpt.rlhf.handover import Handover
 from megagpt.rlhf.reward_function import RewardFunction, load_reward_function
+from megagpt.runtime.distributed import barrier
 from megagpt.runtime.log import say
 from megagpt.tokenizer.tokenizer import Tokenizer
 
@@ -158,5 +158,5 @@ def build_four_models(
         reference_is_policy=shares_reference,
         **({} if held_out is None else {"held_out_mean": held_out.state["reward_mean"], "held_out_std": held_out.state["reward_std"]}),
     )
-    dist.barrier()
+    barrier()
     return models
