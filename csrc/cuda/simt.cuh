@@ -2,9 +2,17 @@
 // Kernels hold no PTX, no code for one architecture only, and check every launch.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+
+namespace megagpt::cuda {
+
+// A block has 48 KiB of shared memory unless it asks for more, and what a kernel declares by itself counts: so a launch asks early.
+constexpr bool asks_for_shared(size_t dynamic_bytes) { return dynamic_bytes > 40 * 1024; }
+
+}  // namespace megagpt::cuda
 
 #ifdef MEGAGPT_EMULATED
 #include "emulator.h"
@@ -31,10 +39,9 @@ inline void check(cudaError_t error, const char* what) {
   if (error != cudaSuccess) throw std::runtime_error(std::string("megagpt: ") + what + ": " + cudaGetErrorString(error));
 }
 
-// More than 48 KiB must be asked for.
 template <class Kernel>
 void allow_shared(Kernel* kernel, size_t bytes) {
-  if (bytes > 48 * 1024) check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)), "shared memory");
+  if (asks_for_shared(bytes)) check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)), "shared memory");
 }
 
 }  // namespace megagpt::cuda

@@ -16,6 +16,7 @@ from megagpt.checkpoint.load import Checkpoint
 from megagpt.config.load import ConfigError
 from megagpt.engine import state
 from megagpt.engine.build import Engine
+from megagpt.runtime.distributed import barrier
 from megagpt.runtime.log import is_main_rank, say_here
 
 
@@ -76,7 +77,7 @@ def last_good(folders: Sequence[Path], device: torch.device) -> list[Checkpoint]
         if _all_equal(seen, device) and not faults:
             if is_main_rank():
                 _put_aside(folders, [later for later in steps if later > step])
-            dist.barrier()
+            barrier()
             return found
         for fault in faults:
             say_here(f"{fault}; trying the checkpoint before")

@@ -108,7 +108,7 @@ class FusedAdamW(torch.optim.AdamW):
             alike.setdefault((int(step), param.device, param.dtype, grad.dtype), []).append((param, exp_avg, exp_avg_sq))
         calls = []
         for (step, _, _, grad_dtype), tensors in alike.items():
-            counted = torch.full((len(tensors),), float(step))
+            counted = torch.full((len(tensors),), float(step), device="cpu")
             call = _Call(*map(list, zip(*tensors)), counted, list(counted.unbind()), grad_dtype)
             for param, view in zip(call.params, call.step_views):
                 self.state[param]["step"] = view

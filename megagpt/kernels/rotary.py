@@ -12,7 +12,7 @@ from megagpt.kernels import reference, select
 from megagpt.kernels.operators import call, register
 
 
-def rotary_table(max_position: int, size: int, base: float = 10000.0, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+def rotary_table(max_position: int, size: int, base: float = 10000.0, device: torch.device | str | None = None) -> tuple[Tensor, Tensor]:
     """Cosines and sines of position * base^(-2 i / size) for i < size / 2: two tensors [max_position, size / 2] float32.
 
     Computed in float64 and rounded: the angle of a late position would lose its digits in float32.

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
-import torch.distributed as dist
 
 from megagpt.checkpoint.load import Checkpoint, load_model
 from megagpt.config.schema import RlhfConfig
@@ -25,6 +24,7 @@ from megagpt.rlhf.ema import WeightAverage
 from megagpt.rlhf.handover import Handover
 from megagpt.rlhf.reward_function import RewardFunction, load_reward_function
 from megagpt.rlhf.weight_view import WeightView
+from megagpt.runtime.distributed import barrier
 from megagpt.runtime.log import say
 from megagpt.tokenizer.tokenizer import Tokenizer
 
@@ -170,5 +170,5 @@ def build_four_models(
         rollout=writer, view=WeightView(grids["policy"], grids["rollout"], learner, writer) if "rollout" in grids else None,
         **({} if held_out is None else {"held_out_mean": held_out.state["reward_mean"], "held_out_std": held_out.state["reward_std"]}),
     )
-    dist.barrier()
+    barrier()
     return models

@@ -127,8 +127,13 @@ def _keep_freed_memory() -> None:
         mallopt(trim_threshold, 256 << 20)
 
 
+def barrier() -> None:
+    """Wait for all ranks of the job. NCCL would else guess this rank's device where it has not sent anything yet."""
+    dist.barrier(device_ids=[torch.cuda.current_device()] if dist.get_backend() == "nccl" else None)
+
+
 def stop() -> None:
     """Leave the job; waits for the others so that nobody's last message is cut off."""
     if dist.is_initialized():
-        dist.barrier()
+        barrier()
         dist.destroy_process_group()

@@ -51,6 +51,8 @@ using Location = std::source_location;
 // Limits of sm_80 and sm_90 alike.
 constexpr unsigned kMaxThreads = 1024, kWarpSize = 32, kMaxWarps = kMaxThreads / kWarpSize;
 constexpr size_t kMaxSharedBytes = 163 * 1024;
+// What a launch has that does not ask for more.
+constexpr size_t kUnaskedSharedBytes = 48 * 1024;
 
 // For the race detector, which takes some 8,000 fibers.
 constexpr size_t kMaxFibers = 4096, kArenaBytes = 2 * kMaxSharedBytes;
@@ -137,6 +139,7 @@ struct Machine {
   SharedArray arrays[kMaxSharedArrays];
   unsigned num_arrays = 0;
   size_t shared_bytes = 0;
+  bool asked_for_shared = false;
   void* dynamic = nullptr;
   // Only for the race detector: shared memory, and how many fibers this launch has had.
   char* arena = nullptr;
@@ -288,6 +291,9 @@ inline SIMT_INTERNAL void* shared_array(void** slot, size_t bytes, Location at =
   m.shared_bytes += bytes;
   if (m.shared_bytes > kMaxSharedBytes) {
     fail(std::to_string(m.shared_bytes) + " bytes of shared memory; at most " + std::to_string(kMaxSharedBytes), at);
+  }
+  if (m.shared_bytes > kUnaskedSharedBytes && !m.asked_for_shared) {
+    fail(std::to_string(m.shared_bytes) + " bytes of shared memory, and the launch did not ask for more than " + std::to_string(kUnaskedSharedBytes), at);
   }
   if (m.num_arrays == kMaxSharedArrays) fail("more than " + std::to_string(kMaxSharedArrays) + " shared arrays", at);
 #if defined(__SANITIZE_THREAD__)
@@ -444,8 +450,8 @@ const std::string& kernel_name() {
   return name;
 }
 
-inline SIMT_INTERNAL void launch(const std::string& kernel, dim3 grid, dim3 block, size_t shared_bytes, std::function<void()> body,
-                                 Location at = Location::current()) {
+inline SIMT_INTERNAL void launch(const std::string& kernel, dim3 grid, dim3 block, size_t shared_bytes, bool asked_for_shared,
+                                 std::function<void()> body, Location at = Location::current()) {
   auto& m = machine;
   const uint64_t threads = uint64_t(block.x) * block.y * block.z, blocks = uint64_t(grid.x) * grid.y * grid.z;
   m.kernel = kernel;
@@ -461,6 +467,7 @@ inline SIMT_INTERNAL void launch(const std::string& kernel, dim3 grid, dim3 bloc
   m.grid_size = grid;
   m.num_threads = static_cast<unsigned>(threads);
   m.body = std::move(body);
+  m.asked_for_shared = asked_for_shared;
   m.failed = false;
   m.threads.assign(m.num_threads, Thread{});
   ++m.counters.launches;
@@ -499,7 +506,8 @@ inline SIMT_INTERNAL void launch(const std::string& kernel, dim3 grid, dim3 bloc
   T* const name = static_cast<T*>(::simt::shared_array(&name##_slot, sizeof(T) * (count)))
 #define DYNAMIC_SHARED(T, name) T* const name = static_cast<T*>(::simt::machine.dynamic)
 #define LAUNCH(kernel, grid, block, bytes, stream, ...) \
-  ::simt::launch(::simt::kernel_name<(kernel)>(), dim3(grid), dim3(block), bytes, [&] { kernel(__VA_ARGS__); })
+  ::simt::launch(::simt::kernel_name<(kernel)>(), dim3(grid), dim3(block), bytes, ::megagpt::cuda::asks_for_shared(bytes), \
+                 [&] { kernel(__VA_ARGS__); })
 
 #define SIMT_HERE ::simt::Location at = ::simt::Location::current()
 inline void __syncthreads(SIMT_HERE) { ::simt::sync_threads(at); }
@@ -554,4 +562,5 @@ T __ldg(const T* p) {
 inline float __expf(float x) { return std::exp(x); }
 inline float __logf(float x) { return std::log(x); }
 inline float __fdividef(float a, float b) { return a / b; }
+inline float __fmul_rn(float x, float y) { return x * y; }
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }

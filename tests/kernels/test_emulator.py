@@ -45,7 +45,8 @@ LIMITS = {
     "grid_of_0": "nothing: a grid of 0 blocks is outside the limits",
     "grid_too_high": "nothing: a grid of 65536 blocks is outside the limits",
     "too_much_shared": "nothing: 166913 bytes of shared memory; at most 166912",
-    "too_much_shared_in_all": "too_many_shared_arrays: 184320 bytes of shared memory; at most 166912",
+    "too_much_shared_in_all": "too_many_shared_arrays: 226304 bytes of shared memory; at most 166912",
+    "shared_not_asked_for": "shared_beside_dynamic: 49156 bytes of shared memory, and the launch did not ask for more than 49152",
 }
 CASES = [(bug, build, message) for bug, found in BUGS.items() for key, message in found.items() for build in (SANITIZERS if key == "any" else [key])]
 

@@ -31,11 +31,14 @@ LAST = 1 - 2**-53
 TRUNCATIONS = [(0, 1.0), (7, 1.0), (0, 0.9), (40, 0.5), (3, 0.999), (1, 1.0), (0, 1e-9)]
 
 
-@pytest.fixture(params=["reference", "fused", "emulated"])
+@pytest.fixture(params=["reference", "fused", "emulated", pytest.param("device", marks=pytest.mark.gpu)])
 def implementation(request) -> str:
     """As `kernels`, and the reference as well."""
     if request.param == "emulated":
         with emulated():
+            yield "fused"
+    elif request.param == "device":
+        with torch.device("cuda"):
             yield "fused"
     else:
         yield request.param
@@ -43,7 +46,7 @@ def implementation(request) -> str:
 
 def probabilities(logits: Tensor, temperature: float, top_k: int, top_p: float) -> tuple[np.ndarray, float]:
     """Of the tokens of one row after truncation, and how far the sum that decides on top_p stays from it."""
-    y = logits.double().numpy() / temperature
+    y = logits.double().cpu().numpy() / temperature
     order = np.argsort(-y, kind="stable")
     weight = np.exp(y - y.max())
     if 0 < top_k < len(y):
@@ -102,7 +105,7 @@ def test_every_token_has_its_share(implementation):
     """A draw in the middle of each step, whichever warp and lane has the token."""
     logits = torch.randn(1000)
     probability, _ = probabilities(logits, 1.0, 0, 1.0)
-    middle, chosen = torch.from_numpy(np.cumsum(probability) - probability / 2), torch.arange(0, 1000, 3)
+    middle, chosen = torch.as_tensor(np.cumsum(probability) - probability / 2), torch.arange(0, 1000, 3)
     tokens, _ = sample(logits.expand(len(chosen), -1), middle[chosen], implementation=implementation)
     assert torch.equal(tokens, chosen)
 
@@ -110,7 +113,7 @@ def test_every_token_has_its_share(implementation):
 def test_same_tokens_as_generation(implementation):
     logits, ids, zeros = 3 * torch.randn(60, 97), np.arange(60), np.zeros(60, dtype=np.int64)
     for settings in (Sampling(temperature=0.8, top_k=20, top_p=0.9, seed=3), Sampling(temperature=0.0)):
-        draws = torch.from_numpy(uniform(settings.seed, ids, zeros, zeros))
+        draws = torch.as_tensor(uniform(settings.seed, ids, zeros, zeros))
         tokens, logprobs = sample(
             logits, draws, temperature=settings.temperature, top_k=settings.top_k, top_p=settings.top_p, implementation=implementation
         )
@@ -125,7 +128,7 @@ def test_steps_between_tokens_belong_to_the_later_one(implementation):
     logits = torch.zeros(64, 64)
     assert torch.equal(sample(logits, draws, implementation=implementation)[0], torch.arange(64))
     assert torch.equal(sample(logits, draws + 1 / 128, implementation=implementation)[0], torch.arange(64))
-    just_below = torch.from_numpy(np.nextafter(draws[1:].numpy(), 0.0))
+    just_below = torch.as_tensor(np.nextafter(draws[1:].cpu().numpy(), 0.0))
     assert torch.equal(sample(logits[1:], just_below, implementation=implementation)[0], torch.arange(63))
 
 
@@ -159,7 +162,7 @@ def test_equal_tokens_are_passed_over_behind_the_cut(implementation):
     for number in (0.5, 300.5, 700.5, 1500.5):
         top_p = (of_likelier + number) / (of_likelier + 2048 - len(likelier))
         probability, _ = probabilities(logits, 1.0, 0, top_p)
-        draws = torch.from_numpy(np.cumsum(probability) - probability)[likelier] + 1e-4
+        draws = torch.as_tensor(np.cumsum(probability) - probability)[likelier] + 1e-4
         tokens, _ = sample(logits.expand(len(likelier), -1), draws, top_p=top_p, implementation=implementation)
         assert torch.equal(tokens, likelier)
 

@@ -34,11 +34,14 @@ REFERENCE_ERROR = 2e-5
 TP_TIMEOUT = 180  # seconds for two ranks to start and run every case: 3 on an idle machine, a minute on a busy one
 
 
-@pytest.fixture(params=[*IMPLEMENTATIONS, "emulated"])
+@pytest.fixture(params=[*IMPLEMENTATIONS, "emulated", pytest.param("device", marks=pytest.mark.gpu)])
 def implementation(request) -> str:
     """As `kernels`, and the reference as well."""
     if request.param == "emulated":
         with emulated():
+            yield "fused"
+    elif request.param == "device":
+        with torch.device("cuda"):
             yield "fused"
     else:
         yield request.param

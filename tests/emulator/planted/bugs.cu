@@ -146,6 +146,11 @@ __global__ void too_many_shared_arrays(float* y) {
   y[threadIdx.x] = s[0] + t[0];
 }
 
+__global__ void shared_beside_dynamic(float* y) {
+  SHARED(float, s, 2 * 1024 + 1);  // BUG shared_not_asked_for
+  y[threadIdx.x] = s[0];
+}
+
 }  // namespace
 
 #define PLANTED(name, ...)                                          \
@@ -183,7 +188,8 @@ LAUNCHES(block_of_65_along_z, nothing, 1, dim3(1, 1, 65), 0, nullptr)        // 
 LAUNCHES(grid_of_0, nothing, 0, kThreads, 0, nullptr)                        // BUG grid_of_0
 LAUNCHES(grid_too_high, nothing, dim3(1, 65536), kThreads, 0, nullptr)       // BUG grid_too_high
 LAUNCHES(too_much_shared, nothing, 1, kThreads, 163 * 1024 + 1, nullptr)     // BUG too_much_shared
-LAUNCHES(too_much_shared_in_all, too_many_shared_arrays, 1, 1, 0, nullptr)
+LAUNCHES(too_much_shared_in_all, too_many_shared_arrays, 1, 1, 41 * 1024, nullptr)
+LAUNCHES(shared_not_asked_for, shared_beside_dynamic, 1, 1, 40 * 1024, nullptr)
 
 CASES(unset_shared) {
   const Buffer y = floats(kThreads);
