@@ -459,6 +459,13 @@ class RoleConfig(Frozen):
     """Pipeline-parallel size."""
     zero: Literal[0, 1, 2, 3] = 1
     """ZeRO stage (policy and value; frozen models keep no optimizer)."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Type of weights and activations; with bf16 and fp16 the optimizer of policy and value keeps float32 masters."""
+    loss_scale: LossScaleConfig = LossScaleConfig()
+    """FP16 of policy and value only."""
+    offload: Literal["none", "cpu"] = "none"
+    """`cpu`: the optimizer of policy or value works in host memory (needs zero 1 to 3); the weights of reference and reward wait there and come
+    to the device for each scoring."""
 
 
 class PlacementConfig(Frozen):

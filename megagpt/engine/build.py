@@ -111,6 +111,14 @@ class Engine:
             offload_optimizer=parallel.offload_optimizer, offload_path=parallel.offload_path,
         )
 
+    @property
+    def masters(self) -> list[Tensor]:
+        """The float32 weights that the optimizer steps: of ZeRO this rank's part, flat and padded, in host memory where that is offloaded."""
+        zero = self.deepspeed.optimizer
+        if self.zero_stage == 3:
+            return list(zero.fp32_partitioned_groups_flat)
+        return list(zero.single_partition_of_fp32_groups) if self.zero_stage > 0 else [parameter for parameter, _ in self.entries]
+
     def scope(self) -> contextlib.AbstractContextManager:
         """Where every use of the model must happen, forward passes included: ZeRO 3 gathers weights in its hooks."""
         return deepspeed_scope(self.groups, self._mpu)

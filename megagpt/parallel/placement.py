@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 
+from megagpt.config.check import check_loss_scale
 from megagpt.config.load import ConfigError
 from megagpt.config.schema import ParallelConfig, PlacementConfig, RoleConfig
 from megagpt.parallel.grid import Grid
 
 ROLES = ("policy", "reference", "reward", "value")
+TRAINED = ("policy", "value")
 
 
 def stage_grid(parallel: ParallelConfig, world_size: int) -> Grid:
@@ -46,6 +48,12 @@ def role_grid(role: str, config: RoleConfig, world_size: int) -> Grid:
         raise ConfigError(f"placement.{role}.ranks = {ranks}: {len(ranks)} ranks are not a multiple of tp {config.tp} x pp {config.pp}")
     if config.zero == 3 and config.pp > 1:
         raise ConfigError(f"placement.{role}.zero = 3 with pp = {config.pp}: not supported together; take zero 1 or 2")
+    if role in TRAINED and config.zero == 0:
+        if config.precision != "fp32":
+            raise ConfigError(f"placement.{role}.precision = {config.precision} with zero = 0: float32 masters are kept by ZeRO 1 to 3; take zero 1")
+        if config.offload != "none":
+            raise ConfigError(f"placement.{role}.offload = {config.offload} with zero = 0: it is ZeRO that offloads the optimizer; take zero 1")
+    check_loss_scale(config.precision, config.loss_scale, f"placement.{role}")
     return Grid(tp=config.tp, pp=config.pp, dp=len(ranks) // (config.tp * config.pp), offset=ranks[0])
 
 

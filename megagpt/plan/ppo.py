@@ -11,14 +11,12 @@ from megagpt.config.schema import ModelConfig, ParallelConfig, RlhfConfig
 from megagpt.engine.sharding import useful_zero_stage
 from megagpt.model.param_map import num_parameters
 from megagpt.model.shape import ModelShape
-from megagpt.parallel.placement import build_grids, placed_roles
+from megagpt.parallel.placement import TRAINED, build_grids, placed_roles
 from megagpt.plan import activations, compute, memory, speed
 from megagpt.plan.hardware import Hardware
 from megagpt.plan.job import Job, total
 from megagpt.plan.memory import Memory
 from megagpt.plan.parents import starting_model
-
-TRAINED = ("policy", "value")
 
 
 @dataclass(frozen=True)

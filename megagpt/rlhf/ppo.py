@@ -99,6 +99,7 @@ class Trainer:
         found: dict[str, dict[str, float] | None] = {"policy": None, "value": None}
         texts = (MIX_SUM,) if config.pretrain_mix is not None else ()
         reported = {"policy": (*POLICY_SUMS, *texts, "grad_norm", "updates", "first_ratio_error"), "value": (*VALUE_SUMS, "grad_norm")}
+        reported = {role: (*names, "loss_scale") if self._has_loss_scale(role) else names for role, names in reported.items()}
         learns = [role for role in reported if role in self.models.grids and (role == "value" or step > ppo.value_warmup_steps)]
         if self.models.policy is not None and "policy" in learns:
             lr = learning_rate(config.policy_optimizer, step, ppo.steps)
@@ -115,6 +116,10 @@ class Trainer:
             shared = share_numbers(known, len(names), self.models.grids[role], self.world.device)
             metrics |= {name if name.startswith(role) else f"{role}_{name}": value for name, value in zip(names, shared)}
         return metrics
+
+    def _has_loss_scale(self, role: str) -> bool:
+        where = getattr(self.config.placement, role)
+        return where is not None and where.precision == "fp16"
 
     def _peek(self, experience: Experience) -> None:
         """One decoded sample: the fastest way to see what the numbers mean."""

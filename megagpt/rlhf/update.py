@@ -58,7 +58,8 @@ def update(
         mix: pre-training text for the same steps; its mean loss is reported as `pretrain_loss`.
 
     Returns:
-        means over response tokens of the reported sums, the mean gradient norm, the number of optimizer steps, and the first minibatch's
+        means over response tokens of the reported sums, the mean gradient norm, the number of optimizer steps (without those that FP16 skipped),
+        and the first minibatch's
         `ratio_error` (the policy has not moved yet, so it must be 0 up to rounding). The policy's steps end early where `target_kl` says so;
         the sums are the same on all ranks, and so is that decision.
     """
@@ -74,8 +75,10 @@ def update(
             texts, num_targets = mix.batches(step, number)
             batches, both = [*batches, *texts], _with_text(loss, mix, count / num_targets, sums)
         reports = engine.accumulate(batches, both, denominator=count, rows=ppo.micro_batch_size, length=length)
-        norms.append(engine.step(lr))
-        after_step()
+        norm = engine.step(lr)
+        if not (engine.overflow and engine.model.layout.dtype == torch.float16):  # its loss scale was too large: this step is skipped, and that is all
+            norms.append(norm)
+            after_step()
         summed = sum_reports(groups, reports, sums)
         first = first or {name: value / count for name, value in summed.items()}
         totals = {name: totals[name] + summed[name] for name in sums}
@@ -84,7 +87,7 @@ def update(
             break
     means = {name: total / tokens_seen for name, total in totals.items()}
     firsts = {f"first_{name}": value for name, value in first.items() if name == "ratio_error"}
-    return {**means, "grad_norm": float(np.mean(norms)), "updates": len(norms), **firsts}
+    return {**means, "grad_norm": float(np.mean(norms or [0.0])), "updates": len(norms), "loss_scale": engine.loss_scale, **firsts}
 
 
 def _with_text(loss: Callable, mix: PretrainMix, weight: float, sums: tuple[str, ...]) -> Callable:
