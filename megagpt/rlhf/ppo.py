@@ -47,6 +47,8 @@ class Trainer:
         if models.policy is not None and texts is not None:
             self.mix = PretrainMix(config.pretrain_mix, config.ppo, texts, models.policy, world.device)
         self._seconds: dict[str, float] = {}
+        self.memory: Callable[[str], AbstractContextManager] = nullcontext
+        """Around each phase on the ranks that take part in it: what measures its memory."""
 
     def state(self) -> dict[str, Any]:
         """What a resume needs beside the models."""
@@ -74,7 +76,7 @@ class Trainer:
     def step(self, step: int, phase: Callable[[str], AbstractContextManager] = nullcontext) -> dict[str, float]:
         """One round: sample, score, update. Returns its metrics, the same on every rank."""
         seed, ppo = self.config.run.seed, self.config.ppo
-        with self._phase(phase, "rollout"):
+        with self._phase(phase, "rollout"), self.memory("rollout"):
             samples = ppo.samples_per_prompt
             chosen = step_rows(seed, step - 1 + self.skipped_rounds, ppo.rollout_batch_size // samples, len(self.prompts))
             rows = [self.prompts[item] for _, item in chosen for _ in range(samples)]
@@ -83,7 +85,7 @@ class Trainer:
                 self.models, self.config, [p.tokens for p in rows], [p.number for p in rows], numbers,
                 stop_ids=self.stop_ids, seed=seed, device=self.world.device,
             )
-        with self._phase(phase, "score"):
+        with self._phase(phase, "score"), self.memory("score"):
             experience = score(self.models, rollout, self.config, self.kl.coefficient, self.world.device, self.scores)
         with self._phase(phase, "update"):
             updates = self._update(experience, step)
@@ -105,10 +107,14 @@ class Trainer:
             lr = learning_rate(config.policy_optimizer, step, ppo.steps)
             loss = policy_loss_of(self.models.policy, config, self.kl.coefficient)
             after = self.models.average.update if self.models.average is not None else lambda: None
-            found["policy"] = update(self.models.policy, experience, ppo, loss, POLICY_SUMS, lr=lr, seed=seed, step=step, after_step=after, mix=self.mix)
+            with self.memory("update policy"):
+                found["policy"] = update(
+                    self.models.policy, experience, ppo, loss, POLICY_SUMS, lr=lr, seed=seed, step=step, after_step=after, mix=self.mix
+                )
         if self.models.value is not None:
             lr = learning_rate(config.value_optimizer, step, ppo.steps)
-            found["value"] = update(self.models.value, experience, ppo, value_loss_of(ppo), VALUE_SUMS, lr=lr, seed=seed, step=step)
+            with self.memory("update value"):
+                found["value"] = update(self.models.value, experience, ppo, value_loss_of(ppo), VALUE_SUMS, lr=lr, seed=seed, step=step)
         metrics = {}
         for role in learns:
             names = reported[role]

@@ -20,6 +20,7 @@ from megagpt.parallel.placement import build_grids
 from megagpt.rlhf.doctor import DoctorStop, Finding
 from megagpt.rlhf.evaluate import Evaluation, evaluate, win_rate
 from megagpt.rlhf.four_models import FourModels, Starts, build_four_models
+from megagpt.rlhf.memory import MemoryMeter
 from megagpt.rlhf.ppo import Trainer
 from megagpt.rlhf.pretrain_mix import open_pretrain_mix
 from megagpt.rlhf.reward_function import load_reward_function
@@ -92,10 +93,14 @@ class _Stage:
             if self.opening is None:
                 self.opening, metrics = self.measure(0)
                 self.treat(0, metrics)
+            memory = self._memory_meter(min(step + 2, total))
+            trainer.memory = memory.phase
             while step < total:
                 step += 1
+                memory.begin(step)
                 with self.around.step(step):
                     metrics = trainer.step(step, self.around.phase)
+                metrics |= memory.tell()
                 self.around.record(step, metrics)
                 if self.around.due(config.every.evaluate, step):
                     metrics |= self.measure(step)[1]
@@ -110,6 +115,12 @@ class _Stage:
             self.output.wait()
         self._finish(checkpoint, closing)
         return checkpoint
+
+    def _memory_meter(self, step: int) -> MemoryMeter:
+        """Of that round."""
+        trainer = self.trainer
+        longest = max(len(prompt.tokens) for prompt in trainer.prompts)
+        return MemoryMeter(self.config, self.models, self.starts, longest, trainer.world.device, self.output.folder, step)
 
     def measure(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
         """What is kept of an evaluation, and its metrics."""
