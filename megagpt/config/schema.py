@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 
 
 class Frozen(BaseModel):
@@ -451,8 +451,9 @@ class RewardConfig(StageConfig):
 class RoleConfig(Frozen):
     """Where one of the four models lives."""
 
-    ranks: list[int] = Field(min_length=1)
-    """Ranks of the job that hold this model; consecutive."""
+    ranks: list[int] | None = Field(None, min_length=1)
+    """Ranks of the job that hold this model; consecutive. Left out for all models: the planner chooses ranks, tp, pp, zero and offload, the fastest
+    that fits into the devices' memory; `placement: auto` says so for every model in fp32."""
     tp: int = Field(1, gt=0)
     """Tensor-parallel size."""
     pp: int = Field(1, gt=0)
@@ -477,6 +478,11 @@ class PlacementConfig(Frozen):
     """Left out where a reward function stands in for the reward model (`reward: null`)."""
     value: RoleConfig | None = None
     """Left out with a critic-free advantage (`ppo.advantage: grpo` or `rloo`)."""
+
+    @property
+    def is_auto(self) -> bool:
+        """Nothing has ranks: the planner chooses."""
+        return all(role is None or role.ranks is None for _, role in self)
 
 
 class KlConfig(Frozen):
@@ -647,6 +653,15 @@ class RlhfGates(Frozen):
     """… at a mean KL to the reference of at most this, nats a response."""
 
 
+def _as_placement(value: Any, config: ValidationInfo) -> Any:
+    """`auto` is every model that the job has, without ranks."""
+    if value != "auto":
+        return value
+    ppo = config.data.get("ppo")
+    roles = {"reward": config.data.get("reward") is not None, "value": ppo is None or ppo.advantage == "gae"}
+    return {role: {} for role in ("policy", "reference", *(role for role, is_there in roles.items() if is_there))}
+
+
 class RlhfConfig(Frozen):
     """PPO with four models: policy, reference, reward, value."""
 
@@ -663,11 +678,12 @@ class RlhfConfig(Frozen):
     reward_function: str | None = Field(None, pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
     """`module:function` on Python's path, called with two lists of text, prompts and answers; the number that it returns for each is added to the
     (normalised) score."""
-    placement: PlacementConfig
     policy_optimizer: OptimizerConfig = OptimizerConfig(lr=1e-6, weight_decay=0.0, min_lr_ratio=1.0)
     value_optimizer: OptimizerConfig = OptimizerConfig(lr=5e-6, weight_decay=0.0, min_lr_ratio=1.0)
     prompts: PromptsConfig
     ppo: PpoConfig
+    placement: Annotated[PlacementConfig, BeforeValidator(_as_placement)]
+    """Which ranks hold which model; `auto`: the planner chooses."""
     kl: KlConfig = KlConfig()
     pretrain_mix: PretrainMixConfig | None = None
     """Default: PPO alone."""

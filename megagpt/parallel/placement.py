@@ -37,6 +37,11 @@ def placed_roles(placement: PlacementConfig) -> tuple[str, ...]:
     return tuple(role for role in ROLES if getattr(placement, role) is not None)
 
 
+def num_ranks(placement: PlacementConfig) -> int:
+    """As many as the placement names."""
+    return 1 + max(rank for role in placed_roles(placement) for rank in getattr(placement, role).ranks)
+
+
 def role_grid(role: str, config: RoleConfig, world_size: int) -> Grid:
     """Grid of one role; dp = ranks / (tp x pp)."""
     ranks = config.ranks
@@ -59,6 +64,9 @@ def role_grid(role: str, config: RoleConfig, world_size: int) -> Grid:
 
 def build_grids(placement: PlacementConfig, world_size: int) -> dict[str, Grid]:
     """The grid of each placed role; any two have the same ranks or none in common, and together they use every rank."""
+    for role in placed_roles(placement):
+        if getattr(placement, role).ranks is None:
+            raise ConfigError(f"placement.{role}.ranks is missing: every model needs its ranks, or none has any and the planner chooses (placement: auto)")
     grids = {role: role_grid(role, getattr(placement, role), world_size) for role in placed_roles(placement)}
     for (a, grid_a), (b, grid_b) in itertools.combinations(grids.items(), 2):
         common = set(grid_a.ranks) & set(grid_b.ranks)

@@ -12,7 +12,7 @@ from megagpt.engine.sharding import useful_zero_stage
 from megagpt.model.param_map import num_parameters
 from megagpt.model.shape import ModelShape
 from megagpt.parallel.grid import Grid
-from megagpt.parallel.placement import TRAINED, build_grids, placed_roles
+from megagpt.parallel.placement import TRAINED, build_grids, num_ranks
 from megagpt.plan import compute, memory, speed
 from megagpt.plan.hardware import Hardware
 from megagpt.plan.job import Job, total
@@ -63,8 +63,7 @@ def plan_ppo(config: RlhfConfig, folder: Path, hardware: Hardware, ranks: int | 
     Raises:
         ConfigError: what the stage itself would raise, but for models that are still to come.
     """
-    needed = 1 + max(rank for role in placed_roles(config.placement) for rank in getattr(config.placement, role).ranks)
-    return plan_placement(config, models_of(config, folder), hardware, ranks or needed)
+    return plan_placement(config, models_of(config, folder), hardware, ranks or num_ranks(config.placement))
 
 
 def models_of(config: RlhfConfig, folder: Path) -> dict[str, ModelConfig]:
@@ -80,7 +79,7 @@ def plan_placement(config: RlhfConfig, models: dict[str, ModelConfig], hardware:
     grids = build_grids(config.placement, ranks)
     check_rlhf(config, {role: grid.dp for role, grid in grids.items()})
     jobs = jobs_of(config, grids, models, hardware)
-    return PpoPlan(config, jobs, worst_phases(config, jobs), _seconds(config, jobs))
+    return PpoPlan(config, jobs, worst_phases(config, jobs), round_seconds(config, jobs))
 
 
 def jobs_of(config: RlhfConfig, grids: dict[str, Grid], models: dict[str, ModelConfig], hardware: Hardware) -> dict[str, Job]:
@@ -90,8 +89,8 @@ def jobs_of(config: RlhfConfig, grids: dict[str, Grid], models: dict[str, ModelC
         ConfigError: a model that cannot be cut so.
     """
     jobs, ppo = {}, config.ppo
-    beside = "reward" if "reward" in grids else "reference"
-    for role, grid in (grids | ({"held_out": grids[beside]} if "held_out" in models else {})).items():
+    beside = "reward" if config.placement.reward is not None else "reference"
+    for role, grid in (grids | ({"held_out": grids[beside]} if "held_out" in models and beside in grids else {})).items():
         trained, where = role in TRAINED, getattr(config.placement, beside if role == "held_out" else role)
         check_model(models[role], grid.tp, grid.pp, "held_out_reward" if role == "held_out" else f"placement.{role}")
         parallel = ParallelConfig(
@@ -110,24 +109,34 @@ def jobs_of(config: RlhfConfig, grids: dict[str, Grid], models: dict[str, ModelC
 # ---------------------------------------------------------------- time
 
 
-def _seconds(config: RlhfConfig, jobs: dict[str, Job]) -> dict[str, float]:
-    """Of one round. Roles on the same ranks work one after the other, roles on different ranks at the same time."""
+def round_seconds(config: RlhfConfig, jobs: dict[str, Job]) -> dict[str, float]:
+    """Of one round, as far as these models have a part in it. Roles on the same ranks work one after the other, roles on different ranks at the same time."""
     ppo = config.ppo
     updates = ppo.epochs * (ppo.rollout_batch_size // ppo.minibatch_size)
     jobs = {role: job for role, job in jobs.items() if role != "held_out"}
     passes = dict.fromkeys(jobs, ppo.rollout_batch_size / ppo.minibatch_size)
-    if ppo.logprobs == "sampler":
+    if ppo.logprobs == "sampler" and "policy" in jobs:
         passes["policy"] = ppo.micro_batch_size * jobs["policy"].grid.dp / ppo.minibatch_size  # for the gap alone
     steps = {role: speed.step_time(job) for role, job in jobs.items()}
+    scoring = {role: speed.forward_seconds(job, steps[role]) * passes[role] + _fetch_seconds(role, job) for role, job in jobs.items()}
     return {
-        "rollout": _rollout_seconds(config, jobs["policy"]),
-        "score": _slowest(jobs, {role: speed.forward_seconds(job, steps[role]) * passes[role] for role, job in jobs.items()}),
+        "rollout": _rollout_seconds(config, jobs["policy"]) if "policy" in jobs else 0.0,
+        "score": _slowest(jobs, scoring),
         "update": _slowest(jobs, {role: steps[role].total * updates for role in TRAINED if role in jobs}),
     }
 
 
 def _slowest(jobs: dict[str, Job], seconds: dict[str, float]) -> float:
     return max(sum(time for role, time in seconds.items() if rank in jobs[role].grid) for rank in all_ranks(jobs))
+
+
+def _fetch_seconds(role: str, job: Job) -> float:
+    """For frozen weights that wait in host memory."""
+    if role in TRAINED or job.parallel.offload_optimizer == "none":
+        return 0.0
+    num_bytes = max(total(job.parameters(stage)) for stage in job.distinct_stages) * job.num_bytes
+    hardware = job.hardware
+    return num_bytes / (hardware.host_memory_bandwidth if hardware.host_link_bandwidth is None else hardware.host_link_bandwidth * speed.LINK_EFFICIENCY)
 
 
 def _rollout_seconds(config: RlhfConfig, job: Job) -> float:
@@ -157,6 +166,11 @@ def _petaflop_s_days(plan: PpoPlan, attention: bool) -> float:
     return flops * ppo.rollout_batch_size * ppo.steps / compute.PETAFLOP_S_DAY
 
 
+def _layout_words(role: str, job: Job) -> str:
+    words = [f"{job.grid}", f"ZeRO {job.parallel.zero_stage}" if role in TRAINED else "", job.dtype if job.dtype != "fp32" else ""]
+    return ", ".join(filter(None, [*words, "offloaded" if job.parallel.offload_optimizer != "none" else ""]))
+
+
 def as_json(plan: PpoPlan) -> dict[str, Any]:
     """One object with everything the plan says; bytes, seconds, hours."""
     sizes = {role: num_parameters(job.shape, job.scalar_head) for role, job in plan.jobs.items()}
@@ -168,7 +182,7 @@ def as_json(plan: PpoPlan) -> dict[str, Any]:
         "stage": "rlhf",
         "hardware": plan.hardware.name,
         "ranks": plan.ranks,
-        "layout": {role: f"{job.grid}" + (f", ZeRO {job.parallel.zero_stage}" if role in TRAINED else "") for role, job in plan.jobs.items()},
+        "layout": {role: _layout_words(role, job) for role, job in plan.jobs.items()},
         "num_parameters": sizes["policy"],
         "num_parameters_of_roles": sizes,
         "steps": plan.config.ppo.steps,

@@ -21,6 +21,7 @@ from megagpt.rlhf.doctor import DoctorStop, Finding
 from megagpt.rlhf.evaluate import Evaluation, evaluate, win_rate
 from megagpt.rlhf.four_models import FourModels, Starts, build_four_models
 from megagpt.rlhf.memory import MemoryMeter
+from megagpt.rlhf.place import choose_placement
 from megagpt.rlhf.ppo import Trainer
 from megagpt.rlhf.pretrain_mix import open_pretrain_mix
 from megagpt.rlhf.reward_function import load_reward_function
@@ -43,8 +44,10 @@ def fit(config: RlhfConfig, original: str = "") -> Path:
         original: the configuration file as it was written, kept beside the resolved one.
 
     Raises:
-        ConfigError, CheckpointError, DataError: before any process group exists.
+        ConfigError, CheckpointError, DataError: before any process group exists, unless the placement is left to the planner.
     """
+    if config.placement.is_auto:
+        config = choose_placement(config, start(config.run.device, config.run.timeout_seconds))
     grids = build_grids(config.placement, world_size_from_environment())
     check_rlhf(config, {role: grid.dp for role, grid in grids.items()})
     run = RunFolder(config.run)
