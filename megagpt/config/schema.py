@@ -482,7 +482,7 @@ class PlacementConfig(Frozen):
     @property
     def is_auto(self) -> bool:
         """Nothing has ranks: the planner chooses."""
-        return all(role is None or role.ranks is None for _, role in self)
+        return all(role.ranks is None for _, role in self if isinstance(role, RoleConfig))
 
 
 class KlConfig(Frozen):

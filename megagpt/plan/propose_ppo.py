@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from megagpt.config.check import check_rlhf
 from megagpt.config.load import ConfigError
-from megagpt.config.schema import ModelConfig, PlacementConfig, RlhfConfig, RoleConfig
+from megagpt.config.schema import ModelConfig, RlhfConfig, RoleConfig
 from megagpt.parallel.placement import TRAINED, placed_roles, role_grid
 from megagpt.plan.hardware import Hardware
 from megagpt.plan.ppo import PpoPlan, jobs_of, plan_placement, round_seconds
@@ -52,7 +52,7 @@ def propose_ppo(
         candidate = config.model_copy(update={"ppo": config.ppo.model_copy(update={"micro_batch_size": micro})})
         for _, total, num_bytes, roles in _combined(candidate, models, hardware, ranks)[:limit]:
             if num_bytes <= hardware.memory_bytes:
-                found.append((total, num_bytes, candidate.model_copy(update={"placement": PlacementConfig(**roles)})))
+                found.append((total, num_bytes, _with(candidate, roles)))
     found.sort(key=lambda each: each[:2])
     return [plan_placement(candidate, models, hardware, ranks) for _, _, candidate in found[:limit]]
 
@@ -63,7 +63,12 @@ def smallest_need(config: RlhfConfig, models: dict[str, ModelConfig], hardware: 
     if not found:
         return None
     *_, roles = min(found, key=lambda each: each[2])
-    return plan_placement(config.model_copy(update={"placement": PlacementConfig(**roles)}), models, hardware, ranks)
+    return plan_placement(_with(config, roles), models, hardware, ranks)
+
+
+def _with(config: RlhfConfig, roles: dict[str, RoleConfig]) -> RlhfConfig:
+    """These models placed so."""
+    return config.model_copy(update={"placement": config.placement.model_copy(update=roles)})
 
 
 def _combined(config: RlhfConfig, models: dict[str, ModelConfig], hardware: Hardware, ranks: int) -> list[tuple[bool, float, int, dict[str, RoleConfig]]]:
@@ -115,7 +120,7 @@ def _variants(config: RlhfConfig, models: dict[str, ModelConfig], hardware: Hard
                 })
                 for role in group
             }  # fmt: skip
-            candidate = config.model_copy(update={"placement": config.placement.model_copy(update=roles)})
+            candidate = _with(config, roles)
             try:
                 grids = {role: role_grid(role, where, ranks.stop) for role, where in roles.items()}
                 check_rlhf(candidate, {role: grid.dp for role, grid in grids.items()})

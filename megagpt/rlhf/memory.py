@@ -40,7 +40,7 @@ class MemoryMeter:
         self._models, self._device, self._folder, self._step = models, device, folder, step
         self._now = 0
         self._measured: dict[str, int] = {}
-        self._predicted = predict(config, models, starts, prompt_length, device)
+        self._predicted = predict(config, models, starts, prompt_length)
 
     def begin(self, step: int) -> None:
         """The round that comes."""
@@ -52,7 +52,7 @@ class MemoryMeter:
         if self._now != self._step:
             yield
             return
-        resident = torch.cuda.memory_allocated(self._device) if self._device.type == "cuda" else sum(self._resident().values())
+        resident = torch.cuda.memory_allocated(self._device) if self._device.type == "cuda" else self._resident_bytes()
         with measured_peak(self._device) as peak:
             yield
         self._measured[name] = resident + peak.num_bytes
@@ -65,10 +65,16 @@ class MemoryMeter:
         ranks: list[dict[str, Any]] = [{}] * dist.get_world_size()
         dist.all_gather_object(ranks, here)
         if is_main_rank():
-            atomic.write_json(self._folder / FILE, {"step": self._step, "device": self._device.type, "ranks": ranks})
+            self._write(ranks)
         for line in lines(ranks[0]):
             say(f"[rlhf] memory of rank 0, {line}")
         return _largest(ranks)
+
+    def _write(self, ranks: list[dict[str, Any]]) -> None:
+        try:
+            atomic.write_json(self._folder / FILE, {"step": self._step, "device": self._device.type, "ranks": ranks})
+        except OSError as error:
+            say(f"[rlhf] {FILE} could not be written ({error.strerror}); training goes on without")
 
     def _held(self) -> dict[str, dict[str, int]]:
         """Bytes of each model's parts on this rank's device."""
@@ -82,16 +88,16 @@ class MemoryMeter:
             found["policy"]["average"] = 0 if models.policy.offload_optimizer != "none" else storage_bytes(models.average.averages)
         return found
 
-    def _resident(self) -> dict[str, int]:
-        """What is there between the phases."""
-        return {role: sum(held.values()) - held.get("gradients", 0) for role, held in self._held().items()}
+    def _resident_bytes(self) -> int:
+        """Of all models between the phases."""
+        return sum(num_bytes for parts in self._held().values() for part, num_bytes in parts.items() if part != "gradients")
 
 
-def predict(config: RlhfConfig, models: FourModels, starts: Starts, prompt_length: int, device: torch.device) -> dict[str, dict[str, Any]]:
+def predict(config: RlhfConfig, models: FourModels, starts: Starts, prompt_length: int) -> dict[str, dict[str, Any]]:
     """What the planner says of this rank: bytes of each model's parts, and of each phase of a round."""
     grids = {role: grid for role, grid in models.grids.items() if role != "held_out"}
     sizes = {role: starts.of(role).model_config for role in models.grids}
-    hardware = load_hardware("cpu" if device.type == "cpu" else "a100-80gb").model_copy(update={"runtime_bytes": 0.0})  # only tensors are counted
+    hardware = load_hardware("cpu").model_copy(update={"runtime_bytes": 0.0})  # tensors alone, which take the same on every device
     jobs = jobs_of(config, grids, sizes, hardware)
     roles = ppo_memory.stages_of(jobs, dist.get_rank())
     found: dict[str, dict[str, int]] = {}
