@@ -18,8 +18,8 @@ def worst_phases(config: RlhfConfig, jobs: dict[str, Job]) -> dict[str, Memory]:
     """Phase -> its peak on the rank where that is highest; answers are sampled in an evaluation as in a round."""
     stages = {tuple(sorted((role, job.grid.coordinates(rank).pp) for role, job in jobs.items() if rank in job.grid)) for rank in all_ranks(jobs)}
     rows, worst = max(config.ppo.rollout_batch_size, config.prompts.eval_prompts), {}
-    for held in stages:
-        for phase, found in phases(config, jobs, dict(held), rows, config.prompts.max_prompt_length).items():
+    for roles in stages:
+        for phase, found in phases(config, jobs, dict(roles), rows, config.prompts.max_prompt_length).items():
             worst[phase] = max(worst.get(phase, found), found, key=lambda each: each.total)
     return worst
 
