@@ -4,7 +4,8 @@
                optimizer-*.safetensors  optimizer.index.json  exp_avg.NAME, exp_avg_sq.NAME; master.NAME where weights have 16 bits
                state.json  config.yaml  tokenizer/  checksums.json  COMPLETE
 
-Tensors have canonical names (`model/param_map.py`), global shapes and no padding, whatever layout they were saved under.
+Tensors have canonical names (`model/param_map.py`), global shapes and no padding, whatever layout they were saved under. Where adapters
+of low rank were trained, they lie beside the weights that they adapt.
 Written as `step_<n>.tmp` and renamed when whole; COMPLETE is the last file. No pickle anywhere.
 """
 

@@ -13,11 +13,12 @@ from safetensors import safe_open
 from torch import Tensor
 
 from megagpt.checkpoint.layout import INDEX, CheckpointError, read_json, read_state
-from megagpt.config.schema import ModelConfig
+from megagpt.config.schema import LoraConfig, ModelConfig
 from megagpt.model import param_map
 from megagpt.model.gpt import GPT, build_chunks
 from megagpt.model.init import initial_tensor
 from megagpt.model.layout import Layout
+from megagpt.model.lora import merged_weight
 from megagpt.model.shape import ModelShape
 from megagpt.parallel.groups import Groups
 from megagpt.tokenizer.tokenizer import Tokenizer, load_tokenizer
@@ -35,7 +36,7 @@ class Checkpoint:
         """Raises CheckpointError for an incomplete or damaged folder, or tensors that are not those of its model."""
         checkpoint = cls(path, read_state(path, check_sizes=check_sizes))
         stored = read_json(path, INDEX["model"])
-        for name, needed in param_map.canonical_shapes(ModelShape(checkpoint.model_config), checkpoint.scalar_head).items():
+        for name, needed in param_map.canonical_shapes(ModelShape(checkpoint.model_config, checkpoint.lora), checkpoint.scalar_head).items():
             if name not in stored:
                 raise CheckpointError(f"{path}: holds no tensor {name!r}")
             if stored[name]["shape"] != list(needed):
@@ -59,12 +60,21 @@ class Checkpoint:
         return ModelConfig.model_validate(self.state["model"])
 
     @property
+    def lora(self) -> LoraConfig | None:
+        """Adapters that it holds beside the weights that they adapt."""
+        stored = self.state.get("lora")
+        return None if stored is None else LoraConfig.model_validate(stored, strict=False)
+
+    @property
     def scalar_head(self) -> bool:
         return self.state["head"] == "scalar"
 
     @contextlib.contextmanager
-    def tensors(self, kind: str) -> Iterator[Callable[[str], Tensor]]:
+    def tensors(self, kind: str, *, merged: bool = True) -> Iterator[Callable[[str], Tensor]]:
         """name -> tensor of this kind (`model`, `optimizer`), from memory-mapped files that are open within the block.
+
+        Args:
+            merged: adapters are put into the weights that they adapt, as all need that do not go on training them.
 
         Raises:
             CheckpointError: by the function, for a name that is not there.
@@ -81,7 +91,8 @@ class Checkpoint:
                     files[file] = stack.enter_context(safe_open(str(self.path / file), framework="pt"))
                 return files[file].get_tensor(name)
 
-            yield read
+            lora = self.lora if merged and kind == "model" else None
+            yield read if lora is None else lambda name: merged_weight(name, read, lora)
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that the model was trained with."""
@@ -93,21 +104,23 @@ class Checkpoint:
 
 def load_model(
     checkpoint: Checkpoint, groups: Groups, device: torch.device, *, scalar_head: bool, dropout: float | None = None, seed: int = 0,
-    dtype: torch.dtype = torch.float32,
+    lora: LoraConfig | None = None, dtype: torch.dtype = torch.float32,
 ) -> GPT:
     """The checkpoint's model on this grid, in one block of layers on each stage."""
-    (model,) = load_chunks(checkpoint, groups, device, Layout(dtype), scalar_head=scalar_head, dropout=dropout, seed=seed)
+    (model,) = load_chunks(checkpoint, groups, device, Layout(dtype), scalar_head=scalar_head, dropout=dropout, seed=seed, lora=lora)
     return model
 
 
 def load_chunks(
-    checkpoint: Checkpoint, groups: Groups, device: torch.device, layout: Layout, *, scalar_head: bool, dropout: float | None = None, seed: int = 0
+    checkpoint: Checkpoint, groups: Groups, device: torch.device, layout: Layout, *, scalar_head: bool, dropout: float | None = None, seed: int = 0,
+    lora: LoraConfig | None = None,
 ) -> list[GPT]:
     """This rank's blocks of layers of the checkpoint's model.
 
     Args:
         scalar_head: build a reward or value model; a language-model checkpoint gets a new scalar head from `seed`.
         dropout: overrides the probability that the model was trained with.
+        lora: put new adapters on the model, from `seed`; those of the checkpoint are part of its weights by now.
 
     Raises:
         CheckpointError: a tensor is missing or has another shape, or a language model is asked of a reward model.
@@ -117,13 +130,13 @@ def load_chunks(
     config = checkpoint.model_config
     if dropout is not None:
         config = config.model_copy(update={"dropout": dropout})
-    shape = ModelShape(config)
+    shape = ModelShape(config, lora)
     models = build_chunks(shape, groups, scalar_head=scalar_head, layout=layout)
     expected = param_map.canonical_shapes(shape, scalar_head)
     with checkpoint.tensors("model") as stored:
 
         def read(name: str) -> Tensor:
-            if name.startswith("scalar_head.") and not checkpoint.scalar_head:
+            if name.endswith((".lora_a", ".lora_b")) or (name.startswith("scalar_head.") and not checkpoint.scalar_head):
                 return initial_tensor(name, expected[name], shape, seed)
             tensor = stored(name)
             if tuple(tensor.shape) != expected[name]:

@@ -114,7 +114,7 @@ def _put_aside(folders: Sequence[Path], steps: Sequence[int]) -> None:
 def restore_engine(checkpoint: Checkpoint, engine: Engine) -> None:
     """Weights, optimizer and loss scaler as they were when the checkpoint was saved. All ranks of the engine's grid call this."""
     masters = read_json(checkpoint.path, INDEX["optimizer"])
-    with checkpoint.tensors("model") as weights, checkpoint.tensors("optimizer") as stored:
+    with checkpoint.tensors("model", merged=False) as weights, checkpoint.tensors("optimizer") as stored:
         state.restore(
             engine, lambda name: stored(f"{state.MASTER}.{name}") if f"{state.MASTER}.{name}" in masters else weights(name),
             stored, checkpoint.state["optimizer"],

@@ -151,12 +151,13 @@ class StageOutput:
                 self.folder / subfolder, engine.groups, config_yaml=to_yaml(self.config), tokenizer=self.tokenizer,
                 prune=lambda: prune(self._folders, self.config.every.keep, self.config.every.keep_every),
             )
-        dtype = engine.model.layout.dtype
+        dtype, lora = engine.model.layout.dtype, engine.model.shape.lora
         weights = ((name, tensor.to(dtype)) for name, tensor in engine.canonical_parameters()) if average is None else average
         return self._savers[subfolder].save(
             step, {"model": weights, "optimizer": optimizer_tensors(engine) if average is None else iter(())},
             {
-                "stage": self.config.stage, "head": head, "model": model.model_dump(mode="json"), "seed": self.config.run.seed,
+                "stage": self.config.stage, "head": head, "model": model.model_dump(mode="json"),
+                "lora": None if lora is None else lora.model_dump(mode="json"), "seed": self.config.run.seed,
                 "tokenizer_hash": self.tokenizer.content_hash, "parents": self._parents, "code": code_version(),
                 "optimizer": counters(engine), "fixed": self._fixed, "held_out": None if held_out is None else asdict(held_out), **state,
             },

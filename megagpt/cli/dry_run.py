@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from megagpt.checkpoint.layout import CheckpointError, find_checkpoint
 from megagpt.checkpoint.load import Checkpoint
-from megagpt.config.check import check_layout, check_model, check_parent, check_pretrain, check_rlhf, num_microbatches
+from megagpt.config.check import check_layout, check_parent, check_pretrain, check_rlhf, check_role, num_microbatches
 from megagpt.config.schema import PretrainConfig, RlhfConfig, StageConfig
 from megagpt.engine.schedule import run_steps
 from megagpt.model.param_map import num_parameters
@@ -73,7 +73,7 @@ def _rlhf(config: RlhfConfig, ranks: int | None) -> str:
         start = config.reward if scalar_head and config.reward is not None else config.policy
         checkpoint = _checkpoint(config, start)
         if checkpoint is not None:
-            check_model(checkpoint.model_config, grid.tp, grid.pp, f"placement.{role}")
+            check_role(config, role, checkpoint.model_config, grid.tp, grid.pp)
         lines.append(f"{role:<11} {grid}, parameters: {_parameters(config, start, checkpoint, scalar_head)}")
     lines.append(f"rollout     {ppo.rollout_batch_size} responses of at most {config.prompts.max_response_length} tokens, {ppo.steps} rounds")
     lines.append(f"update      {ppo.epochs} epochs x {ppo.rollout_batch_size // ppo.minibatch_size} minibatches of {ppo.minibatch_size}")

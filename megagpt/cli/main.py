@@ -24,6 +24,7 @@ VERBS = {
     "pretrain": ("megagpt.cli.stages", "learn to predict the next token"),
     "sft": ("megagpt.cli.stages", "learn from demonstrations"),
     "reward": ("megagpt.cli.stages", "learn to score answers from K-way rankings"),
+    "dpo": ("megagpt.cli.stages", "learn from the same rankings without a reward model (direct preference optimization)"),
     "rlhf": ("megagpt.cli.stages", "PPO with policy, reference, reward and value models"),
     "plan": ("megagpt.cli.plan", "memory, time and cost of a stage, and layouts that fit, before any device is reserved"),
     "run": ("megagpt.cli.run", "the whole chain of a pipeline file; finished stages are skipped"),

@@ -1,4 +1,4 @@
-"""megagpt pretrain | sft | reward | rlhf: one training stage, on every rank of the job."""
+"""megagpt pretrain | sft | reward | dpo | rlhf: one training stage, on every rank of the job."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from megagpt.cli.options import add_config_options, read_config
 from megagpt.config import schema
 from megagpt.runtime.stop_request import Stopped, listening
 
-CONFIGS = {"pretrain": schema.PretrainConfig, "sft": schema.SftConfig, "reward": schema.RewardConfig, "rlhf": schema.RlhfConfig}
+CONFIGS = {
+    "pretrain": schema.PretrainConfig, "sft": schema.SftConfig, "reward": schema.RewardConfig, "dpo": schema.DpoConfig, "rlhf": schema.RlhfConfig,
+}  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser, verb: str) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from megagpt.config.load import ConfigError
 from megagpt.config.schema import (
     BatchConfig,
+    DpoConfig,
+    LoraConfig,
     LossScaleConfig,
     ModelConfig,
     OptimizerConfig,
@@ -89,6 +91,14 @@ def check_loss_scale(dtype: str, loss_scale: LossScaleConfig, where: str) -> Non
         raise ConfigError(f"{where}.loss_scale.initial = {scale:g}: must be a power of two; {2.0 ** round(math.log2(scale)):g} is the nearest")
 
 
+def check_lora(lora: LoraConfig, model: ModelConfig, zero_stage: int, field: str = "lora", zero_field: str = "parallel.zero_stage") -> None:
+    """Are adapters of this rank smaller than what they adapt, and do they fit the ZeRO stage?"""
+    if zero_stage == 3:
+        raise ConfigError(f"{zero_field} = 3 with {field}: not supported; take 2, which shares what is trained")
+    if lora.rank > model.hidden_size:
+        raise ConfigError(f"{field}.rank = {lora.rank}: more than the model's hidden_size; {model.hidden_size} is the most, and 8 is usual")
+
+
 def check_length(parallel: ParallelConfig, length: int, field: str) -> None:
     """Rows of this many tokens are shared by context- and sequence-parallel ranks in equal parts."""
     parts = parallel.context_parallel_size * (parallel.tensor_parallel_size if parallel.sequence_parallel else 1)
@@ -150,19 +160,36 @@ def _check_held_out(data: TokenFilesConfig) -> None:
         raise ConfigError(f"data.split = {list(data.split)}: training and validation need parts above 0, the test 0 or more, such as [0.98, 0.01, 0.01]")
 
 
-def check_parent(config: SftConfig | RewardConfig, model: ModelConfig, dp: int) -> None:
-    """Sizes of an SFT or reward job against the model that it starts from."""
-    if config.stage == "reward" and config.parallel.context_parallel_size > 1:
-        raise ConfigError(f"parallel.context_parallel_size = {config.parallel.context_parallel_size}: a reward is read at one token; take 1 here")
-    if config.stage == "reward" and (config.parallel.sequence_parallel or config.parallel.virtual_pipeline_size > 1):
-        raise ConfigError("parallel: sequence_parallel and virtual_pipeline_size are not built for the reward stage; leave them out")
+def check_parent(config: SftConfig | RewardConfig | DpoConfig, model: ModelConfig, dp: int) -> None:
+    """Sizes of an SFT, reward or DPO job against the model that it starts from."""
     if config.stage == "sft":
         _check_plain_sources(config.data)
+    else:
+        _check_ranking_stage(config)
     check_steps(config.optimizer, "optimizer")
     check_parallel(config.parallel, config.precision, model, "parent model")
+    if config.lora is not None:
+        check_lora(config.lora, model, config.parallel.zero_stage)
+        if 0 in (config.parallel.stage_layers or ()):
+            raise ConfigError(
+                f"parallel.stage_layers = {config.parallel.stage_layers} with lora: a stage without layers has nothing to train; take 1 at least"
+            )
     num_microbatches(config.batch, dp)
     if config.data.max_length > model.max_sequence_length:
         raise ConfigError(f"data.max_length = {config.data.max_length}: longer than the model's context of {model.max_sequence_length}")
+
+
+def _check_ranking_stage(config: RewardConfig | DpoConfig) -> None:
+    """What is not built, or makes no sense, where an answer is one number."""
+    if config.data.overlong == "truncate":
+        raise ConfigError("data.overlong = truncate: nobody ranked an answer that is cut short; take drop or refuse here")
+    if config.parallel.context_parallel_size > 1:
+        why = "a reward is read at one token" if config.stage == "reward" else "an answer's log-probability is one sum"
+        raise ConfigError(f"parallel.context_parallel_size = {config.parallel.context_parallel_size}: {why}; take 1 here")
+    if config.parallel.sequence_parallel or config.parallel.virtual_pipeline_size > 1:
+        raise ConfigError(f"parallel: sequence_parallel and virtual_pipeline_size are not built for the {config.stage} stage; leave them out")
+    if config.stage == "dpo" and config.loss.kind == "ipo" and config.loss.label_smoothing > 0:
+        raise ConfigError(f"loss.label_smoothing = {config.loss.label_smoothing} with loss.kind = ipo: only sigmoid knows it; take 0")
 
 
 def _check_plain_sources(data: RecordsConfig) -> None:
@@ -187,6 +214,8 @@ def check_rlhf(config: RlhfConfig, replicas: dict[str, int]) -> None:
     check_steps(config.value_optimizer, "value_optimizer")
     _check_rewards(config)
     _check_advantage(config)
+    if config.value_lora is not None and config.placement.value is None:
+        raise ConfigError("value_lora without placement.value: there is no value model to adapt; leave it out")
     if ppo.rollout_batch_size % ppo.minibatch_size:
         raise ConfigError(f"ppo.minibatch_size = {ppo.minibatch_size}: must divide rollout_batch_size {ppo.rollout_batch_size}")
     for role, dp in replicas.items():
@@ -197,6 +226,14 @@ def check_rlhf(config: RlhfConfig, replicas: dict[str, int]) -> None:
             )
         if config.prompts.eval_prompts % rows:
             raise ConfigError(f"prompts.eval_prompts = {config.prompts.eval_prompts}: not a multiple of {rows}, the rows of one pass of the {role}")
+
+
+def check_role(config: RlhfConfig, role: str, model: ModelConfig, tp: int, pp: int) -> None:
+    """Can this role's model be cut so, and adapted where the configuration says so?"""
+    check_model(model, tp, pp, f"placement.{role}")
+    field = {"policy": "lora", "value": "value_lora"}.get(role)
+    if field is not None and (lora := getattr(config, field)) is not None:
+        check_lora(lora, model, getattr(config.placement, role).zero, field, f"placement.{role}.zero")
 
 
 def _check_rewards(config: RlhfConfig) -> None:

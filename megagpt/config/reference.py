@@ -16,6 +16,8 @@ def describe_keys(config_class: type[BaseModel], prefix: str = "") -> list[str]:
         section = _section(field.annotation)
         is_list = typing.get_origin(field.annotation) is list
         if section is not None and not is_list:
+            if field.default is None:
+                lines += [f"  {prefix}{name}: these keys (default None)", "      " + " ".join(field.description.split())]
             lines += describe_keys(section, f"{prefix}{name}.")
             continue
         default = "required" if field.is_required() else f"default {field.default!r}"
@@ -36,6 +38,8 @@ def _section(annotation: object) -> type[BaseModel] | None:
 
 def _type_name(annotation: object) -> str:
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation is Ellipsis:
+        return "…"
     if origin is typing.Literal:
         return " | ".join(map(str, arguments))
     if origin in (typing.Union, types.UnionType):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 
 
 class Frozen(BaseModel):
@@ -148,6 +148,29 @@ class OptimizerConfig(Frozen):
     """Largest global gradient norm; 0 switches clipping off."""
 
 
+def _distinct(values: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(values)) < len(values):
+        raise ValueError("names one of them twice")
+    return values
+
+
+LoraTarget = Literal["qkv", "proj", "fc1", "fc2"]
+
+
+class LoraConfig(Frozen):
+    """Low-rank adapters (Hu et al. 2021): the weights W stay as they are, and W + alpha / rank * B A is what the model computes with. Only A and B
+    are trained (and the scalar head of a reward or value model), so that only they have gradients and optimizer states. Later stages and
+    `convert export` get the sum as plain weights."""
+
+    rank: int = Field(8, gt=0)
+    """Rows of A and columns of B; at most hidden_size."""
+    alpha: float = Field(16.0, gt=0, allow_inf_nan=False)
+    """Factor of the product, divided by rank."""
+    targets: Annotated[tuple[LoraTarget, ...], AfterValidator(_distinct)] = Field(("qkv", "proj", "fc1", "fc2"), min_length=1)
+    """Which linear layers have adapters: query, key and value (one A for all three), attention's output, the first of the MLP (one A for gate and
+    up), the second. All of them come closest to training everything (Dettmers et al. 2023, section 4); Hu et al. have query and value only."""
+
+
 class BatchConfig(Frozen):
     micro_batch_size: int = Field(gt=0)
     """Rows in one forward pass of one replica."""
@@ -181,7 +204,7 @@ class EveryConfig(Frozen):
     save: int = Field(0, ge=0)
     """Save a checkpoint; always done at the last step."""
     keep: int = Field(2, gt=0)
-    """Checkpoints kept in the stage's folder, newest first; the best on held-out data stays too (SFT)."""
+    """Checkpoints kept in the stage's folder, newest first; the best on held-out data stays too (SFT, DPO)."""
     keep_every: int = Field(0, ge=0)
     """Besides those, keep each checkpoint whose step is a multiple of this; 0: none."""
 
@@ -349,9 +372,10 @@ class RecordsConfig(Frozen):
     valid_fraction: float = Field(0.05, gt=0, lt=1)
     """Held-out share where `valid` is not given."""
     max_length: int = Field(gt=0)
-    """Longest conversation in tokens; longer ones are refused or left out as `overlong` says."""
-    overlong: Literal["refuse", "drop"] = "refuse"
-    """A record longer than max_length stops the run with its file and line (`refuse`) or is left out and counted (`drop`)."""
+    """Longest conversation in tokens; with longer ones is done what `overlong` says."""
+    overlong: Literal["refuse", "drop", "truncate"] = "refuse"
+    """A record longer than max_length stops the run with its file and line (`refuse`), is left out and counted (`drop`) or, demonstrations only, keeps
+    its first max_length tokens (`truncate`), and is left out where no token of an answer is among them."""
 
 
 class SftGates(Frozen):
@@ -381,6 +405,8 @@ class SftConfig(StageConfig):
     """Checkpoint to start from: a stage of the same run, a stage folder, or a checkpoint folder."""
     dropout: float | None = Field(None, ge=0, lt=1)
     """Overrides the parent model's dropout; Ouyang et al. 2022, appendix C.1, have 0.2 on the residual stream."""
+    lora: LoraConfig | None = None
+    """Train adapters of low rank instead of the model; default: the whole model. Adapters want a higher rate than whole models, such as 2e-4."""
     optimizer: SftOptimizerConfig = SftOptimizerConfig()
     batch: BatchConfig
     """In rows: conversations, or packed rows of several."""
@@ -433,6 +459,8 @@ class RewardConfig(StageConfig):
     """Checkpoint to start from; its language-model head is replaced by a scalar head."""
     dropout: float | None = Field(None, ge=0, lt=1)
     """Overrides the parent model's dropout."""
+    lora: LoraConfig | None = None
+    """Train adapters of low rank and the scalar head instead of the whole model; default: the whole model."""
     optimizer: RewardOptimizerConfig = RewardOptimizerConfig()
     batch: BatchConfig
     """In groups: a micro-batch of one group has as many rows as groups have answers on average, and room for the largest in any case."""
@@ -445,6 +473,59 @@ class RewardConfig(StageConfig):
     """Demonstration files whose answers are to score mean 0, standard deviation 1: all of them are scored at each save, the statistics are
     kept with the model, and PPO normalises by them; default: the best held-out answers."""
     gates: RewardGates = RewardGates()
+    """Checks at the end."""
+
+
+class DpoGates(Frozen):
+    """Checks at the end of DPO."""
+
+    min_implicit_pair_accuracy: float | None = Field(None, ge=0, le=1)
+    """Share of held-out pairs that the policy's implicit reward puts in the right order at least this, in the best checkpoint."""
+
+
+class DpoLossConfig(Frozen):
+    """What a pair costs (formulas: `dpo/loss.py`)."""
+
+    kind: Literal["sigmoid", "ipo"] = "sigmoid"
+    """`sigmoid`: Rafailov et al. 2023, eq. 7. `ipo`: Azar et al. 2024, eq. 17, a squared distance from a finite lead."""
+    beta: float = Field(0.1, gt=0, allow_inf_nan=False)
+    """Strength of the pull to the reference, as the coefficient of the KL in PPO; Rafailov et al. 2023, appendix B: 0.1 (0.5 for summaries)."""
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    """`sigmoid` only: share of pairs that annotators are thought to have swapped (conservative DPO)."""
+
+
+class DpoOptimizerConfig(OptimizerConfig):
+    """As in reward training, at a rate for a policy that must not go far."""
+
+    lr: float = Field(1e-6, gt=0)
+    """Peak learning rate; Rafailov et al. 2023, appendix B: 1e-6 at 64 pairs a step."""
+    warmup_ratio: float = Field(0.1, ge=0, lt=1)
+    """Fraction of the run over which the learning rate rises linearly from zero; the paper warms up for 150 steps."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled decay of the weight matrices, in units of the learning rate."""
+
+
+class DpoConfig(StageConfig):
+    """Direct preference optimization: a policy from the reward stage's rankings, without reward model and without sampling."""
+
+    stage: Literal["dpo"] = "dpo"
+    """Which stage this file is for."""
+    parent: str = "sft"
+    """Checkpoint that the policy starts from, and that the frozen reference is; a language model. Its log-probabilities of all answers are computed
+    before the first step, and again at a resume, so that no second model is in memory."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """During training. None unless given, whatever the parent model had: the reference has none either."""
+    lora: LoraConfig | None = None
+    """Train adapters of low rank instead of the whole model; default: the whole model."""
+    optimizer: DpoOptimizerConfig = DpoOptimizerConfig()
+    batch: BatchConfig
+    """In groups: a micro-batch of one group has as many rows as groups have answers on average, and room for the largest in any case."""
+    data: RecordsConfig
+    loss: DpoLossConfig = DpoLossConfig()
+    """DPO with beta 0.1 unless something else is given."""
+    epochs: int = Field(1, gt=0)
+    """Passes over the rankings. Every checkpoint is measured on held-out rankings, after each pass too; the one of the lowest loss is the stage's result."""
+    gates: DpoGates = DpoGates()
     """Checks at the end."""
 
 
@@ -527,7 +608,7 @@ class PpoConfig(Frozen):
     depends on it; it bounds the memory for keys and values."""
     logprobs: Literal["sampler", "trainer"] = "sampler"
     """Whose log-probabilities count as those of the policy before the update. sampler: kept from sampling, so that the policy is not run again
-    over what it wrote; the metric sampler_gap then looks at one microbatch of each replica. trainer: the policy scores the whole rollout in a
+    over what it wrote; the metric sampler_gap then looks at the update's first minibatch. trainer: the policy scores the whole rollout in a
     forward pass like those of the update. In float32 both agree to rounding; where sampler_gap grows, take trainer."""
     epochs: int = Field(1, gt=0)
     """Passes over each rollout (one inner epoch: Ouyang et al. 2022, appendix C.4)."""
@@ -678,6 +759,11 @@ class RlhfConfig(Frozen):
     reward_function: str | None = Field(None, pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
     """`module:function` on Python's path, called with two lists of text, prompts and answers; the number that it returns for each is added to the
     (normalised) score."""
+    lora: LoraConfig | None = None
+    """Train adapters of low rank on the policy; default: all of it. A reference that is placed as the policy is (ranks, tp, pp, precision) then takes
+    no memory: it is the policy with its adapters switched off."""
+    value_lora: LoraConfig | None = None
+    """The same for the value model, whose scalar head is trained too; default: all of it is trained."""
     policy_optimizer: OptimizerConfig = OptimizerConfig(lr=1e-6, weight_decay=0.0, min_lr_ratio=1.0)
     value_optimizer: OptimizerConfig = OptimizerConfig(lr=5e-6, weight_decay=0.0, min_lr_ratio=1.0)
     prompts: PromptsConfig
@@ -697,7 +783,7 @@ class RlhfConfig(Frozen):
 
 
 class PipelineStep(Frozen):
-    stage: Literal["data", "tokenizer", "tokenize", "pretrain", "sft", "reward", "rlhf"]
+    stage: Literal["data", "tokenizer", "tokenize", "pretrain", "sft", "reward", "dpo", "rlhf"]
     """What to run."""
     config: str
     """Its configuration file, relative to the pipeline file."""
@@ -720,6 +806,7 @@ STAGES: dict[str, type[Frozen]] = {
     "pretrain": PretrainConfig,
     "sft": SftConfig,
     "reward": RewardConfig,
+    "dpo": DpoConfig,
     "rlhf": RlhfConfig,
 }
 """Every stage of a pipeline, in the order of work, and its configuration."""

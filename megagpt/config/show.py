@@ -16,6 +16,11 @@ def to_yaml(config: BaseModel) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+def one_line(part: BaseModel | None) -> str | None:
+    """A part of a configuration as one value that can be compared."""
+    return None if part is None else str(part)
+
+
 def content_hash(text: str) -> str:
     """Short SHA-256 of a text, for the manifest."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]

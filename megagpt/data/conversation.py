@@ -38,10 +38,13 @@ def encode_demonstrations(
     records: Iterable[Demonstration],
     tokenizer: Tokenizer,
     max_length: int,
-    overlong: Literal["refuse", "drop"],
+    overlong: Literal["refuse", "drop", "truncate"],
     dropped: Counter[str],
 ) -> list[EncodedRow]:
     """Rows whose targets are the assistant's contents and the `<|end|>` behind each.
+
+    With `truncate` an overlong conversation keeps its first max_length tokens. An answer that is cut has no `<|end|>`, so nobody learns to stop
+    there; where no answer has begun by then, there is nothing to learn, and the conversation is dropped.
 
     Raises:
         DataError: a conversation over max_length tokens and `overlong` is `refuse`.
@@ -49,6 +52,11 @@ def encode_demonstrations(
     rows = []
     for record in records:
         ids, loss_mask = encode_chat(tokenizer, record.messages)
+        if overlong == "truncate" and len(ids) > max_length:
+            ids, loss_mask = ids[:max_length], loss_mask[:max_length]
+            if not any(loss_mask):
+                dropped["no answer within max_length"] += 1
+                continue
         if fits(len(ids), max_length, overlong, record.where, dropped):
             rows.append(encoded_row(ids, loss_mask))
     return rows

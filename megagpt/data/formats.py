@@ -6,10 +6,11 @@ formed but of no use. A row of another shape raises `UnknownShape`; a value of t
 
 | shape | keys |
 |---|---|
-| ours | `messages`; `prompt` + `answers` + `ranks`; `id` + `prompt` |
+| ours | `messages`; `prompt` + `answers` + `ranks`, or `pairs` for a partial order; `id` + `prompt` |
 | Anthropic HH | `chosen` + `rejected`, whole conversations with `Human:` and `Assistant:` |
 | pairs | `prompt` + `chosen` + `rejected`, texts or messages |
 | PandaLM | `instruction`, perhaps `input`, + `response1` + `response2` + `annotator1`, `annotator2`, …: a ranking for each annotator |
+| PandaLM, by question | `instruction`, perhaps `input`, + `responses` of `model` + `text` + `pairs` of (model, model, marks): a partial order for each annotator |
 | OpenAssistant | `context` + `ranked` (K-way rankings); `message_tree_id` + `prompt` with `replies` (trees) |
 | self-instruct | `instruction` + `instances` |
 | Alpaca | `instruction` + `output`, perhaps `input`, `system`, and `history` of (question, answer) |
@@ -24,6 +25,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from megagpt.data.partial_order import find_circle
 from megagpt.tokenizer.special import ROLES
 
 Row = dict[str, Any]
@@ -94,6 +96,8 @@ def to_rankings(row: Any) -> Iterator[Row | Dropped]:
     match row:
         case {"answers": _, "ranks": _, "prompt": prompt}:
             yield _ranking(row | {"prompt": _messages(prompt)})
+        case {"answers": _, "pairs": _, "prompt": prompt}:
+            yield _ranking(row | {"prompt": _messages(prompt)})
         case {"chosen": str(chosen), "rejected": str(rejected)} if "prompt" not in row:
             yield _hh_pair(chosen, rejected)
         case {"prompt": prompt, "chosen": chosen, "rejected": rejected}:
@@ -101,6 +105,8 @@ def to_rankings(row: Any) -> Iterator[Row | Dropped]:
         case {"instruction": str(instruction), "response1": first, "response2": second} if any(map(_ANNOTATOR.fullmatch, row)):
             for name in sorted(name for name in row if _ANNOTATOR.fullmatch(name)):
                 yield _judged_pair(_question(instruction, row.get("input")), first, second, name, row[name])
+        case {"instruction": str(instruction), "responses": list(responses), "pairs": list(pairs)}:
+            yield from _judged_group(_question(instruction, row.get("input")), _objects(responses, "response"), pairs)
         case {"context": list(context), "ranked": list(ranked)}:
             prompt = [_turn(turn, "role", "text") for turn in context]
             yield _ranking({"prompt": prompt} | _ranked(_objects(ranked, "ranked answer")))
@@ -242,21 +248,74 @@ def _judged_pair(question: str, first: Any, second: Any, annotator: str, mark: A
     return _ranking({"prompt": _messages(question), "answers": [first, second], "ranks": _MARKS[mark], "annotator": annotator})
 
 
+def _judged_group(question: str, responses: list[Row], pairs: list[Any]) -> Iterator[Row | Dropped]:
+    """What each annotator said of the pairs of answers to one question. Equal answers are one, and a pair of them says nothing.
+
+    A tie makes no pair, so that the order does not tell it from two answers that nobody compared. An annotator may have put answers in a
+    circle, or (by ties alone) none above another.
+    """
+    texts = _texts_of_models(responses)
+    num_annotators = _check_judged_pairs(pairs, texts)
+    if not all(isinstance(text, str) for text in texts.values()):
+        yield from [Dropped("a response is not a text")] * num_annotators
+        return
+    answers = list(dict.fromkeys(texts.values()))
+    for number in range(num_annotators):
+        order: dict[tuple[int, int], None] = {}
+        for first, second, marks in pairs:
+            better, worse = (answers.index(texts[name]) for name in ((first, second) if marks[number] == 1 else (second, first)))
+            if better == worse:
+                yield Dropped("two answers are equal")
+            elif marks[number]:
+                order[better, worse] = None
+        if find_circle(order):
+            yield Dropped("judgements go in a circle")
+        else:
+            judged = {"answers": answers, "pairs": [list(pair) for pair in order], "annotator": f"annotator{number + 1}"}
+            yield _ranking({"prompt": _messages(question)} | judged)
+
+
+def _texts_of_models(responses: list[Row]) -> dict[str, Any]:
+    texts: dict[str, Any] = {}
+    for response in responses:
+        model = response.get("model")
+        if not isinstance(model, str) or model in texts:
+            raise UnknownMark(f"a response's model is {model!r}, must be a name of its own")
+        texts[model] = response.get("text")
+    return texts
+
+
+def _check_judged_pairs(pairs: list[Any], texts: dict[str, Any]) -> int:
+    """Number of annotators, who all judged every pair."""
+    for pair in pairs:
+        if not (isinstance(pair, list) and len(pair) == 3 and isinstance(pair[2], list) and len(pair[2]) == len(pairs[0][2])):
+            raise UnknownMark(f"pair {pair!r} must be [model, model, marks], with a mark of every annotator")
+        for name in pair[:2]:
+            if not isinstance(name, str) or name not in texts:
+                raise UnknownMark(f"pair {pair!r}: {name!r} is none of the responses' models")
+        for mark in pair[2]:
+            if type(mark) is not int or mark not in _MARKS:
+                raise UnknownMark(f"pair {pair!r}: mark {mark!r} must be 0 (tie), 1 or 2 (the better response)")
+    return len(pairs[0][2]) if pairs else 0
+
+
 def _last_content(answer: Any) -> Any:
     """A text, or the last of some messages."""
     return answer[-1].get("content") if isinstance(answer, list) and answer and isinstance(answer[-1], dict) else answer
 
 
 def _ranking(row: Row) -> Row | Dropped:
-    answers, ranks = row["answers"], row["ranks"]
-    if not (isinstance(answers, list) and isinstance(ranks, list)):
+    answers, ranks, pairs = row["answers"], row.get("ranks"), row.get("pairs")
+    if not (isinstance(answers, list) and isinstance(ranks if pairs is None else pairs, list)):
         return row
     if any(isinstance(answer, str) and not answer.strip() for answer in answers):
         return Dropped("empty answer")
     if len(set(map(str, answers))) < len(answers):
         return Dropped("two answers are equal")
-    if sum(rank is not None for rank in ranks) < 2 <= len(ranks):
+    if pairs is None and sum(rank is not None for rank in ranks) < 2 <= len(ranks):
         return Dropped("fewer than two answers are ranked")
+    if pairs == []:
+        return Dropped("no answer is preferred to another")
     return row
 
 

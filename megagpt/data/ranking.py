@@ -10,6 +10,7 @@ from typing import Literal
 from megagpt.config.schema import RecordsConfig, RecordSource
 from megagpt.data.batch import EncodedRow, encoded_row
 from megagpt.data.errors import DataError
+from megagpt.data.partial_order import longest_chains
 from megagpt.data.records import Ranking, read_demonstrations, read_rankings
 from megagpt.data.split import Split, prompt_key
 from megagpt.data.stage_records import fits, read_split, require_both
@@ -22,11 +23,11 @@ class EncodedGroup:
     """The ranked answers to one prompt; all of them go through the model together."""
 
     rows: tuple[EncodedRow, ...]
-    """[K]; prompt and answer, ended by `<|end|>`."""
+    """[K]; prompt and answer, ended by `<|end|>`. Their masks are 1 on the answer alone, not on what the assistant said in the prompt."""
     pairs: tuple[tuple[int, int], ...]
-    """(winner, loser), indices into rows."""
+    """(winner, loser), indices into rows; of a partial order its transitive closure."""
     record: Ranking
-    """What was ranked, in words; `rows` leave out its answers without a rank."""
+    """What was ranked, in words; `rows` leave out its answers without a rank, or in no pair."""
 
     @property
     def weight(self) -> float:
@@ -35,18 +36,20 @@ class EncodedGroup:
     @property
     def answers(self) -> list[str]:
         """[K]; the texts of `rows`."""
-        return [answer for answer, rank in zip(self.record.answers, self.record.ranks) if rank is not None]
+        return [self.record.answers[place] for place in compared(self.record)]
 
     @property
     def levels(self) -> list[int]:
-        """[K]; place of each answer's rank among the ranks that occur, 0 is best: ranks 1, 4, 4 are levels 0, 1, 1."""
+        """[K]; place of each answer's rank among the ranks that occur, 0 is best: ranks 1, 4, 4 are levels 0, 1, 1. [] of a partial order."""
         ranks = [rank for rank in self.record.ranks if rank is not None]
         order = {rank: level for level, rank in enumerate(sorted(set(ranks)))}
         return [order[rank] for rank in ranks]
 
     @property
     def distances(self) -> list[int]:
-        """[pairs]; levels between winner and loser, 1 for neighbours."""
+        """[pairs]; levels between winner and loser, 1 for neighbours; in a partial order comparisons on the longest way between them."""
+        if self.record.pairs:
+            return list(longest_chains(self.record.pairs).values())
         levels = self.levels
         return [levels[loser] - levels[winner] for winner, loser in self.pairs]
 
@@ -94,10 +97,10 @@ def encode_rankings(
     records: Iterable[Ranking],
     tokenizer: Tokenizer,
     max_length: int,
-    overlong: Literal["refuse", "drop"],
+    overlong: Literal["refuse", "drop", "truncate"],
     dropped: Counter[str],
 ) -> list[EncodedGroup]:
-    """Groups of rows. Answers without a rank are left out; a group with an overlong answer is refused or dropped whole.
+    """Groups of rows. Answers without a rank or in no pair are left out; a group with an overlong answer is refused or dropped whole.
 
     A ranking that puts no answer above another is dropped: it has no pair.
 
@@ -106,8 +109,8 @@ def encode_rankings(
     """
     groups = []
     for record in records:
-        ranked = [i for i, rank in enumerate(record.ranks) if rank is not None]
-        pairs = tuple(ranked_pairs([record.ranks[i] for i in ranked]))
+        ranked = compared(record)
+        pairs = tuple(pairs_of(record))
         if not pairs:
             dropped["all answers are tied"] += 1
             continue
@@ -134,6 +137,25 @@ def load_single_answers(files: Iterable[str], config: RecordsConfig, tokenizer: 
     return groups
 
 
+def compared(record: Ranking) -> list[int]:
+    """Places of the answers that have a rank, or stand in a pair."""
+    if record.pairs:
+        return sorted({place for pair in record.pairs for place in pair})
+    return [place for place, rank in enumerate(record.ranks) if rank is not None]
+
+
+def pairs_of(record: Ranking) -> list[tuple[int, int]]:
+    """All pairs (winner, loser), as indices into the compared answers.
+
+    Of a partial order these are all that follow from the pairs that were compared (A > B and B > C give A > C), so that an order says
+    the same whether it is written as ranks, as all its pairs or as those of neighbours.
+    """
+    places = compared(record)
+    if not record.pairs:
+        return ranked_pairs([record.ranks[place] for place in places])
+    return [(places.index(better), places.index(worse)) for better, worse in longest_chains(record.pairs)]
+
+
 def ranked_pairs(ranks: Sequence[int | None]) -> list[tuple[int, int]]:
     """All pairs (winner, loser) of answers, as indices. Ties and answers without a rank make no pair.
 
@@ -148,4 +170,6 @@ def ranked_pairs(ranks: Sequence[int | None]) -> list[tuple[int, int]]:
 
 
 def _encode_answer(tokenizer: Tokenizer, prompt: Sequence[Message], answer: str) -> EncodedRow:
-    return encoded_row(*encode_chat(tokenizer, [*prompt, Message(role="assistant", content=answer)]))
+    ids, targets = encode_chat(tokenizer, [*prompt, Message(role="assistant", content=answer)])
+    start = len(targets) - targets[::-1].index(0)  # behind the token that opens the last message
+    return encoded_row(ids, [0] * start + [1] * (len(ids) - start))

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from megagpt.data.errors import DataError
 from megagpt.data.formats import Dropped, UnknownMark, UnknownShape, to_demonstrations, to_prompts, to_rankings
+from megagpt.data.partial_order import find_circle
 from megagpt.data.repair import repair_surrogates
 from megagpt.data.rows import is_text_file, read_rows, read_text
 from megagpt.tokenizer.chat import Message
@@ -58,7 +59,9 @@ class Ranking:
     answers: tuple[str, ...]
     """[K], all different."""
     ranks: tuple[int | None, ...]
-    """[K]; 0 is best, equal ranks are ties, None is not ranked. At least two answers are ranked."""
+    """[K]; 0 is best, equal ranks are ties, None is not ranked. At least two answers are ranked. Empty where `pairs` give the order."""
+    pairs: tuple[tuple[int, int], ...] = ()
+    """A partial order: (better, worse) places of answers, as they were compared; without a circle. Empty where `ranks` give the order."""
     slice: str = ""
     """Part of the data that metrics are reported for; default: name of the file."""
     weight: float = 1.0
@@ -84,9 +87,11 @@ Record = TypeVar("Record", Demonstration, Ranking, Prompt)
 
 
 def to_row(record: Document | Demonstration | Ranking | Prompt) -> dict[str, Any]:
-    """The record as a JSON row, empty optional texts left out."""
+    """The record as a JSON row, empty optional texts left out, and of a ranking what does not give its order."""
     row = asdict(record)
     row.pop("where", None)
+    if isinstance(record, Ranking):
+        del row["ranks" if record.pairs else "pairs"]
     if not row.get("source", True) and not isinstance(record, Document):
         del row["source"]
     return row
@@ -122,7 +127,7 @@ def read_demonstrations(path: str | Path, dropped: Counter[str] | None = None) -
 
 
 def read_rankings(path: str | Path, dropped: Counter[str] | None = None) -> list[Ranking]:
-    """Rankings of a file; pairs are rankings with K = 2.
+    """Rankings of a file; pairs of answers are rankings with K = 2, pairs among K answers a partial order.
 
     Raises:
         DataError: unreadable file, malformed row (file and line), or no usable row.
@@ -200,14 +205,15 @@ def _demonstration(row: dict[str, Any], path: Path, line: int) -> Demonstration 
 
 
 def _ranking(row: dict[str, Any], path: Path, line: int) -> Ranking | Dropped:
-    answers, ranks, weight = row["answers"], row["ranks"], row.get("weight", 1.0)
-    if not isinstance(answers, list) or not isinstance(ranks, list) or len(answers) != len(ranks):
+    answers, ranks, pairs, weight = row["answers"], row.get("ranks"), row.get("pairs"), row.get("weight", 1.0)
+    if ranks is not None and pairs is not None:
+        raise DataError(path, "ranks and pairs: both are given; one of them must give the order", line)
+    if not isinstance(answers, list) or (pairs is None and (not isinstance(ranks, list) or len(answers) != len(ranks))):
         raise DataError(path, "answers and ranks must be lists of the same length", line)
     if len(answers) < 2:
         raise DataError(path, f"a ranking of {len(answers)} answer{'s' * (not answers)}; it takes two or more to compare", line)
-    for rank in ranks:
-        if rank is not None and (type(rank) is not int or rank < 0):
-            raise DataError(path, f"rank {rank!r} must be an integer from 0 (best), equal for tied answers, or null (not ranked)", line)
+    _check_ranks(ranks or [], path, line)
+    _check_pairs([] if pairs is None else pairs, len(answers), path, line)
     if type(weight) not in (int, float) or not 0 < weight < float("inf"):
         raise DataError(path, f"weight {weight!r} must be a positive number", line)
     texts = tuple(_text(answer, f"answers[{i}]", path, line) for i, answer in enumerate(answers))
@@ -217,13 +223,32 @@ def _ranking(row: dict[str, Any], path: Path, line: int) -> Ranking | Dropped:
     return Ranking(
         prompt=prompt,
         answers=texts,
-        ranks=tuple(ranks),
+        ranks=tuple(ranks or ()),
+        pairs=tuple(map(tuple, pairs or ())),
         slice=_text(row.get("slice") or _stem(path), "slice", path, line),
         weight=float(weight),
         annotator=_text(row.get("annotator") or "", "annotator", path, line),
         source=_text(row.get("source") or "", "source", path, line),
         where=f"{path}:{line}",
     )
+
+
+def _check_ranks(ranks: list[Any], path: Path, line: int) -> None:
+    for rank in ranks:
+        if rank is not None and (type(rank) is not int or rank < 0):
+            raise DataError(path, f"rank {rank!r} must be an integer from 0 (best), equal for tied answers, or null (not ranked)", line)
+
+
+def _check_pairs(pairs: Any, num_answers: int, path: Path, line: int) -> None:
+    rule = f"must be [better, worse], places of two answers from 0 to {num_answers - 1}"
+    if not isinstance(pairs, list):
+        raise DataError(path, f"pairs is {pairs!r}; each of a list of them {rule}", line)
+    for i, pair in enumerate(pairs):
+        places = pair if isinstance(pair, list) else []
+        if len(places) != 2 or not all(type(place) is int and 0 <= place < num_answers for place in places) or places[0] == places[1]:
+            raise DataError(path, f"pairs[{i}] is {pair!r}, {rule}", line)
+    if circle := find_circle(pairs):
+        raise DataError(path, f"pairs go in a circle: answer {' > '.join(map(str, circle))}; in an order no answer is better than itself", line)
 
 
 def _prompt(row: dict[str, Any], path: Path, line: int) -> Prompt | Dropped:

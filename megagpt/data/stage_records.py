@@ -14,8 +14,8 @@ from megagpt.data.split import Split, held_out_keys, split_by
 Record = TypeVar("Record", Demonstration, Ranking)
 
 
-def fits(length: int, max_length: int, overlong: Literal["refuse", "drop"], where: str, dropped: Counter[str]) -> bool:
-    """Apply the rule for records of too many tokens: False (counted in `dropped`) or an error, as `overlong` says."""
+def fits(length: int, max_length: int, overlong: Literal["refuse", "drop", "truncate"], where: str, dropped: Counter[str]) -> bool:
+    """Apply the rule for records of too many tokens that stay whole or go: False (counted in `dropped`) or an error, as `overlong` says."""
     if length <= max_length:
         return True
     if overlong == "refuse":

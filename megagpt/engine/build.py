@@ -47,7 +47,7 @@ class Engine:
         offload_optimizer, offload_path: as in ParallelConfig.
 
     Raises:
-        ValueError: ZeRO 3 with a pipeline, or 16-bit weights at ZeRO 0.
+        ValueError: ZeRO 3 with a pipeline or with adapters of low rank, or 16-bit weights at ZeRO 0.
     """
 
     def __init__(
@@ -59,6 +59,8 @@ class Engine:
         groups, dtype = self.model.groups, self.model.layout.dtype
         if zero_stage == 3 and groups.grid.pp > 1:
             raise ValueError("zero_stage 3 with pipeline_parallel_size > 1: not supported; take zero_stage 1 or 2")
+        if zero_stage == 3 and self.model.shape.lora is not None:
+            raise ValueError("zero_stage 3 with lora: not supported; take zero_stage 1 or 2")
         if zero_stage == 0 and dtype != torch.float32:
             raise ValueError("zero_stage 0 with bf16 or fp16: float32 masters are kept by zero_stage 1 to 3 only")
         self.groups, self.zero_stage, self.clip_grad = groups, zero_stage, optimizer.clip_grad
@@ -77,8 +79,10 @@ class Engine:
                 weight.ds_pipe_replicated = True  # its gradient counts once in the norm, on the first stage
         # ZeRO 3 leaves empty parameters behind, so the table must be read before.
         self.entries = [entry for model in self.models for entry in model.entries()]
-        self._shared_over_tp = [p for p, _ in self.entries if getattr(p, "sequence_parallel", False)]
-        for parameter, _ in self.entries:
+        self.trained = [(parameter, entry) for parameter, entry in self.entries if parameter.requires_grad]
+        """All of them, but where there are adapters of low rank. Only these have gradients and optimizer states."""
+        self._shared_over_tp = [p for p, _ in self.trained if getattr(p, "sequence_parallel", False)]
+        for parameter, _ in self.trained:
             parameter.grad_dtype = torch.float32  # microbatches add up in float32, whatever the weights' type
         module = self.model if len(self.models) == 1 else torch.nn.ModuleList(self.models)
         with self.scope():
@@ -87,7 +91,7 @@ class Engine:
                 model=module, optimizer=build_optimizer(module, optimizer, offload_optimizer != "none"), mpu=self._mpu,
                 config=deepspeed_config(
                     zero_stage, optimizer.clip_grad, dtype, loss_scale=loss_scale, offload_optimizer=offload_optimizer, offload_path=offload_path,
-                    bucket=reduce_bucket(sum(parameter.numel() for parameter, _ in self.entries)),
+                    bucket=reduce_bucket(sum(parameter.numel() for parameter, _ in self.trained)),
                 ),
                 dist_init_required=False,
             )
@@ -121,7 +125,7 @@ class Engine:
         zero = self.deepspeed.optimizer
         if self.zero_stage == 3:
             return list(zero.fp32_partitioned_groups_flat)
-        return list(zero.single_partition_of_fp32_groups) if self.zero_stage > 0 else [parameter for parameter, _ in self.entries]
+        return list(zero.single_partition_of_fp32_groups) if self.zero_stage > 0 else [parameter for parameter, _ in self.trained]
 
     def held_bytes(self) -> dict[str, int]:
         """What this rank's device holds of the model: between the steps, but for `gradients`, which are there within one. `buffers`: ZeRO 3's own."""
@@ -151,7 +155,7 @@ class Engine:
 
         Args:
             microbatches: this replica's; each has `tokens` [rows, length], `row_ids` [rows], its rows' numbers in the
-                global batch, and may have `segments` [rows, length], as GPT.forward takes them.
+                global batch, and may have `segments` and `only`, as GPT.forward takes them.
             denominator: global count (valid tokens, groups, …) that the summed losses are divided by.
             dropout_key: (seed, step); None trains without dropout, whatever the model's probability.
 
@@ -170,7 +174,8 @@ class Engine:
                 return total * scale, report
 
             row_ids = batch.row_ids.tolist() if dropout_key is not None else ()
-            return model(batch.tokens, segments=getattr(batch, "segments", None), dropout_key=dropout_key, row_ids=row_ids), loss
+            wanted = {name: getattr(batch, name, None) for name in ("segments", "only")}
+            return model(batch.tokens, **wanted, dropout_key=dropout_key, row_ids=row_ids), loss
 
         arguments = dict(rows=rows, length=length, forward_only=False)
         with self.scope():
@@ -178,7 +183,7 @@ class Engine:
                 self.deepspeed.set_gradient_accumulation_boundary(True)
                 collected = run_schedule(self.models, microbatches, forward_step, **arguments)
                 self._sum_shared_gradients()
-                sum_in_place([p.grad for p, _ in self.entries if p.grad is not None], self.groups.collection.dp_cp)
+                sum_in_place([p.grad for p, _ in self.trained if p.grad is not None], self.groups.collection.dp_cp)
             else:
                 with self.deepspeed.coalesce_grad_reduction():
                     collected = run_schedule(self.models, microbatches, forward_step, **arguments)
@@ -187,12 +192,13 @@ class Engine:
 
     def _sum_shared_gradients(self) -> None:
         """Gradients of weights that several ranks of a replica hold: tied embeddings, and what sequence parallelism splits over tokens."""
-        self.gradient_bytes = storage_bytes(parameter.grad for parameter, _ in self.entries)
+        self.gradient_bytes = storage_bytes(parameter.grad for parameter, _ in self.trained)
         for weight, _ in self._tied:
-            dist.all_reduce(weight.grad, group=self.groups.collection.embd)
+            if weight.requires_grad:
+                dist.all_reduce(weight.grad, group=self.groups.collection.embd)
         sum_in_place([parameter.grad for parameter in self._shared_over_tp], self.groups.collection.tp)
         if getattr(self.deepspeed.optimizer, "use_grad_accum_attribute", False):
-            for parameter, _ in self.entries:  # where ZeRO 1 and 2 then look for float32 gradients
+            for parameter, _ in self.trained:  # where ZeRO 1 and 2 then look for float32 gradients
                 parameter.grad_accum, parameter.grad = parameter.grad, None
 
     def step(self, lr: float) -> float:
@@ -225,7 +231,7 @@ class Engine:
         """Global norm with every parameter counted once (Pascanu et al. 2013, algorithm 1); scales the gradients."""
         counted_here = self.groups.coordinates.tp == 0
         counted = [
-            parameter.grad for parameter, _ in self.entries
+            parameter.grad for parameter, _ in self.trained
             if parameter.grad is not None and not getattr(parameter, "ds_pipe_replicated", False) and (parameter.tensor_model_parallel or counted_here)
         ]
         squares = _sum_of_squares(counted, self.entries[0][0].device)
@@ -235,7 +241,7 @@ class Engine:
         if isinstance(self.deepspeed.optimizer, FusedAdamW):  # scales as it reads
             self.deepspeed.optimizer.clip_coefficient = None if coefficient is None else squares.new_full((1,), coefficient, dtype=torch.float32)
         elif coefficient is not None:
-            for parameter, _ in self.entries:
+            for parameter, _ in self.trained:
                 if parameter.grad is not None:
                     parameter.grad.mul_(coefficient)
         return norm
@@ -243,17 +249,20 @@ class Engine:
     # ------------------------------------------------------------ what the model holds, by canonical name
 
     def canonical_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """Full-precision weights of this stage, whole on every rank of it. All ranks of the stage must iterate."""
-        yield from self.gather(lambda p: p.data if self.zero_stage == 0 else safe_get_full_fp32_param(p))
+        """Full-precision weights of this stage, whole on every rank of it; what is not trained, as it is. All ranks of the stage must iterate."""
+        yield from self.gather(lambda p: p.data if self.zero_stage == 0 or not p.requires_grad else safe_get_full_fp32_param(p))
 
     def canonical_gradients(self) -> Iterator[tuple[str, Tensor]]:
         """Reduced, unclipped gradients; to be read between `accumulate` and `step`."""
-        yield from self.gather(lambda p: p.grad if self.zero_stage == 0 else safe_get_full_grad(p))
+        yield from self.gather(lambda p: p.grad if self.zero_stage == 0 else safe_get_full_grad(p), self.trained)
 
-    def gather(self, read: Callable[[torch.nn.Parameter], Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """Something that every parameter of this stage has, by canonical name, float32; `read` gives it whole but for tensor parallelism."""
+    def gather(
+        self, read: Callable[[torch.nn.Parameter], Tensor], entries: Sequence[tuple[torch.nn.Parameter, param_map.Entry]] | None = None
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Something that every parameter of this stage has, or each of these, by canonical name, float32; `read` gives it whole but for tensor
+        parallelism."""
         with self.scope():
-            for parameter, entry in self.entries:
+            for parameter, entry in self.entries if entries is None else entries:
                 if getattr(parameter, "ds_pipe_replicated", False):
                     continue  # the first stage holds the same
                 local = read(parameter).reshape(getattr(parameter, "ds_shape", parameter.shape)).float().contiguous()

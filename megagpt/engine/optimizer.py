@@ -13,15 +13,18 @@ from megagpt.kernels.select import choose
 def build_optimizer(model: torch.nn.Module, config: OptimizerConfig, offloaded: bool = False) -> torch.optim.Optimizer:
     """AdamW with decoupled decay (Loshchilov & Hutter 2019, algorithm 2), or SGD with the same decay rule.
 
-    Decay applies to matrices only, never to norms and biases (Brown et al. 2020, appendix B, as their successors do).
+    Decay applies to matrices only, never to norms and biases (Brown et al. 2020, appendix B, as their successors do). Where adapters of low
+    rank are trained, it applies to the one vector among them too, a scalar head's bias: DeepSpeed sums the gradient norm over all ranks
+    of the model one group after the other, so that every pipeline stage must have the same groups.
 
     Args:
         offloaded: states live in host memory while the model is on a GPU; DeepSpeed's vectorised CPU AdamW then steps there.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    adapters_only = len(parameters) < len(list(model.parameters()))
     groups = [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+        {"params": [p for p in parameters if p.dim() > 1 or adapters_only], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.dim() <= 1 and not adapters_only], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
     if config.name == "sgd":

@@ -66,7 +66,8 @@ def infer(
         model.eval()
 
     def forward_step(inner: GPT, batch: Any):
-        return inner(batch.tokens, segments=getattr(batch, "segments", None)), lambda output: (torch.zeros(1), read(output, batch))
+        output = inner(batch.tokens, only=getattr(batch, "only", None), segments=getattr(batch, "segments", None))
+        return output, lambda output: (torch.zeros(1), read(output, batch))
 
     try:
         return run_schedule(models, microbatches, forward_step, rows=rows, length=length, forward_only=True)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from deepspeed.utils import safe_get_full_optimizer_state, safe_set_full_fp32_param, safe_set_full_optimizer_state
+from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state, safe_set_full_fp32_param, safe_set_full_optimizer_state
 from torch import Tensor
 
 from megagpt.engine.build import Engine
@@ -24,16 +24,16 @@ _SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
 def optimizer_tensors(engine: Engine) -> Iterator[tuple[str, Tensor]]:
-    """`exp_avg.NAME`, `exp_avg_sq.NAME`, and `master.NAME` where the weights have 16 bits; NAME is canonical.
+    """`exp_avg.NAME`, `exp_avg_sq.NAME`, and `master.NAME` where the weights have 16 bits; NAME is canonical, of a tensor that is trained.
 
     Whole tensors, float32. All ranks of a stage must iterate. Nothing before the first update, nor for SGD in float32.
     """
     if engine.model.layout.dtype != torch.float32:
-        yield from ((f"{MASTER}.{name}", tensor) for name, tensor in engine.canonical_parameters())
+        yield from ((f"{MASTER}.{name}", tensor) for name, tensor in engine.gather(safe_get_full_fp32_param, engine.trained))
     if engine.has_moments and engine.num_updates:
         _link(engine)
         for key in MOMENTS:
-            for name, tensor in engine.gather(lambda parameter: _moment(engine, parameter, key)):
+            for name, tensor in engine.gather(lambda parameter: _moment(engine, parameter, key), engine.trained):
                 yield f"{key}.{name}", tensor
 
 
@@ -53,11 +53,11 @@ def restore(engine: Engine, weight: Callable[[str], Tensor], moment: Callable[[s
     """
     engine.num_updates = counted["num_updates"]
     with engine.scope(), torch.no_grad():
-        put_masters(engine, weight)
+        _put_all(engine, engine.entries, None, weight)
         if engine.has_moments and engine.num_updates:
             _make_moments(engine)
             for key in MOMENTS:
-                _put_all(engine, key, lambda name: moment(f"{key}.{name}"))
+                _put_all(engine, engine.trained, key, lambda name: moment(f"{key}.{name}"))
         if engine.zero_stage == 3:
             zero = engine.deepspeed.optimizer
             for group in range(len(zero.fp16_groups)):
@@ -73,14 +73,16 @@ def restore(engine: Engine, weight: Callable[[str], Tensor], moment: Callable[[s
 
 @torch.no_grad()
 def put_masters(engine: Engine, weight: Callable[[str], Tensor]) -> None:
-    """Write the float32 weights alone: canonical name -> weight. What the passes use stays as it was, unless that is the same."""
+    """Write the float32 weights of what is trained alone: canonical name -> weight. What the passes use stays as it was, unless that is the same."""
     with engine.scope():
-        _put_all(engine, None, weight)
+        _put_all(engine, engine.trained, None, weight)
 
 
-def _put_all(engine: Engine, key: str | None, read: Callable[[str], Tensor]) -> None:
+def _put_all(
+    engine: Engine, entries: list[tuple[torch.nn.Parameter, param_map.Entry]], key: str | None, read: Callable[[str], Tensor]
+) -> None:
     tp = engine.groups.collection.tp
-    for parameter, entry in engine.entries:
+    for parameter, entry in entries:
         local = param_map.split(entry, [read(name) for name in entry.pieces], engine.model.shape, tp.size(), tp.rank())
         _put(engine, parameter, key, local.to(parameter.device))
 
@@ -132,7 +134,7 @@ def _link(engine: Engine) -> None:
 
 def _put(engine: Engine, parameter: torch.nn.Parameter, key: str | None, value: Tensor) -> None:
     """Write a moment, or the float32 weight (key None), to where the optimizer keeps this rank's part of it."""
-    if engine.zero_stage == 0:
+    if engine.zero_stage == 0 or not parameter.requires_grad:
         (parameter.data if key is None else _base(engine).state[parameter][key]).copy_(value)
     elif engine.zero_stage < 3:
         value = value.float().contiguous()

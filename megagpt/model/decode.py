@@ -49,7 +49,7 @@ def decoding_pass(model: GPT, tokens: Tensor, positions: Tensor, cache: KeyValue
 
 def _attention(attention: SelfAttention, hidden: Tensor, positions: Tensor, cache: KeyValueCache) -> Tensor:
     core, groups, size = attention.core_attention, attention.num_query_groups_per_partition, attention.hidden_size_per_attention_head
-    mixed = F.linear(hidden, attention.linear_qkv.weight, attention.linear_qkv.bias)
+    mixed = _product(attention.linear_qkv, hidden, attention.linear_qkv.bias)
     mixed = mixed.view(len(hidden), groups, -1, size)  # of each group: queries | key | value
     query, pairs = mixed[:, :, :-2], mixed[:, :, -2:]
     if core.rotary_table is not None:
@@ -60,14 +60,20 @@ def _attention(attention: SelfAttention, hidden: Tensor, positions: Tensor, cach
 
 
 def _mlp(mlp: MLP, hidden: Tensor) -> Tensor:
-    inner = F.linear(hidden, mlp.linear_fc1.weight, mlp.linear_fc1.bias)
+    inner = _product(mlp.linear_fc1, hidden, mlp.linear_fc1.bias)
     return _row_parallel(mlp.linear_fc2, bias_swiglu(inner) if mlp.config.gated_linear_unit else F.gelu(inner, approximate="tanh"))
 
 
 def _row_parallel(linear: torch.nn.Module, part: Tensor) -> Tensor:
     """[t, part of the inputs] -> [t, h], summed over the ranks that hold the other parts; the bias counts once."""
     if linear.tp_group.size() == 1:
-        return F.linear(part, linear.weight, linear.bias)
-    summed = F.linear(part, linear.weight)
+        return _product(linear, part, linear.bias)
+    summed = _product(linear, part)
     dist.all_reduce(summed, group=linear.tp_group)
     return summed if linear.bias is None else summed.add_(linear.bias)
+
+
+def _product(linear: torch.nn.Module, inputs: Tensor, bias: Tensor | None = None) -> Tensor:
+    """This rank's part, that of an adapter with it."""
+    product, adapter = F.linear(inputs, linear.weight, bias), getattr(linear, "lora", None)
+    return product if adapter is None else adapter.local(product, inputs)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from megagpt.config.stages import stage_layers
 from megagpt.model import dropout as drop
-from megagpt.model import megatron_globals, param_map
+from megagpt.model import lora, megatron_globals, param_map
 from megagpt.model.attention import CausalAttention, RotaryTable
 from megagpt.model.forward_pass import CurrentPass, ForwardPass
 from megagpt.model.key_value_cache import KeyValueCache
@@ -38,7 +38,7 @@ class GPT(GPTModel):
         layout: precision, recomputation, how stages are cut.
         chunk: which of this rank's blocks of layers, where a stage has several.
 
-    Weights are uninitialised until `load_canonical`.
+    Weights are uninitialised until `load_canonical`. With adapters of low rank (`shape.lora`) only these and a scalar head require gradients.
     """
 
     def __init__(self, shape: ModelShape, groups: Groups, *, scalar_head: bool = False, layout: Layout = Layout(), chunk: int = 0) -> None:
@@ -70,8 +70,12 @@ class GPT(GPTModel):
         self.current = CurrentPass()
         self._rotary_table = RotaryTable(shape.config.max_sequence_length, shape.head_size, shape.config.rotary_base) if shape.is_llama else None
         self._connect_layers()
+        if shape.lora is not None:
+            lora.attach(self, shape.lora)
         for name, parameter in self.named_parameters():
-            axis = self.entry(name).axis
+            entry = self.entry(name)
+            parameter.requires_grad_(param_map.is_trained(entry.pieces[0], shape))
+            axis = entry.axis
             # Read by DeepSpeed: a parameter that is not sharded counts once in the gradient norm.
             parameter.tensor_model_parallel, parameter.partition_dim = axis is not None, -1 if axis is None else axis
 
@@ -110,7 +114,8 @@ class GPT(GPTModel):
                 parallelism this rank's part of each row.
             positions: [b, s] position of each token; default 0, 1, 2 … in each segment.
             cache: keys and values of the earlier tokens; b is 1 and the row holds what the cache expects.
-            only: [n] places in a single row whose output is wanted; the head is spared the others.
+            only: places whose output is wanted, [n] in a single row or [b, s] bool; the head is spared the others. Not with
+                sequence or context parallelism.
             segments: [b, length of the whole rows] document that each token belongs to; attention stays within it.
             dropout_key: (seed, step); None: no dropout.
             row_ids: numbers of the rows in the global batch, for dropout.
@@ -118,7 +123,7 @@ class GPT(GPTModel):
         Returns:
             last stage: logits [b, s, padded vocabulary / tp] of this tensor-parallel rank, or scalars [b, s];
             other stages: hidden states [s, b, h] ([s / tp, b, h] with sequence parallelism). With `only`, the last
-            stage's s is n.
+            stage's output is of one row, [1, n, ...], row by row where there were several.
         """
         cp, length = self.groups.collection.cp, tokens.size(1)
         if positions is None:
@@ -137,7 +142,8 @@ class GPT(GPTModel):
 
     def _postprocess(self, hidden_states: Tensor, **_) -> Tensor:
         if self.post_process and self._only is not None:
-            hidden_states = hidden_states[self._only]
+            is_mask = self._only.dtype == torch.bool
+            hidden_states = hidden_states.transpose(0, 1)[self._only][:, None] if is_mask else hidden_states[self._only]
         if self.has_scalar_head and self.post_process:
             if self.layout.sequence_parallel:
                 # Every tensor-parallel rank computes the same scalars: each takes its own tokens' part of the gradient.

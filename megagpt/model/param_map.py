@@ -7,6 +7,9 @@ made of one or more canonical tensors:
 - SwiGLU's gate and up projection are fused as [gate; up] on each tensor-parallel rank;
 - vocabulary rows are padded to a multiple of tp; padding rows are zero and are never stored.
 
+Adapters of low rank (`lora.py`) have two factors: B is made of one tensor for each that the adapted weight is made of, laid out as
+that is; A is one tensor.
+
 So the shards of a rank cannot simply be concatenated; `split` and `merge` know how. Only these two need torch: the planner
 reads the table without it.
 """
@@ -18,6 +21,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from megagpt.config.schema import LoraConfig
 from megagpt.model.shape import ModelShape
 
 if TYPE_CHECKING:
@@ -37,6 +41,12 @@ class Entry:
 
 
 _NORM = {"input_layernorm": "attention_norm", "pre_mlp_layernorm": "mlp_norm"}
+TARGETS = {"qkv": "self_attention.linear_qkv", "proj": "self_attention.linear_proj", "fc1": "mlp.linear_fc1", "fc2": "mlp.linear_fc2"}
+"""What an adapter is put on, by its name in the configuration -> Megatron-core's module in a layer."""
+_TARGET_OF = {
+    "attention.query": "qkv", "attention.key": "qkv", "attention.value": "qkv", "attention.output": "proj",
+    "mlp.gate": "fc1", "mlp.up": "fc1", "mlp.down": "fc2",
+}  # fmt: skip
 
 
 def entry(name: str, shape: ModelShape) -> Entry:
@@ -56,6 +66,12 @@ def entry(name: str, shape: ModelShape) -> Entry:
         return Entry((f"final_norm.{match[1]}",), "plain", None)
     if match := re.fullmatch(r"scalar_head\.(weight|bias)", name):
         return Entry((name,), "plain", None)
+    if match := re.fullmatch(r"(decoder\.layers\.(\d+)\.(.+))\.lora\.([ab])", name):
+        weight = entry(f"{match[1]}.weight", shape)
+        if match[4] == "b":
+            return Entry(tuple(piece.replace(".weight", ".lora_b") for piece in weight.pieces), weight.layout, 0 if weight.axis == 0 else None)
+        target = next(target for target, module in TARGETS.items() if module == match[3])
+        return Entry((f"layers.{match[2]}.{target}.lora_a",), "plain", 1 if weight.axis == 1 else None)
     match = re.fullmatch(r"decoder\.layers\.(\d+)\.(.+)\.(weight|bias)", name)
     if match:
         layer, module, kind = f"layers.{match[1]}", match[2], match[3]
@@ -74,6 +90,13 @@ def entry(name: str, shape: ModelShape) -> Entry:
     raise KeyError(f"no canonical name for Megatron-core parameter {name!r}")
 
 
+def factors_of(name: str, lora: LoraConfig) -> tuple[str, str] | None:
+    """Canonical names of the factors A and B of the adapter that this tensor has, if it is a weight that has one."""
+    match = re.fullmatch(r"layers\.(\d+)\.(.+)\.weight", name)
+    target = _TARGET_OF.get(match[2]) if match else None
+    return (f"layers.{match[1]}.{target}.lora_a", f"layers.{match[1]}.{match[2]}.lora_b") if target in lora.targets else None
+
+
 def canonical_shapes(shape: ModelShape, scalar_head: bool = False) -> dict[str, tuple[int, ...]]:
     """Every canonical tensor of a model with its global, unpadded shape, in the order of the forward pass."""
     config, hidden, ffn = shape.config, shape.config.hidden_size, shape.ffn_hidden_size
@@ -86,6 +109,8 @@ def canonical_shapes(shape: ModelShape, scalar_head: bool = False) -> dict[str, 
     def linear(name: str, rows: int, columns: int) -> None:
         for kind in kinds:
             table[f"{name}.{kind}"] = (rows, columns) if kind == "weight" else (rows,)
+        if shape.lora is not None and (factors := factors_of(f"{name}.weight", shape.lora)) is not None:
+            table[factors[0]], table[factors[1]] = (shape.lora.rank, columns), (rows, shape.lora.rank)
 
     def norm(name: str) -> None:
         for kind in kinds:
@@ -111,8 +136,18 @@ def canonical_shapes(shape: ModelShape, scalar_head: bool = False) -> dict[str, 
 
 
 def num_parameters(shape: ModelShape, scalar_head: bool = False) -> int:
-    """Number of trained numbers, tied weights counted once."""
+    """Numbers in all tensors, tied weights counted once."""
     return sum(math.prod(size) for size in canonical_shapes(shape, scalar_head).values())
+
+
+def is_trained(name: str, shape: ModelShape) -> bool:
+    """Of a canonical tensor: all are, but where there are adapters these alone, and a scalar head."""
+    return shape.lora is None or name.endswith((".lora_a", ".lora_b")) or name.startswith("scalar_head.")
+
+
+def num_trained(shape: ModelShape, scalar_head: bool = False) -> int:
+    """Numbers in the tensors that are trained."""
+    return sum(math.prod(size) for name, size in canonical_shapes(shape, scalar_head).items() if is_trained(name, shape))
 
 
 def split(entry: Entry, pieces: list[Tensor], shape: ModelShape, tp: int, rank: int) -> Tensor:

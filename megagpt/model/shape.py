@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from megagpt.config.schema import ModelConfig
+from megagpt.config.schema import LoraConfig, ModelConfig
 
 
 @dataclass(frozen=True)
@@ -13,6 +13,8 @@ class ModelShape:
     """A ModelConfig in which nothing is left open."""
 
     config: ModelConfig
+    lora: LoraConfig | None = None
+    """Adapters, where those alone are trained."""
 
     @property
     def is_llama(self) -> bool:
@@ -48,6 +50,8 @@ class ModelShape:
         """Of the keys and values that a rank holds while it decodes `num_rows` texts of `length` tokens, each number of `num_bytes`."""
         return 2 * num_rows * length * num_layers * self.head_size * self.num_query_groups // tp * num_bytes
 
-    def flops_per_token(self, sequence_length: int, num_parameters: int) -> float:
-        """Forward and backward, matrix products only: 6 N + 12 layers x hidden x sequence (Chowdhery et al. 2022, appendix B)."""
-        return 6.0 * num_parameters + 12.0 * self.config.num_layers * self.config.hidden_size * sequence_length
+    def flops_per_token(self, sequence_length: int, num_parameters: int, num_trained: int | None = None) -> float:
+        """Forward and backward, matrix products only: 6 N + 12 layers x hidden x sequence (Chowdhery et al. 2022, appendix B); 2 of the 6
+        are the gradients of the weights, which those that are not trained do without."""
+        trained = num_parameters if num_trained is None else num_trained
+        return 4.0 * num_parameters + 2.0 * trained + 12.0 * self.config.num_layers * self.config.hidden_size * sequence_length

@@ -6,7 +6,7 @@ import itertools
 
 from megagpt.config.check import check_loss_scale
 from megagpt.config.load import ConfigError
-from megagpt.config.schema import ParallelConfig, PlacementConfig, RoleConfig
+from megagpt.config.schema import ParallelConfig, PlacementConfig, RlhfConfig, RoleConfig
 from megagpt.parallel.grid import Grid
 
 ROLES = ("policy", "reference", "reward", "value")
@@ -60,6 +60,13 @@ def role_grid(role: str, config: RoleConfig, world_size: int) -> Grid:
             raise ConfigError(f"placement.{role}.offload = {config.offload} with zero = 0: it is ZeRO that offloads the optimizer; take zero 1")
     check_loss_scale(config.precision, config.loss_scale, f"placement.{role}")
     return Grid(tp=config.tp, pp=config.pp, dp=len(ranks) // (config.tp * config.pp), offset=ranks[0])
+
+
+def reference_is_policy(config: RlhfConfig, grids: dict[str, Grid]) -> bool:
+    """Is the reference the policy with its adapters switched off? Where there are adapters, and both models are cut alike over the same ranks, in the
+    same precision."""
+    placed = config.placement
+    return config.lora is not None and grids["reference"] == grids["policy"] and placed.reference.precision == placed.policy.precision
 
 
 def build_grids(placement: PlacementConfig, world_size: int) -> dict[str, Grid]:

@@ -6,7 +6,7 @@ import functools
 from dataclasses import dataclass, field, replace
 
 from megagpt.config.schema import ParallelConfig
-from megagpt.model.param_map import canonical_shapes, entry
+from megagpt.model.param_map import TARGETS, canonical_shapes, entry, is_trained
 from megagpt.model.shape import ModelShape
 from megagpt.parallel.grid import Grid
 from megagpt.plan.hardware import Hardware
@@ -33,6 +33,8 @@ class Job:
     scalar_head: bool = False
     dropout: float = 0.0
     optimizer: str = "adamw"
+    head_length: int | None = None
+    """Tokens of a row of which the head's output is wanted at most; default: all."""
     fused: bool = field(kw_only=True)
     """The ops of `kernels/` run as fused kernels, which keep what they read and nothing in between."""
 
@@ -40,6 +42,11 @@ class Job:
     def tokens(self) -> int:
         """Of one microbatch on one rank, between the attentions."""
         return self.rows * self.length // self.grid.cp
+
+    @property
+    def head_tokens(self) -> int:
+        """Of one microbatch on one rank that pass through the head."""
+        return self.tokens if self.head_length is None else self.rows * self.head_length // self.grid.cp
 
     @property
     def tokens_per_step(self) -> int:
@@ -80,8 +87,12 @@ class Job:
         return [self.shape.config.num_layers // (self.grid.pp * chunks)] * chunks
 
     def parameters(self, stage: int) -> list[Parameter]:
-        """Everything that a rank of this pipeline stage trains."""
+        """Everything that a rank of this pipeline stage holds."""
         return stage_parameters(self.shape, self.grid.tp, sum(self.layers(stage)), stage == 0, stage == self.grid.pp - 1, self.scalar_head)
+
+    def trained(self, stage: int) -> list[Parameter]:
+        """What of it is trained: all, or adapters of low rank and a scalar head."""
+        return [parameter for parameter in self.parameters(stage) if parameter.trained]
 
 
 def without_recomputation(job: Job) -> Job:
@@ -98,11 +109,12 @@ class Parameter:
     count: int
     """How many there are."""
     decays: bool
-    """A matrix: weight decay applies, so it lies in the optimizer's first group."""
+    """A matrix, or all that is trained where that is adapters: weight decay applies, so it lies in the optimizer's first group."""
+    trained: bool = True
 
 
 def stage_parameters(shape: ModelShape, tp: int, num_layers: int, first: bool, last: bool, scalar_head: bool = False) -> list[Parameter]:
-    """The trained tensors of one rank, from the table of `model/param_map.py`: what is cut, what is fused, what is padded.
+    """The tensors of one rank, from the table of `model/param_map.py`: what is cut, what is fused, what is padded.
 
     Args:
         first, last: the rank holds the embedding, or the final norm and the head. Tied embeddings of a model in one piece are
@@ -118,6 +130,8 @@ def stage_parameters(shape: ModelShape, tp: int, num_layers: int, first: bool, l
             names.append("output_layer.weight")
     modules = ("input_layernorm", "self_attention.linear_qkv", "self_attention.linear_proj", "pre_mlp_layernorm", "mlp.linear_fc1", "mlp.linear_fc2")
     layer = [f"decoder.layers.0.{module}.{kind}" for module in modules for kind in kinds]
+    if shape.lora is not None:
+        layer += [f"decoder.layers.0.{TARGETS[target]}.lora.{factor}" for target in shape.lora.targets for factor in "ab"]
     return [_parameter(shape, tp, name, 1, scalar_head) for name in names] + [_parameter(shape, tp, name, num_layers, scalar_head) for name in layer]
 
 
@@ -128,12 +142,13 @@ def _parameter(shape: ModelShape, tp: int, name: str, count: int, scalar_head: b
     if facts.layout == "vocab":
         rows = shape.padded_vocab_size(tp)
     width = sizes[facts.pieces[0]][1:]
-    return Parameter(rows * (width[0] if width else 1) // (1 if facts.axis is None else tp), count, bool(width))
+    size = rows * (width[0] if width else 1) // (1 if facts.axis is None else tp)
+    return Parameter(size, count, bool(width) or shape.lora is not None, is_trained(facts.pieces[0], shape))
 
 
 @functools.lru_cache(maxsize=64)
 def _sizes(shape: ModelShape, scalar_head: bool) -> dict[str, tuple[int, ...]]:
-    one_layer = ModelShape(shape.config.model_copy(update={"num_layers": 1}))  # all layers are alike
+    one_layer = replace(shape, config=shape.config.model_copy(update={"num_layers": 1}))  # all layers are alike
     return canonical_shapes(one_layer, scalar_head)
 
 

@@ -50,21 +50,21 @@ def resident(job: Job, stage: int, trained: bool = True) -> Memory:
     runtime = int(job.hardware.runtime_bytes)
     if not trained:
         return Memory(weights=total(parameters) * job.num_bytes, runtime=runtime)
-    part = partition(parameters, job.parallel.zero_stage, job.num_replicas)
+    part = partition(job.trained(stage), job.parallel.zero_stage, job.num_replicas)
     offloads = job.parallel.offload_optimizer != "none"
     optimizer = 0 if offloads else part * state_bytes(job)
     if job.parallel.zero_stage == 3:
         # The sums of gradients of its own part live as long as the engine, in float32 the bucket too.
         bucket = _bucket(job, parameters) if job.dtype == "fp32" else 0
         return Memory(weights=part * job.num_bytes, optimizer=optimizer, buffers=bucket + (0 if offloads else 4 * part), runtime=runtime)
-    return Memory(weights=_whole(job, parameters) * job.num_bytes, optimizer=optimizer, runtime=runtime)
+    return Memory(weights=_whole(job, stage) * job.num_bytes, optimizer=optimizer, runtime=runtime)
 
 
 def offloaded_bytes(job: Job) -> int:
     """Optimizer states in host memory or on a drive, of the largest part that a rank offloads."""
     if job.parallel.offload_optimizer == "none":
         return 0
-    stages = (partition(job.parameters(stage), job.parallel.zero_stage, job.num_replicas) for stage in job.distinct_stages)
+    stages = (partition(job.trained(stage), job.parallel.zero_stage, job.num_replicas) for stage in job.distinct_stages)
     return max(stages) * state_bytes(job)
 
 
@@ -79,7 +79,7 @@ def training_phases(job: Job, stage: int) -> dict[str, Memory]:
     DeepSpeed's `coalesce_grad_reduction` leaves the float32 gradients of all microbatches whole on each rank; at the end they
     pass through a bucket, and each rank keeps its part of the sums until the step.
     """
-    parameters = job.parameters(stage)
+    parameters = job.trained(stage)
     gradients = Memory(gradients=4 * total(parameters))
     reduced = 0
     if job.parallel.zero_stage in (1, 2):
@@ -114,8 +114,11 @@ def _padded(parameters: list[Parameter], num_replicas: int) -> list[int]:
     return [-(-size // (2 * num_replicas)) * 2 * num_replicas for size in groups]
 
 
-def _whole(job: Job, parameters: list[Parameter]) -> int:
-    return sum(_padded(parameters, job.num_replicas)) if job.parallel.zero_stage in (1, 2) else total(parameters)
+def _whole(job: Job, stage: int) -> int:
+    """Numbers in all weights of a rank, those that are trained in ZeRO's flat groups."""
+    if job.parallel.zero_stage == 0:
+        return total(job.parameters(stage))
+    return sum(_padded(job.trained(stage), job.num_replicas)) + total([p for p in job.parameters(stage) if not p.trained])
 
 
 def _bucket(job: Job, parameters: list[Parameter]) -> int:
@@ -136,8 +139,8 @@ def paper_bytes(num_parameters: float, num_replicas: int, zero_stage: int) -> fl
     return num_parameters * (weights + gradients + optimizer)
 
 
-def checkpoint_bytes(num_parameters: int, dtype: str, optimizer: str) -> int:
-    """Tensors on disk (`checkpoint/layout.py`): weights in their type, with a float32 master where that has 16 bits, and with
-    AdamW both moments; each number once, whatever the layout."""
-    weight = BYTES[dtype]
-    return num_parameters * (weight + 4 * (weight == 2) + 8 * (optimizer == "adamw"))
+def checkpoint_bytes(num_parameters: int, dtype: str, optimizer: str, num_trained: int | None = None) -> int:
+    """Tensors on disk (`checkpoint/layout.py`): weights in their type; of those that are trained (default: all) a float32 master where that
+    has 16 bits, and with AdamW both moments; each number once, whatever the layout."""
+    weight, trained = BYTES[dtype], num_parameters if num_trained is None else num_trained
+    return num_parameters * weight + trained * (4 * (weight == 2) + 8 * (optimizer == "adamw"))

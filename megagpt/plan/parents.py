@@ -10,7 +10,7 @@ from megagpt.config.load import ConfigError, apply_overrides, build_config, load
 from megagpt.config.schema import STAGES, ModelConfig, PretrainConfig, RlhfConfig, RunConfig, StageConfig
 from megagpt.runtime.run_folder import RunFolder
 
-TRAINING = ("pretrain", "sft", "reward", "rlhf")
+TRAINING = ("pretrain", "sft", "reward", "dpo", "rlhf")
 
 
 def read_stage(path: Path, overrides: list[str]) -> StageConfig | RlhfConfig:

@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from megagpt.config.check import check_model, check_rlhf
+from megagpt.config.check import check_model, check_rlhf, check_role
 from megagpt.config.schema import ModelConfig, ParallelConfig, RlhfConfig
 from megagpt.engine.sharding import useful_zero_stage
-from megagpt.model.param_map import num_parameters
+from megagpt.model.param_map import num_parameters, num_trained
 from megagpt.model.shape import ModelShape
 from megagpt.parallel.grid import Grid
 from megagpt.parallel.placement import TRAINED, build_grids, num_ranks
@@ -88,20 +88,24 @@ def jobs_of(config: RlhfConfig, grids: dict[str, Grid], models: dict[str, ModelC
     Raises:
         ConfigError: a model that cannot be cut so.
     """
-    jobs, ppo = {}, config.ppo
+    jobs, ppo, adapters = {}, config.ppo, {"policy": config.lora, "value": config.value_lora}
     beside = "reward" if config.placement.reward is not None else "reference"
     for role, grid in (grids | ({"held_out": grids[beside]} if "held_out" in models and beside in grids else {})).items():
         trained, where = role in TRAINED, getattr(config.placement, beside if role == "held_out" else role)
-        check_model(models[role], grid.tp, grid.pp, "held_out_reward" if role == "held_out" else f"placement.{role}")
+        if role == "held_out":
+            check_model(models[role], grid.tp, grid.pp, "held_out_reward")
+        else:
+            check_role(config, role, models[role], grid.tp, grid.pp)
         parallel = ParallelConfig(
             tensor_parallel_size=grid.tp, pipeline_parallel_size=grid.pp, offload_optimizer=where.offload,
             zero_stage=useful_zero_stage(where.zero, grid, where.precision, where.offload) if trained else 0,
         )  # fmt: skip
         jobs[role] = Job(
-            ModelShape(models[role]), grid, parallel, hardware,
+            ModelShape(models[role], adapters.get(role)), grid, parallel, hardware,
             rows=ppo.micro_batch_size, length=config.prompts.max_prompt_length + config.prompts.max_response_length,
             num_microbatches=ppo.minibatch_size // (ppo.micro_batch_size * grid.dp), scalar_head=role not in ("policy", "reference"),
             dtype=where.precision, optimizer=getattr(config, f"{role}_optimizer").name if trained else "none", fused=config.kernels != "reference",
+            head_length=None if role == "policy" and config.pretrain_mix is not None else config.prompts.max_response_length,
         )  # fmt: skip
     return jobs
 
@@ -174,7 +178,10 @@ def _layout_words(role: str, job: Job) -> str:
 def as_json(plan: PpoPlan) -> dict[str, Any]:
     """One object with everything the plan says; bytes, seconds, hours."""
     sizes = {role: num_parameters(job.shape, job.scalar_head) for role, job in plan.jobs.items()}
-    saved = [memory.checkpoint_bytes(sizes[role], plan.jobs[role].dtype, plan.jobs[role].optimizer) for role in TRAINED if role in sizes]
+    saved = [
+        memory.checkpoint_bytes(sizes[role], job.dtype, job.optimizer, num_trained(job.shape, job.scalar_head))
+        for role, job in plan.jobs.items() if role in TRAINED
+    ]
     if plan.config.ppo.ema_decay is not None:
         saved.append(memory.checkpoint_bytes(sizes["policy"], plan.jobs["policy"].dtype, "none"))
     hours, price = plan.seconds_per_step * plan.config.ppo.steps / 3600, plan.hardware.price_per_device_hour

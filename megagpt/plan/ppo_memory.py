@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from megagpt.config.schema import RlhfConfig
-from megagpt.parallel.placement import TRAINED
+from megagpt.parallel.placement import TRAINED, reference_is_policy
 from megagpt.plan import memory
 from megagpt.plan.job import Job, total
 from megagpt.plan.memory import Memory
@@ -34,6 +34,12 @@ def stages_of(jobs: dict[str, Job], rank: int) -> dict[str, int]:
     return {role: job.grid.coordinates(rank).pp for role, job in jobs.items() if rank in job.grid}
 
 
+def present(config: RlhfConfig, jobs: dict[str, Job], roles: dict[str, int]) -> dict[str, int]:
+    """Those of these roles that have a model: a reference that is the policy without its adapters has none."""
+    shared = {"policy", "reference"} <= jobs.keys() and reference_is_policy(config, {role: job.grid for role, job in jobs.items()})
+    return {role: stage for role, stage in roles.items() if not (shared and role == "reference")}
+
+
 def held(config: RlhfConfig, job: Job, role: str, stage: int) -> Memory:
     """Of one model between the phases."""
     if role not in TRAINED:
@@ -41,7 +47,7 @@ def held(config: RlhfConfig, job: Job, role: str, stage: int) -> Memory:
         return replace(found, weights=0) if job.parallel.offload_optimizer != "none" else found
     found = memory.resident(job, stage)
     if role == "policy" and config.ppo.ema_decay is not None and job.parallel.offload_optimizer == "none":
-        found += Memory(average=4 * memory.partition(job.parameters(stage), job.parallel.zero_stage, job.num_replicas))
+        found += Memory(average=4 * memory.partition(job.trained(stage), job.parallel.zero_stage, job.num_replicas))
     return found
 
 
@@ -52,7 +58,7 @@ def phases(config: RlhfConfig, jobs: dict[str, Job], roles: dict[str, int], rows
         rows: answers that all replicas of the policy sample together.
         prompt_length: tokens of the longest prompt.
     """
-    base = sum((held(config, jobs[role], role, stage) for role, stage in roles.items()), start=Memory())
+    base = sum((held(config, jobs[role], role, stage) for role, stage in present(config, jobs, roles).items()), start=Memory())
     scored = [_scoring(config, jobs[role], role, stage) for role, stage in roles.items() if role != "held_out"]
     found = {"rollout": _shared_rows(config, rows), "score": max(scored, key=lambda each: each.total)}
     if "policy" in roles:
@@ -99,7 +105,7 @@ def _scoring(config: RlhfConfig, job: Job, role: str, stage: int) -> Memory:
     shape, work = job.shape, 3 * job.shape.config.hidden_size + (3 if job.shape.is_llama else 2) * job.shape.ffn_hidden_size // job.grid.tp
     passing, head = job.tokens * work * job.num_bytes, 0
     if stage == job.grid.pp - 1 and not job.scalar_head:
-        logits = job.tokens * shape.padded_vocab_size(job.grid.tp) // job.grid.tp
+        logits = job.head_tokens * shape.padded_vocab_size(job.grid.tp) // job.grid.tp
         head = 2 * job.tokens * shape.config.hidden_size * job.num_bytes + logits * (job.num_bytes + (0 if job.fused else 2 * 4))
     fetched = total(job.parameters(stage)) * job.num_bytes if role not in TRAINED and job.parallel.offload_optimizer != "none" else 0
     batch = config.ppo.rollout_batch_size * job.length * BATCH_BYTES

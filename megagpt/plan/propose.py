@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator
 
 from megagpt.config.load import ConfigError
-from megagpt.config.schema import ModelConfig, RewardConfig, RlhfConfig, StageConfig
+from megagpt.config.schema import DpoConfig, ModelConfig, RewardConfig, RlhfConfig, StageConfig
 from megagpt.plan.hardware import Hardware
 from megagpt.plan.ppo import PpoPlan
 from megagpt.plan.propose_ppo import divisors, placement_words, smallest_need
@@ -35,7 +35,7 @@ def propose_stage(config: StageConfig, model: ModelConfig, hardware: Hardware, r
 
 
 def _stage_candidates(config: StageConfig, model: ModelConfig, hardware: Hardware, ranks: int) -> Iterator[StageConfig]:
-    cp, plain = config.parallel.context_parallel_size, isinstance(config, RewardConfig)  # the reward stage takes the plain schedules only
+    cp, plain = config.parallel.context_parallel_size, isinstance(config, (RewardConfig, DpoConfig))  # they take the plain schedules only
     for tp, pp in itertools.product(divisors(ranks), repeat=2):
         if hardware.devices_per_node % tp or ranks % (tp * pp * cp) or model.num_layers % pp:
             continue

@@ -66,7 +66,7 @@ def layer_flops(job: Job) -> float:
 def head_flops(job: Job) -> float:
     """Forward pass of the output layer on one rank."""
     columns = 1 if job.scalar_head else job.shape.padded_vocab_size(job.grid.tp) / job.grid.tp
-    return 2.0 * job.tokens * job.shape.config.hidden_size * columns
+    return 2.0 * job.head_tokens * job.shape.config.hidden_size * columns
 
 
 def bubble_fraction(pp: int, num_microbatches: int, num_chunks: int = 1) -> float:
@@ -120,8 +120,8 @@ def gather_seconds(job: Job) -> float:
 
 
 def _most_parameters(job: Job) -> int:
-    """Of a rank of the largest stage, which the others wait for."""
-    return max(total(job.parameters(stage)) for stage in job.distinct_stages)
+    """Trained ones of a rank of the largest stage, which the others wait for."""
+    return max(total(job.trained(stage)) for stage in job.distinct_stages)
 
 
 def _layer_seconds(job: Job, rates: Rates, kept_layer_bytes: float | None) -> float:

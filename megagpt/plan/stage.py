@@ -1,4 +1,4 @@
-"""The plan of a pre-training, SFT or reward job."""
+"""The plan of a pre-training, SFT, reward or DPO job."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 
 from megagpt.config.check import check_parent, check_pretrain, num_microbatches
 from megagpt.config.load import ConfigError
-from megagpt.config.schema import ModelConfig, PretrainConfig, RecordsConfig, RewardConfig, StageConfig
+from megagpt.config.schema import DpoConfig, ModelConfig, PretrainConfig, RecordsConfig, RewardConfig, StageConfig
 from megagpt.engine.schedule import run_steps
 from megagpt.engine.sharding import useful_zero_stage
-from megagpt.model.param_map import num_parameters
+from megagpt.model.param_map import num_parameters, num_trained
 from megagpt.model.shape import ModelShape
 from megagpt.parallel.placement import stage_grid
 from megagpt.plan import compute, memory, speed
@@ -24,7 +24,7 @@ from megagpt.plan.parents import count_records, pretrain_model, starting_model
 from megagpt.runtime.run_folder import RunFolder
 
 RANKED_ANSWERS = 4
-"""Answers in a group of the reward stage, where only the data knows: K = 4 to 9 in Ouyang et al. 2022, section 3.2."""
+"""Answers in a group of the reward and DPO stages, where only the data knows: K = 4 to 9 in Ouyang et al. 2022, section 3.2."""
 
 
 @dataclass(frozen=True)
@@ -92,13 +92,13 @@ def plan_layout(config: StageConfig, model: ModelConfig, hardware: Hardware, ran
         check_pretrain(config.model_copy(update={"model": model}), grid.dp)
     else:
         check_parent(config, model, grid.dp)
-    is_reward, dtype = isinstance(config, RewardConfig), config.precision.dtype
+    dtype = config.precision.dtype
     zero_stage = useful_zero_stage(config.parallel.zero_stage, grid, dtype, config.parallel.offload_optimizer)
     job = Job(
-        ModelShape(model), grid, config.parallel.model_copy(update={"zero_stage": zero_stage}), hardware,
-        rows=config.batch.micro_batch_size * (RANKED_ANSWERS if is_reward else 1),
+        ModelShape(model, getattr(config, "lora", None)), grid, config.parallel.model_copy(update={"zero_stage": zero_stage}), hardware,
+        rows=config.batch.micro_batch_size * _rows_of_a_record(config),
         length=config.sequence_length if isinstance(config, PretrainConfig) else config.data.max_length,
-        num_microbatches=num_microbatches(config.batch, grid.dp), dtype=dtype, scalar_head=is_reward,
+        num_microbatches=num_microbatches(config.batch, grid.dp), dtype=dtype, scalar_head=isinstance(config, RewardConfig),
         dropout=dropout_of(config, model), optimizer=config.optimizer.name, fused=config.kernels != "reference",
     )  # fmt: skip
     stages = [
@@ -126,8 +126,12 @@ def _steps(config: StageConfig) -> Counter[int] | None:
     records = _train_records(RunFolder(config.run).resolve_records(config.data))
     if records is None or getattr(config, "packing", False):  # how many rows are packed from them depends on their tokens
         return None
-    rows = config.batch.global_batch_size * (RANKED_ANSWERS if isinstance(config, RewardConfig) else 1)
+    rows = config.batch.global_batch_size * _rows_of_a_record(config)
     return Counter({rows: -(-config.epochs * records // config.batch.global_batch_size)})
+
+
+def _rows_of_a_record(config: StageConfig) -> int:
+    return RANKED_ANSWERS if isinstance(config, (RewardConfig, DpoConfig)) else 1
 
 
 def _train_records(data: RecordsConfig) -> int | None:
@@ -172,7 +176,7 @@ def as_json(plan: StagePlan) -> dict[str, Any]:
         "memory_note": memory.CPU_NOTE if hardware.kind == "cpu" else None,
         "offloaded_bytes_per_rank": memory.offloaded_bytes(job),
         "zero_paper_bytes_per_rank": memory.paper_bytes(plan.num_parameters / (job.grid.tp * job.grid.pp), job.num_replicas, job.parallel.zero_stage),
-        "checkpoint_bytes": memory.checkpoint_bytes(plan.num_parameters, job.dtype, job.optimizer),
+        "checkpoint_bytes": memory.checkpoint_bytes(plan.num_parameters, job.dtype, job.optimizer, num_trained(job.shape, job.scalar_head)),
         "seconds_per_step": step.total,
         "seconds_of_a_step": asdict(step),
         "pipeline_bubble": speed.bubble_fraction(job.grid.pp, job.num_microbatches, job.parallel.virtual_pipeline_size),

@@ -21,7 +21,11 @@ from megagpt.runtime import atomic
 from megagpt.runtime.metrics_file import read_metrics
 from megagpt.runtime.run_folder import RunFolder
 
-STAGE_TITLES = {"pretrain": "Pre-training", "sft": "Supervised fine-tuning", "reward": "Reward model", "rlhf": "PPO"}
+STAGE_TITLES = {
+    "pretrain": "Pre-training", "sft": "Supervised fine-tuning", "reward": "Reward model", "dpo": "Direct preference optimization", "rlhf": "PPO",
+}  # fmt: skip
+OPTIONAL = {"dpo"}
+"""Stages that nobody misses."""
 MAX_SAMPLES = 3
 DASH = "–"
 
@@ -53,7 +57,7 @@ def _dates(manifest: dict[str, dict[str, Any]]) -> str:
 
 
 def _missing(metrics: dict[str, tuple[list, int]]) -> list[Html]:
-    absent = [STAGE_TITLES[stage] for stage, (rows, _) in metrics.items() if not rows]
+    absent = [STAGE_TITLES[stage] for stage, (rows, _) in metrics.items() if not rows and stage not in OPTIONAL]
     return [element("p", f"Missing, since nothing was recorded yet: {', '.join(absent)}.")] if absent else []
 
 

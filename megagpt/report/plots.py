@@ -74,6 +74,16 @@ PANELS = {
         ),
         *SHARED,
     ),
+    "dpo": (
+        Panel("loss", "Preference loss", "nats / pair", "loss", "eval_loss"),
+        Panel(
+            "accuracy", "Pairs in the annotator's order by the implicit reward", "share of pairs", "accuracy", "eval_accuracy",
+            (("gate:implicit_pair_accuracy", "bound"),),
+        ),
+        Panel("margin", "Implicit reward of the better answer less the other's", "nats × β", "margin", "eval_margin"),
+        Panel("chosen_reward", "Implicit reward of the better answer", "nats × β", "chosen_reward", "eval_chosen_reward"),
+        *SHARED,
+    ),
     "rlhf": (
         Panel("reward", "Reward-model score", "normalised score", "reward", "eval_reward", **ROUND),
         Panel("kl", "KL from the SFT model", "nats / response", "kl", "eval_kl", (("gate:kl", "bound"),), **ROUND),

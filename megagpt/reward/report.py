@@ -146,10 +146,11 @@ def kendall_tau_b(first: Sequence[float], second: Sequence[float]) -> float:
 
 
 def mean_tau_b(groups: Sequence[EncodedGroup], scores: Sequence[Sequence[float]]) -> dict[str, Any] | None:
-    """Mean over rankings of three and more answers, and by their number; None without any. (For two answers tau is the accuracy again.)"""
+    """Mean over rankings of three and more answers, and by their number; None without any. For two answers tau is the accuracy again, and a
+    partial order does not say which answers are tied."""
     by_size = defaultdict(list)
     for group, own in zip(groups, scores, strict=True):
-        if len(own) > 2:
+        if len(own) > 2 and group.levels:
             by_size[len(own)].append(kendall_tau_b(own, [-level for level in group.levels]))
     if not by_size:
         return None
@@ -223,11 +224,12 @@ def annotator_agreement(judgements: Sequence[Ranking]) -> dict[str, Any] | None:
 
     `agreement` is the mean share of two annotators who say the same; `kappa` is Fleiss' (1971), what of it is above chance. Which
     answer of a pair is called the first says nothing, so both orders count, and chance does not depend on it. Of an annotator who judged
-    the same answers twice the last word counts. None where no two annotators (of different `annotator`) judged a pair.
+    the same answers twice the last word counts. Partial orders do not say which pairs were called ties, so they are left out. None where no
+    two annotators (of different `annotator`) judged a pair.
     """
     opinions: dict[Hashable, dict[str, Ranking]] = defaultdict(dict)
     for record in judgements:
-        if record.annotator:
+        if record.annotator and record.ranks:
             question = tuple((message["role"], message["content"]) for message in record.prompt)
             opinions[question, frozenset(record.answers)][record.annotator] = record
     counts, people = [], set()

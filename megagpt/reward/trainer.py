@@ -14,20 +14,20 @@ from megagpt.checkpoint.load import Checkpoint, load_chunks
 from megagpt.checkpoint.stage_output import StageOutput
 from megagpt.config.check import check_parent
 from megagpt.config.schema import RankingLossConfig, RewardConfig
-from megagpt.config.show import content_hash
+from megagpt.config.show import content_hash, one_line
 from megagpt.data.batch import fingerprint
 from megagpt.data.order import step_rows
 from megagpt.data.ranking import EncodedGroup, encode_split, load_single_answers, read_ranking_split
+from megagpt.data.ranking_batch import RankingBatch, replica_batches
+from megagpt.engine.answer_scores import score_answers
 from megagpt.engine.build import Engine
 from megagpt.engine.schedule import learning_rate
-from megagpt.engine.schedule_run import infer
 from megagpt.model.layout import Layout
-from megagpt.model.param_map import num_parameters
+from megagpt.model.lora import describe as describe_lora
+from megagpt.model.param_map import num_parameters, num_trained
 from megagpt.parallel.collectives import sum_reports
 from megagpt.parallel.groups import build_groups
 from megagpt.parallel.placement import stage_grid
-from megagpt.parallel.route import share_rows
-from megagpt.reward.data import RankingBatch, pack, replica_batches
 from megagpt.reward.evaluate import longer_answer_accuracy, overlap_accuracy, pair_accuracy
 from megagpt.reward.loss import ranking_loss
 from megagpt.reward.normalise import score_statistics
@@ -36,9 +36,6 @@ from megagpt.runtime.distributed import start, world_size_from_environment
 from megagpt.runtime.log import is_main_rank, left_out, say
 from megagpt.runtime.run_folder import RunFolder
 from megagpt.runtime.stage_run import StageRun
-
-SCORED_AT_ONCE = 8
-"""Microbatches of a replica in one call of the schedule."""
 
 
 def fit(config: RewardConfig, original: str = "") -> Path:
@@ -64,20 +61,24 @@ def fit(config: RewardConfig, original: str = "") -> Path:
     fixed = {
         "data": fingerprint(row for group in train for row in group.rows), "weights": content_hash(repr([group.weight for group in train])),
         "batch": {"global_batch_size": config.batch.global_batch_size}, "optimizer": {"name": config.optimizer.name}, "loss": config.loss.model_dump(),
+        "lora": one_line(config.lora),
     }
     output = StageOutput(config, tokenizer, {"parent": parent}, original=original, fixed=fixed)
 
     world = start(config.run.device, config.run.timeout_seconds)
     folder = output.open(world.device)
     groups, layout = build_groups(grid, config.run.timeout_seconds), Layout.of(config.parallel, config.precision)
-    models = load_chunks(parent, groups, world.device, layout, scalar_head=True, dropout=config.dropout, seed=config.run.seed)
+    models = load_chunks(
+        parent, groups, world.device, layout, scalar_head=True, dropout=config.dropout, seed=config.run.seed, lora=config.lora
+    )
     dropout = models[0].dropout_state.probability > 0
     engine = Engine.of_stage(models, config)
     groups_per_step, micro, seed = config.batch.global_batch_size, config.batch.micro_batch_size, config.run.seed
     total_steps = -(-config.epochs * len(train) // groups_per_step)
     resumed = output.resume(engine) or {"step": 0}
     total_steps = max(total_steps, resumed["step"])
-    say(f"[reward] {len(train)} rankings, {len(valid)} held out{left_out(dropped)}, {grid}, ZeRO {engine.zero_stage}, {total_steps} steps")
+    numbers, trained = f"{len(train)} rankings, {len(valid)} held out{left_out(dropped)}", describe_lora(models[0].shape, scalar_head=True)
+    say(f"[reward] {numbers}, {grid}, ZeRO {engine.zero_stage}, {total_steps} steps{trained}")
     say(f"[reward] floors on held-out pairs: longer answer {floors['longer_answer_floor']:.3f}, overlap with the prompt {floors['overlap_floor']:.3f}")
 
     def measure(step: int) -> list[list[float]]:
@@ -97,7 +98,7 @@ def fit(config: RewardConfig, original: str = "") -> Path:
             return output.save(step, engine, model_config, head="scalar", **statistics), scores, statistics
 
     shape = models[0].shape
-    flops = shape.flops_per_token(config.data.max_length, num_parameters(shape))
+    flops = shape.flops_per_token(config.data.max_length, num_parameters(shape), num_trained(shape))
     with StageRun(config, folder, total_steps, resumed["step"], world.device, flops) as around:
         if resumed["step"] == 0:
             if is_main_rank():
@@ -151,31 +152,7 @@ def train_step(
 
 def score_groups(engine: Engine, members: Sequence[EncodedGroup], micro_batch_size: int, pad_id: int, device: torch.device) -> list[list[float]]:
     """Scores of every answer of every group, on every rank of the job."""
-    found: list[list[float]] = [[] for _ in members]
-    # Groups of about the same length together: within one call all rows are padded to the longest.
-    order = sorted(range(len(members)), key=lambda index: max(len(row) for row in members[index].rows))
-    together = SCORED_AT_ONCE * micro_batch_size * engine.groups.grid.dp
-    for first in range(0, len(order), together):
-        chosen = order[first : first + together]
-        for index, scores in zip(chosen, _score(engine, [members[index] for index in chosen], micro_batch_size, pad_id, device), strict=True):
-            found[index] = scores
-    return found
-
-
-def _score(engine: Engine, members: Sequence[EncodedGroup], micro_batch_size: int, pad_id: int, device: torch.device) -> list[list[float]]:
-    grid, packing = engine.groups.grid, pack(members, micro_batch_size, engine.groups.grid.dp)
-    batches = replica_batches(members, engine.groups, micro_batch_size, pad_id, device)
-    rows, length = batches[0].tokens.shape
-    with engine.scope():
-        outputs = infer(engine.models, batches, _last_scores, rows=rows, length=length)
-    shape = (len(packing.members), packing.rows)
-    scores = share_rows(torch.stack(outputs) if outputs else None, grid, shape, torch.float32, device).tolist()
-    found: list[list[float]] = [[] for _ in members]
-    for indices, row in zip(packing.members, scores, strict=True):
-        for index in indices:
-            count = len(members[index].rows)
-            found[index], row = row[:count], row[count:]
-    return found
+    return score_answers(engine, members, _last_scores, micro_batch_size, pad_id, device)
 
 
 def best_scores(members: Sequence[EncodedGroup], scores: Sequence[Sequence[float]]) -> list[float]:

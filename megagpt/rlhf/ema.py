@@ -14,8 +14,8 @@ from megagpt.engine.state import put_masters
 
 
 class WeightAverage:
-    """average <- decay average + (1 - decay) weights, of whatever part of the float32 weights this rank's optimizer keeps, and beside it: a share
-    of them under ZeRO, in host memory where that is offloaded."""
+    """average <- decay average + (1 - decay) weights, of whatever part of the trained float32 weights this rank's optimizer keeps, and beside it: a
+    share of them under ZeRO, in host memory where that is offloaded."""
 
     def __init__(self, engine: Engine, decay: float) -> None:
         self._engine, self._decay = engine, decay
@@ -26,14 +26,14 @@ class WeightAverage:
         torch._foreach_lerp_(self.averages, self._weights(), 1.0 - self._decay)
 
     def canonical_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """The averages by canonical name, whole; as Engine.canonical_parameters, all ranks of the stage must iterate to the end, and copy each tensor
-        before the next one."""
+        """The averages by canonical name, whole, and what is not trained as it is; as Engine.canonical_parameters, all ranks of the stage must iterate,
+        to the end, and copy each tensor before the next one."""
         with self._in_place_of_the_weights():
             yield from self._engine.canonical_parameters()
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Averages as they were saved, under whatever layout this engine has."""
-        with self._in_place_of_the_weights(), checkpoint.tensors("model") as stored:
+        with self._in_place_of_the_weights(), checkpoint.tensors("model", merged=False) as stored:
             put_masters(self._engine, stored)
 
     def _weights(self) -> list[Tensor]:

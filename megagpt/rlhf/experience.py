@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,6 @@ class Rollout:
     """[n] bool, False where the response was cut"""
     sampler_logprobs: Tensor | None = None
     """[n, P] of the sampled tokens, as the sampler saw them; 0 outside the response"""
-
-    def first(self, num_rows: int) -> Rollout:
-        """The first rows alone."""
-        return Rollout(**{name: part if part is None else part[:num_rows] for name, part in vars(self).items()})
 
     @property
     def response_lengths(self) -> Tensor:
@@ -62,10 +59,20 @@ class Experience:
     """[n, P] of the value model before the update; None where there is none"""
     returns: Tensor | None
     """[n, P] targets of the value model"""
-    sampler_gap: float = 0.0
-    """Largest difference between the sampler's log-probability of a token and the trainer's, over the rows for which both are known"""
+    sampler_gap: float | None = None
+    """Largest difference between the sampler's log-probability of a token and the trainer's; None where the trainer was not asked"""
 
     @property
     def kl(self) -> Tensor:
         """[n] sum over the response of log pi - log pi_ref, an unbiased estimate of the KL in nats a response."""
         return ((self.logprobs - self.reference_logprobs) * self.mask).sum(dim=1)
+
+
+def predicting(mask: Tensor) -> Tensor:
+    """Places [n, T] bool whose output is about a response token, for a mask [n, P]: a model's head is spared all others."""
+    return F.pad(mask.bool(), (0, 1))
+
+
+def spread(outputs: Tensor, mask: Tensor) -> Tensor:
+    """What a model said at those places alone, [1, places], back where it belongs: [n, P], 0 elsewhere."""
+    return torch.zeros_like(mask, dtype=outputs.dtype).masked_scatter(mask.bool(), outputs)

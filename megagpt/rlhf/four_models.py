@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -18,9 +18,11 @@ from megagpt.engine.offload import OffloadedWeights
 from megagpt.engine.sharding import useful_zero_stage
 from megagpt.model.gpt import GPT
 from megagpt.model.layout import DTYPES
+from megagpt.model.lora import adapters_off, describe
+from megagpt.model.shape import ModelShape
 from megagpt.parallel.grid import Grid
 from megagpt.parallel.groups import Groups, build_groups
-from megagpt.parallel.placement import TRAINED
+from megagpt.parallel.placement import TRAINED, reference_is_policy
 from megagpt.rlhf.ema import WeightAverage
 from megagpt.rlhf.handover import Handover
 from megagpt.rlhf.reward_function import RewardFunction, load_reward_function
@@ -81,18 +83,29 @@ class FourModels:
     """For each judge (`reward`, `held_out`) with another tokenizer than the policy."""
     offloaded: Mapping[str, OffloadedWeights] = field(default_factory=dict)
     """For each frozen model of this rank whose weights wait in host memory."""
+    reference_is_policy: bool = False
+    """With its adapters switched off; `reference` is None on every rank then."""
 
     def module(self, role: str) -> GPT | None:
         """The bare model of a role."""
-        held = getattr(self, role)
+        held = self._held(role)
         return held.model if isinstance(held, Engine) else held
 
-    def scope(self, role: str) -> contextlib.AbstractContextManager:
+    @contextlib.contextmanager
+    def scope(self, role: str) -> Iterator[None]:
         """Where forward passes of a role happen."""
-        held = getattr(self, role)
-        if role in self.offloaded:
-            return self.offloaded[role].present()
-        return held.scope() if isinstance(held, Engine) else contextlib.nullcontext()
+        held = self._held(role)
+        with contextlib.ExitStack() as stack:
+            if role in self.offloaded:
+                stack.enter_context(self.offloaded[role].present())
+            if isinstance(held, Engine):
+                stack.enter_context(held.scope())
+                if role == "reference":
+                    stack.enter_context(adapters_off(held.model))
+            yield
+
+    def _held(self, role: str) -> Engine | GPT | None:
+        return self.policy if role == "reference" and self.reference_is_policy else getattr(self, role)
 
 
 def build_four_models(
@@ -108,20 +121,22 @@ def build_four_models(
     reward, held_out = starts.reward, starts.held_out
     join_world()  # on every rank, also on one that holds frozen models only
     groups = {role: build_groups(grids[role], config.run.timeout_seconds) for role in grids}
+    adapters, shares_reference = {"policy": config.lora, "value": config.value_lora}, reference_is_policy(config, grids)
     for role in grids:
-        say(f"[rlhf] {role:<9} {grids[role]}")
+        note = describe(ModelShape(starts.of(role).model_config, adapters.get(role)), scalar_head=role == "value")
+        say(f"[rlhf] {role:<9} {grids[role]}{', the policy without its adapters' if role == 'reference' and shares_reference else note}")
     roles = {role: getattr(config.placement, role) for role in grids}
     if held_out is not None:
         beside = "reward" if "reward" in grids else "reference"
         grids, groups, roles = (of | {"held_out": of[beside]} for of in (grids, groups, roles))
 
     def load(role: str) -> GPT | None:
-        if groups.get(role) is None:
+        if groups.get(role) is None or (role == "reference" and shares_reference):
             return None
         model = load_model(
             starts.of(role), groups[role], device, scalar_head=role not in ("policy", "reference"), dropout=0.0, seed=config.run.seed,
-            dtype=DTYPES[roles[role].precision],
-        )  # fmt: skip
+            lora=adapters.get(role), dtype=DTYPES[roles[role].precision],
+        )
         return model if role in TRAINED else model.eval().requires_grad_(False)
 
     def train(role: str, optimizer) -> Engine | None:
@@ -150,7 +165,7 @@ def build_four_models(
         grids, groups, policy=learner, value=value,
         **frozen, offloaded={role: OffloadedWeights(model) for role, model in frozen.items() if model is not None and roles[role].offload == "cpu"},
         average=None if learner is None or decay is None else WeightAverage(learner, decay),
-        reward_mean=mean, reward_std=std, reward_function=function, tokenizer=tokenizer, handovers=handovers,
+        reward_mean=mean, reward_std=std, reward_function=function, tokenizer=tokenizer, handovers=handovers, reference_is_policy=shares_reference,
         **({} if held_out is None else {"held_out_mean": held_out.state["reward_mean"], "held_out_std": held_out.state["reward_std"]}),
     )
     dist.barrier()

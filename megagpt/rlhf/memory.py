@@ -80,7 +80,7 @@ class MemoryMeter:
         """Bytes of each model's parts on this rank's device."""
         models, found = self._models, {}
         for role in models.grids:
-            if models.groups[role] is None:
+            if models.groups[role] is None or (role == "reference" and models.reference_is_policy):
                 continue
             module = models.module(role)
             found[role] = getattr(models, role).held_bytes() if role in TRAINED else {"weights": storage_bytes(module.parameters())}
@@ -101,7 +101,7 @@ def predict(config: RlhfConfig, models: FourModels, starts: Starts, prompt_lengt
     jobs = jobs_of(config, grids, sizes, hardware)
     roles = ppo_memory.stages_of(jobs, dist.get_rank())
     found: dict[str, dict[str, int]] = {}
-    for role, stage in roles.items():
+    for role, stage in ppo_memory.present(config, jobs, roles).items():
         whole = ppo_memory.held(config, jobs[role], role, stage)
         found[role] = {part: getattr(whole, part) for part in (PARTS if role in TRAINED else PARTS[:1])}
         if role in TRAINED:

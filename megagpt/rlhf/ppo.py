@@ -89,7 +89,10 @@ class Trainer:
             experience = score(self.models, rollout, self.config, self.kl.coefficient, self.world.device, self.scores)
         with self._phase(phase, "update"):
             updates = self._update(experience, step)
-        metrics = {**_describe(experience), **updates, "kl_coefficient": self.kl.coefficient, **self._seconds}
+        by_trainer = updates.pop("policy_first_log_ratio", None)
+        gap = by_trainer if experience.sampler_gap is None else experience.sampler_gap
+        seen = {} if gap is None else {"sampler_gap": gap}
+        metrics = {**_describe(experience), **seen, **updates, "kl_coefficient": self.kl.coefficient, **self._seconds}
         self.kl.update(metrics["kl"], ppo.rollout_batch_size)
         if step % self.config.every.log == 0:
             self._peek(experience)
@@ -100,7 +103,7 @@ class Trainer:
         config, ppo, seed = self.config, self.config.ppo, self.config.run.seed
         found: dict[str, dict[str, float] | None] = {"policy": None, "value": None}
         texts = (MIX_SUM,) if config.pretrain_mix is not None else ()
-        reported = {"policy": (*POLICY_SUMS, *texts, "grad_norm", "updates", "first_ratio_error"), "value": (*VALUE_SUMS, "grad_norm")}
+        reported = {"policy": (*POLICY_SUMS, *texts, "grad_norm", "updates", "first_ratio_error", "first_log_ratio"), "value": (*VALUE_SUMS, "grad_norm")}
         reported = {role: (*names, "loss_scale") if self._has_loss_scale(role) else names for role, names in reported.items()}
         learns = [role for role in reported if role in self.models.grids and (role == "value" or step > ppo.value_warmup_steps)]
         if self.models.policy is not None and "policy" in learns:
@@ -152,7 +155,6 @@ def _describe(experience: Experience) -> dict[str, float]:
         "length": float(rollout.response_lengths.mean()),
         "stopped": float(rollout.stopped.float().mean()),
         "logprob": float((experience.logprobs * mask).sum() / count),
-        "sampler_gap": experience.sampler_gap,
         "reward_length_correlation": correlation(experience.scores.tolist(), rollout.response_lengths.tolist()),
         "outside_response": float(sum((x * (1 - mask)).abs().sum() for x in (experience.advantages, experience.returns) if x is not None)),
     }

@@ -13,7 +13,7 @@ from megagpt.engine.schedule_run import infer
 from megagpt.model.token_loss import response_logprobs
 from megagpt.parallel.route import replica_rows, share_rows
 from megagpt.rlhf.advantage import final_rewards, generalised_advantages, grpo_advantages, rloo_advantages, token_rewards, whiten
-from megagpt.rlhf.experience import Experience, Rollout
+from megagpt.rlhf.experience import Experience, Rollout, predicting, spread
 from megagpt.rlhf.four_models import FourModels
 from megagpt.rlhf.kl import kl_estimate
 from megagpt.rlhf.reward_function import require_finite
@@ -28,16 +28,21 @@ class ScoringBatch:
     """[b, T]"""
     lengths: Tensor
     """[b]"""
+    mask: Tensor
+    """[b, P] of the responses"""
+    only: Tensor | None
+    """[b, T] bool, places that the head is asked about; all of them: None"""
 
 
 def score_rows(
     models: FourModels, role: str, rollout: Rollout, micro_batch_size: int, read: Callable[[Tensor, ScoringBatch], Tensor],
-    width: int, device: torch.device,
+    width: int, device: torch.device, *, of_responses: bool = False,
 ) -> Tensor:
     """One model over all rows of a rollout, each replica over its own; the result on every rank of the job.
 
     Args:
         read: (output of the last stage, batch) -> [b, width].
+        of_responses: that output is of the places alone that predict response tokens, [1, places, ...].
 
     Returns:
         [n, width] float32
@@ -46,8 +51,10 @@ def score_rows(
     num_rows, local = rollout.tokens.size(0), None
     if groups is not None:
         rows = replica_rows(num_rows, grid, groups.coordinates.dp)
+        mask = rollout.response_mask
+        only = predicting(mask) if of_responses else None
         batches = [
-            ScoringBatch(rollout.tokens[i : i + micro_batch_size], rollout.lengths[i : i + micro_batch_size])
+            ScoringBatch(*(part if part is None else part[i : i + micro_batch_size] for part in (rollout.tokens, rollout.lengths, mask, only)))
             for i in range(rows.start, rows.stop, micro_batch_size)
         ]
         with models.scope(role):
@@ -57,26 +64,25 @@ def score_rows(
 
 
 def language_model_logprobs(models: FourModels, role: str, rollout: Rollout, config: RlhfConfig, device: torch.device) -> Tensor:
-    """Log-probability of every next token under logits / temperature; [n, P]."""
+    """Log-probability of every response token under logits / temperature; [n, P], 0 elsewhere."""
     model = models.module(role)
 
     def read(logits: Tensor, batch: ScoringBatch) -> Tensor:
-        return response_logprobs(model, logits[:, :-1], batch.tokens[:, 1:], config.ppo.temperature)
+        logprobs = response_logprobs(model, logits, batch.tokens[:, 1:][batch.mask.bool()][None], config.ppo.temperature)
+        return spread(logprobs, batch.mask)
 
-    return score_rows(models, role, rollout, config.ppo.micro_batch_size, read, rollout.tokens.size(1) - 1, device)
+    return score_rows(models, role, rollout, config.ppo.micro_batch_size, read, rollout.tokens.size(1) - 1, device, of_responses=True)
 
 
-def policy_logprobs(models: FourModels, rollout: Rollout, config: RlhfConfig, device: torch.device) -> tuple[Tensor, float]:
+def policy_logprobs(models: FourModels, rollout: Rollout, config: RlhfConfig, device: torch.device) -> tuple[Tensor, float | None]:
     """Of the policy before the update, [n, P], from whom the configuration says; and the largest gap between sampler and trainer.
 
-    The trainer scores the whole rollout, or one microbatch of each replica where only the gap is asked of it.
+    Where the sampler is believed, the update's first minibatch tells the gap: what the trainer thinks of it before it has moved.
     """
-    scored = rollout
     if config.ppo.logprobs == "sampler":
-        scored = rollout.first(config.ppo.micro_batch_size * models.grids["policy"].dp)
-    logprobs = language_model_logprobs(models, "policy", scored, config, device)
-    gap = float(((scored.sampler_logprobs - logprobs) * scored.response_mask).abs().max())
-    return (rollout.sampler_logprobs if config.ppo.logprobs == "sampler" else logprobs), gap
+        return rollout.sampler_logprobs, None
+    logprobs = language_model_logprobs(models, "policy", rollout, config, device)
+    return logprobs, float(((rollout.sampler_logprobs - logprobs) * rollout.response_mask).abs().max())
 
 
 def reward_scores(models: FourModels, rollout: Rollout, config: RlhfConfig, device: torch.device) -> Tensor:

@@ -9,10 +9,10 @@ from typing import Any
 from megagpt.checkpoint.layout import find_checkpoint
 from megagpt.checkpoint.load import Checkpoint
 from megagpt.checkpoint.stage_output import StageOutput
-from megagpt.config.check import check_model, check_rlhf
+from megagpt.config.check import check_model, check_rlhf, check_role
 from megagpt.config.load import ConfigError
 from megagpt.config.schema import RlhfConfig
-from megagpt.config.show import content_hash
+from megagpt.config.show import content_hash, one_line
 from megagpt.data.prompts import EncodedPrompt, load_prompts
 from megagpt.data.token_data import TokenData
 from megagpt.parallel.grid import Grid
@@ -215,7 +215,10 @@ def _open_starts(config: RlhfConfig, run: RunFolder, grids: dict[str, Grid]) -> 
             judge.tokenizer()  # now: it must be there
     for role, grid in (grids | ({} if held_out is None else {"held_out": grids.get("reward", grids["reference"])})).items():
         start_from = starts.of(role)
-        check_model(start_from.model_config, grid.tp, grid.pp, "held_out_reward" if role == "held_out" else f"placement.{role}")
+        if role == "held_out":
+            check_model(start_from.model_config, grid.tp, grid.pp, "held_out_reward")
+        else:
+            check_role(config, role, start_from.model_config, grid.tp, grid.pp)
         if not starts.is_foreign(start_from):  # what others read is counted in their own tokens, answer by answer
             _check_context(config, start_from, role)
     return starts
@@ -232,6 +235,7 @@ def _fixed(config: RlhfConfig, prompts: list[EncodedPrompt], texts: TokenData | 
     fixed = {
         "prompts": content_hash(repr([prompt.tokens for prompt in prompts])), "ppo": {"rollout_batch_size": config.ppo.rollout_batch_size},
         "policy_optimizer": {"name": config.policy_optimizer.name}, "value_optimizer": {"name": config.value_optimizer.name}, "models": models,
+        "lora": one_line(config.lora), "value_lora": one_line(config.value_lora),
     }
     return fixed if texts is None else fixed | {"pretrain_mix": texts.fingerprint}
 

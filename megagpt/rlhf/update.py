@@ -13,8 +13,8 @@ from megagpt.config.schema import PpoConfig, RlhfConfig
 from megagpt.data.batch import TokenBatch
 from megagpt.engine.build import Engine
 from megagpt.model.token_loss import response_statistics
-from megagpt.parallel.collectives import sum_reports
-from megagpt.rlhf.experience import Experience
+from megagpt.parallel.collectives import max_over, sum_reports
+from megagpt.rlhf.experience import Experience, predicting, spread
 from megagpt.rlhf.kl import kl_loss
 from megagpt.rlhf.loss import policy_loss, value_loss
 from megagpt.rlhf.pretrain_mix import PretrainMix
@@ -38,6 +38,10 @@ class PpoBatch:
     values: Tensor | None
     returns: Tensor | None
 
+    @property
+    def only(self) -> Tensor:
+        return predicting(self.mask)
+
 
 def minibatches(ppo: PpoConfig, seed: int, step: int) -> Iterator[np.ndarray]:
     """Rows of every minibatch of every epoch, in an order that is a function of (seed, step, epoch) alone."""
@@ -59,9 +63,8 @@ def update(
 
     Returns:
         means over response tokens of the reported sums, the mean gradient norm, the number of optimizer steps (without those that FP16 skipped),
-        and the first minibatch's
-        `ratio_error` (the policy has not moved yet, so it must be 0 up to rounding). The policy's steps end early where `target_kl` says so;
-        the sums are the same on all ranks, and so is that decision.
+        and of the first minibatch the `ratio_error` and the largest `log_ratio` (the policy has not moved yet, so both must be 0 up to rounding).
+        The policy's steps end early where `target_kl` says so; the sums are the same on all ranks, and so is that decision.
     """
     sums = sums if mix is None else (*sums, MIX_SUM)
     groups, totals, norms, first, tokens_seen = engine.groups, dict.fromkeys(sums, 0.0), [], {}, 0.0
@@ -80,14 +83,17 @@ def update(
             norms.append(norm)
             after_step()
         summed = sum_reports(groups, reports, sums)
-        first = first or {name: value / count for name, value in summed.items()}
+        if not first:
+            largest = max((float(report.get("log_ratio", 0.0)) for report in reports), default=0.0)
+            first = {
+                "first_ratio_error": summed.get("ratio_error", 0.0) / count, "first_log_ratio": max_over(groups.whole, largest, experience.mask.device),
+            }
         totals = {name: totals[name] + summed[name] for name in sums}
         tokens_seen += count
         if ppo.target_kl is not None and summed.get("update_kl", 0.0) / count > ppo.target_kl:
             break
     means = {name: total / tokens_seen for name, total in totals.items()}
-    firsts = {f"first_{name}": value for name, value in first.items() if name == "ratio_error"}
-    return {**means, "grad_norm": float(np.mean(norms or [0.0])), "updates": len(norms), "loss_scale": engine.loss_scale, **firsts}
+    return {**means, "grad_norm": float(np.mean(norms or [0.0])), "updates": len(norms), "loss_scale": engine.loss_scale, **first}
 
 
 def _with_text(loss: Callable, mix: PretrainMix, weight: float, sums: tuple[str, ...]) -> Callable:
@@ -109,14 +115,16 @@ def policy_loss_of(engine: Engine, config: RlhfConfig, kl_coefficient: float) ->
     clips = {"clip_ratio_high": ppo.clip_ratio_high, "dual_clip": ppo.dual_clip, "clamp_log_ratio": ppo.clamp_log_ratio}
 
     def loss(logits: Tensor, batch: PpoBatch):
-        found = response_statistics(engine.model, logits[:, :-1], batch.tokens[:, 1:], ppo.temperature)
-        total, report = policy_loss(found.logprob, batch.logprobs, batch.advantages, batch.mask, ppo.clip_ratio, **clips)
-        entropy = (found.entropy * batch.mask).sum()
+        found = response_statistics(engine.model, logits, batch.tokens[:, 1:][batch.mask.bool()][None], ppo.temperature)
+        logprobs = spread(found.logprob, batch.mask)
+        total, report = policy_loss(logprobs, batch.logprobs, batch.advantages, batch.mask, ppo.clip_ratio, **clips)
+        entropy = found.entropy.sum()
         if ppo.entropy_coefficient > 0:
             total = total - ppo.entropy_coefficient * entropy
         if config.kl.where == "loss":
-            total = total + kl_coefficient * kl_loss(config.kl.estimator, found.logprob, batch.logprobs, batch.reference_logprobs, batch.mask)
-        return total, {**report, "policy_loss": total.detach(), "entropy": entropy.detach()}
+            total = total + kl_coefficient * kl_loss(config.kl.estimator, logprobs, batch.logprobs, batch.reference_logprobs, batch.mask)
+        log_ratio = ((logprobs.detach() - batch.logprobs) * batch.mask).abs().max()
+        return total, {**report, "policy_loss": total.detach(), "entropy": entropy.detach(), "log_ratio": log_ratio}
 
     return loss
 
@@ -125,7 +133,7 @@ def value_loss_of(ppo: PpoConfig) -> Callable:
     """The clipped value loss."""
 
     def loss(values: Tensor, batch: PpoBatch):
-        return value_loss(values[:, :-1], batch.values, batch.returns, batch.mask, ppo.clip_value)
+        return value_loss(spread(values, batch.mask), batch.values, batch.returns, batch.mask, ppo.clip_value)
 
     return loss
 

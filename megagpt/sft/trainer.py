@@ -9,6 +9,7 @@ from megagpt.checkpoint.load import Checkpoint, load_chunks
 from megagpt.checkpoint.stage_output import StageOutput
 from megagpt.config.check import check_parent
 from megagpt.config.schema import SftConfig
+from megagpt.config.show import one_line
 from megagpt.data.batch import fingerprint
 from megagpt.data.conversation import load_demonstrations
 from megagpt.data.order import epoch_ends, step_rows
@@ -17,7 +18,8 @@ from megagpt.engine.build import Engine
 from megagpt.engine.schedule import learning_rate
 from megagpt.engine.token_steps import count_targets, evaluate, replica_batches, train_step
 from megagpt.model.layout import Layout
-from megagpt.model.param_map import num_parameters
+from megagpt.model.lora import describe as describe_lora
+from megagpt.model.param_map import num_parameters, num_trained
 from megagpt.parallel.groups import build_groups
 from megagpt.parallel.placement import stage_grid
 from megagpt.runtime.distributed import start, world_size_from_environment
@@ -47,13 +49,14 @@ def fit(config: SftConfig, original: str = "") -> Path:
     fixed = {
         "packing": config.packing, "data": fingerprint(train), "held_out_data": fingerprint(valid),
         "batch": {"global_batch_size": config.batch.global_batch_size}, "optimizer": {"name": config.optimizer.name},
+        "lora": one_line(config.lora),
     }
     output = StageOutput(config, tokenizer, {"parent": parent}, original=original, fixed=fixed)
 
     world = start(config.run.device, config.run.timeout_seconds)
     folder = output.open(world.device)
     groups, layout = build_groups(grid, config.run.timeout_seconds), Layout.of(config.parallel, config.precision)
-    models = load_chunks(parent, groups, world.device, layout, scalar_head=False, dropout=config.dropout)
+    models = load_chunks(parent, groups, world.device, layout, scalar_head=False, dropout=config.dropout, seed=config.run.seed, lora=config.lora)
     dropout = models[0].dropout_state.probability > 0
     engine = Engine.of_stage(models, config)
     rows_per_step, micro, seed = config.batch.global_batch_size, config.batch.micro_batch_size, config.run.seed
@@ -61,7 +64,7 @@ def fit(config: SftConfig, original: str = "") -> Path:
     resumed = output.resume(engine) or {"step": 0}
     total_steps = max(ends[-1], resumed["step"])
     numbers = f"{len(conversations.train)} demonstrations, {len(conversations.valid)} held out{left_out(dropped)}"
-    say(f"[sft] {numbers}, {grid}, ZeRO {engine.zero_stage}, {total_steps} steps")
+    say(f"[sft] {numbers}, {grid}, ZeRO {engine.zero_stage}, {total_steps} steps{describe_lora(models[0].shape)}")
     if config.packing:
         say(f"[sft] packed: {describe(conversations.train, train, max_length)}")
     measured: dict[int, float] = {}
@@ -79,7 +82,7 @@ def fit(config: SftConfig, original: str = "") -> Path:
             return output.save(step, engine, model_config, head="lm", held_out=held_out, start_loss=start_loss)
 
     shape = models[0].shape
-    flops = shape.flops_per_token(max_length, num_parameters(shape))
+    flops = shape.flops_per_token(max_length, num_parameters(shape), num_trained(shape))
     with StageRun(config, folder, total_steps, resumed["step"], world.device, flops) as around:
         start_loss = resumed.get("start_loss") or measure(0)
         for step in range(resumed["step"] + 1, total_steps + 1):

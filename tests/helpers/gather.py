@@ -7,10 +7,24 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from megagpt.engine.build import Engine
+
 
 def held_here(pairs: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
     """On each rank: copies of `Engine.canonical_gradients()` or `canonical_parameters()`, which an optimizer step would change."""
     return {name: tensor.detach().clone() for name, tensor in pairs}
+
+
+def with_gradients(engine: Engine) -> dict[str, Tensor]:
+    """What the engine's next step finds, before it clips: filled in when `step` is called."""
+    found, step = {}, engine.step
+
+    def look_then_step(lr: float) -> float:
+        found.update(held_here(engine.canonical_gradients()))
+        return step(lr)
+
+    engine.step = look_then_step
+    return found
 
 
 def merge_ranks(per_rank: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

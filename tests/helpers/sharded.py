@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from megagpt.config.schema import ModelConfig, OptimizerConfig
+from megagpt.config.schema import LoraConfig, ModelConfig, OptimizerConfig
 from megagpt.data.batch import TokenBatch
 from megagpt.engine.build import Engine
 from megagpt.engine.schedule_run import infer
@@ -32,9 +32,9 @@ def sharded_model(config: ModelConfig, state: Mapping[str, Tensor], grid: Grid, 
     return model
 
 
-def sharded_chunks(config: ModelConfig, state: Mapping[str, Tensor], grid: Grid, layout: Layout) -> list[GPT]:
-    """The same for layouts with several blocks of layers on each rank."""
-    chunks = build_chunks(ModelShape(config), build_groups(grid), scalar_head="scalar_head.weight" in state, layout=layout)
+def sharded_chunks(config: ModelConfig, state: Mapping[str, Tensor], grid: Grid, layout: Layout, lora: LoraConfig | None = None) -> list[GPT]:
+    """The same for layouts with several blocks of layers on each rank, and with adapters."""
+    chunks = build_chunks(ModelShape(config, lora), build_groups(grid), scalar_head="scalar_head.weight" in state, layout=layout)
     for chunk in chunks:
         chunk.load_canonical(state.__getitem__)
     return chunks
@@ -63,11 +63,11 @@ def accumulate(engine: Engine, batch: TinyBatch, dropout_key: tuple[int, int] | 
 
 def sharded_train(
     config: ModelConfig, state: Mapping[str, Tensor], batches: Sequence[TinyBatch], optimizer: OptimizerConfig, grid: Grid, zero_stage: int,
-    layout: Layout = Layout(), kernels: str = "auto", **engine_options,
+    layout: Layout = Layout(), kernels: str = "auto", lora: LoraConfig | None = None, **engine_options,
 ) -> PlainRun:
     """`plain_train` on a grid, with these kernels; the tensors are those of this rank's stage."""
     set_kernels(kernels)
-    engine = Engine(sharded_chunks(config, state, grid, layout), optimizer, zero_stage, **engine_options)
+    engine = Engine(sharded_chunks(config, state, grid, layout, lora), optimizer, zero_stage, **engine_options)
     losses, norms, gradients_of_step_0 = [], [], {}
     for batch in batches:
         losses.append(accumulate(engine, batch))

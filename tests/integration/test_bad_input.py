@@ -29,6 +29,7 @@ CONFIGS = {
     "pretrain": STEPS | {"model": SIZES, "data": {"train": "tokens/train", "valid": "tokens/valid"}, "sequence_length": 32, "train_tokens": 256},
     "sft": STEPS | {"parent": "sft", "data": {"train": ["source/demonstrations.jsonl"], "max_length": 64}},
     "reward": STEPS | {"data": {"train": ["source/rankings.jsonl"], "max_length": 64}},
+    "dpo": STEPS | {"data": {"train": ["source/rankings.jsonl"], "max_length": 64}},
     "rlhf": {
         "placement": ALL_ON_RANK_0,
         "prompts": {"files": ["source/prompts.jsonl"], "max_prompt_length": 40, "max_response_length": 8, "eval_prompts": 4},
@@ -149,6 +150,7 @@ TAKES = {  # stage -> the setting that names its file
     "tokenize": "inputs={{train: [{file}]}}",
     "sft": "data.train=[{file}]",
     "reward": "data.train=[{file}]",
+    "dpo": "data.train=[{file}]",
     "rlhf": "prompts.files=[{file}]",
     "generate": "{file}",
 }
@@ -245,7 +247,9 @@ def test_bad_source(refused, settings, message):
         ("reward", ["data.max_length=65"], "data.max_length = 65: longer than the model's context of 64"),
         ("sft", ["data.max_length=20"], "source/demonstrations.jsonl:1: "),
         ("reward", ["data.max_length=20"], "source/rankings.jsonl:1: "),
+        ("dpo", ["data.max_length=20"], "source/rankings.jsonl:1: "),
         ("sft", ["data.max_length=20", "data.overlong=drop"], "no record is left for train (max_length 20)"),
+        ("sft", ["data.max_length=4", "data.overlong=truncate"], "no record is left for train (max_length 4)"),
         ("rlhf", ["prompts.max_prompt_length=60"], "prompts: max_prompt_length + max_response_length = 68: longer than the policy's context of 64"),
         ("rlhf", ["prompts.max_prompt_length=4"], "0 prompts, training needs more than eval_prompts 4, 48 dropped: longer than max_prompt_length"),
         ("rlhf", ["prompts.eval_prompts=48"], "48 prompts, training needs more than eval_prompts 48"),
@@ -321,7 +325,8 @@ def test_checkpoint_cut_short(refused, copy):
 
 
 def test_checkpoint_with_the_wrong_head(refused):
-    assert "holds a reward model; a language model is needed here" in refused(*stage("sft", "parent=reward"))
+    for verb in ("sft", "dpo"):
+        assert "holds a reward model; a language model is needed here" in refused(*stage(verb, "parent=reward"))
     assert "holds a language model; a reward model is needed here" in refused(*stage("rlhf", "reward=sft"))
     assert "holds a reward model" in refused("generate", "--checkpoint", "runs/toy/reward", "--prompts", "source/prompts.jsonl")
 

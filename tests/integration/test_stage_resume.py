@@ -1,4 +1,4 @@
-"""SFT, reward training and PPO go on where they were stopped: the same checkpoints and metrics as of a stage that nobody stopped."""
+"""SFT, reward training, DPO and PPO go on where they were stopped: the same checkpoints and metrics as of a stage that nobody stopped."""
 
 from __future__ import annotations
 
@@ -28,6 +28,10 @@ STAGES = {
     },
     "reward": {
         "parent": "base/sft", "optimizer": OPTIMIZER, "batch": {"micro_batch_size": 2, "global_batch_size": 8},
+        "data": {"train": ["rankings.jsonl"], "max_length": 48},
+    },
+    "dpo": {
+        "parent": "base/sft", "optimizer": OPTIMIZER, "batch": {"micro_batch_size": 2, "global_batch_size": 8}, "dropout": 0.1,
         "data": {"train": ["rankings.jsonl"], "max_length": 48},
     },
     "rlhf": {

@@ -13,13 +13,13 @@ from torch import Tensor
 from torch.profiler import profile
 
 from megagpt.checkpoint.load import new_chunks
-from megagpt.config.schema import ModelConfig, OptimizerConfig, ParallelConfig
+from megagpt.config.schema import LoraConfig, ModelConfig, OptimizerConfig, ParallelConfig
 from megagpt.engine.build import Engine
 from megagpt.engine.state import optimizer_tensors
 from megagpt.kernels.token_logprob import token_logprob
 from megagpt.model.gpt import GPT
 from megagpt.model.layout import Layout
-from megagpt.model.param_map import num_parameters
+from megagpt.model.param_map import canonical_shapes, num_parameters
 from megagpt.model.shape import ModelShape
 from megagpt.model.token_loss import token_nll
 from megagpt.parallel.grid import Grid
@@ -50,16 +50,20 @@ SMALL = tiny_model("gpt", True, hidden_size=36, num_layers=4)  # sizes that no p
 LARGE = ModelConfig(num_layers=8, hidden_size=512, num_attention_heads=8, max_sequence_length=256, vocab_size=8192)
 
 
-def job_of(config: ModelConfig, grid: Grid, options: dict, dtype: str, *, rows: int, scalar_head: bool = False) -> Job:
+def job_of(
+    config: ModelConfig, grid: Grid, options: dict, dtype: str, *, rows: int, scalar_head: bool = False, lora: LoraConfig | None = None
+) -> Job:
     parallel = ParallelConfig(tensor_parallel_size=grid.tp, pipeline_parallel_size=grid.pp, **options)
     return Job(
-        ModelShape(config), grid, parallel, CPU, rows=rows, length=config.max_sequence_length, num_microbatches=4, dtype=dtype,
+        ModelShape(config, lora), grid, parallel, CPU, rows=rows, length=config.max_sequence_length, num_microbatches=4, dtype=dtype,
         scalar_head=scalar_head, dropout=config.dropout, fused=True,
     )  # fmt: skip
 
 
-def engine_of(config: ModelConfig, grid: Grid, options: dict, dtype: str) -> Engine:
-    return Engine(sharded_chunks(config, plain_init(config, seed=1), grid, layout_of(options, dtype)), OPTIMIZER, options["zero_stage"])
+def engine_of(config: ModelConfig, grid: Grid, options: dict, dtype: str, lora: LoraConfig | None = None) -> Engine:
+    factors = {name: torch.ones(size) for name, size in canonical_shapes(ModelShape(config, lora)).items() if "lora_" in name}
+    chunks = sharded_chunks(config, plain_init(config, seed=1) | factors, grid, layout_of(options, dtype), lora)
+    return Engine(chunks, OPTIMIZER, options["zero_stage"])
 
 
 def layout_of(options: dict, dtype: str) -> Layout:
@@ -76,13 +80,13 @@ def storage_bytes(tensors: Iterable[Tensor]) -> int:
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
-def held_bytes(grid: Grid, options: dict, dtype: str) -> dict[str, int]:
+def held_bytes(grid: Grid, options: dict, dtype: str, lora: LoraConfig | None) -> dict[str, int]:
     """What a step of the real engine holds on this rank."""
-    engine, found = engine_of(SMALL, grid, options, dtype), {}
+    engine, found = engine_of(SMALL, grid, options, dtype, lora), {}
     sum_shared = engine._sum_shared_gradients
 
     def spy() -> None:  # after the last microbatch, before anything is reduced
-        found["gradients"] = storage_bytes(p.grad for p, _ in engine.entries)
+        found["gradients"] = storage_bytes(p.grad for p, _ in engine.entries if p.grad is not None)
         sum_shared()
 
     engine._sum_shared_gradients = spy
@@ -101,11 +105,14 @@ def _moments(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
         yield from (state["exp_avg"], state["exp_avg_sq"])
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_plan_tensor_bytes_are_exactly_those_of_the_engine(name):
+LORA = LoraConfig(rank=3, targets=("qkv", "fc2"))
+
+
+@pytest.mark.parametrize(("name", "lora"), [*((name, None) for name in LAYOUTS), *((name, LORA) for name in LAYOUTS if "zero3" not in name)])
+def test_plan_tensor_bytes_are_exactly_those_of_the_engine(name, lora):
     grid, options, dtype = LAYOUTS[name]
-    job = job_of(SMALL, grid, options, dtype, rows=2)
-    for rank, measured in enumerate(run_ranks(grid.size, held_bytes, grid, options, dtype)):
+    job = job_of(SMALL, grid, options, dtype, rows=2, lora=lora)
+    for rank, measured in enumerate(run_ranks(grid.size, held_bytes, grid, options, dtype, lora)):
         stage = grid.coordinates(rank).pp
         planned = resident(job, stage) + training_phases(job, stage)["forward and backward"]
         assert {part: getattr(planned, part) for part in measured} == measured

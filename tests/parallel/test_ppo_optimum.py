@@ -6,13 +6,9 @@ enumerated: the reference's J, the trained policy's and J* are exact, no sample 
 
 from __future__ import annotations
 
-import functools
-from dataclasses import dataclass
-
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from megagpt.checkpoint.layout import find_checkpoint
 from megagpt.checkpoint.load import Checkpoint
@@ -29,15 +25,13 @@ from megagpt.config.schema import (
     RunConfig,
 )
 from megagpt.data.prompts import EncodedPrompt, load_prompts
-from megagpt.model.gpt import GPT
 from megagpt.parallel.placement import build_grids
 from megagpt.rlhf import ppo as rlhf_ppo
 from megagpt.rlhf.doctor import Doctor
 from megagpt.rlhf.four_models import FourModels, Starts, build_four_models
 from megagpt.runtime.distributed import World
 from megagpt.runtime.run_folder import RunFolder
-from megagpt.tokenizer.tokenizer import Tokenizer
-from tests.helpers import rewards
+from tests.helpers.enumerated import Answers
 from tests.helpers.spawn import run_ranks
 from tests.helpers.tiny_checkpoint import make_checkpoint
 from tests.helpers.tiny_run import toy_tokenizer, write_rows
@@ -71,47 +65,12 @@ def config_of(folder, seed: int, ppo: dict, kl: dict, beta: float) -> RlhfConfig
         policy_optimizer=OptimizerConfig(lr=1e-2, weight_decay=0.0, schedule="linear", min_lr_ratio=0.0),
         value_optimizer=OptimizerConfig(lr=1e-2, weight_decay=0.0),
         prompts=PromptsConfig(files=[str(folder / "prompts.jsonl")], max_prompt_length=8, max_response_length=2, eval_prompts=1),
-        ppo=PpoConfig(steps=200, rollout_batch_size=128, minibatch_size=64, micro_batch_size=64, epochs=4, ema_decay=None, **ppo),
+        ppo=PpoConfig(steps=200, rollout_batch_size=256, minibatch_size=64, micro_batch_size=64, epochs=2, ema_decay=None, **ppo),
         kl=KlConfig(coefficient=beta, **kl),
     )
 
 
 # ---------------------------------------------------------------- exact sums over all answers
-
-
-@dataclass(frozen=True)
-class Answers:
-    """All answers of at most two tokens: a stop token alone, or any other token and then any token."""
-
-    tokenizer: Tokenizer
-    stop_ids: tuple[int, ...]
-
-    @functools.cached_property
-    def stops(self) -> Tensor:
-        """[V] bool."""
-        stops = torch.zeros(self.tokenizer.vocab_size, dtype=torch.bool)
-        stops[list(self.stop_ids)] = True
-        return stops
-
-    @property
-    def rewards(self) -> Tensor:
-        return self.rewards_by("letters")
-
-    def rewards_by(self, judge: str) -> Tensor:
-        """[answers] float64, by a function of tests/helpers/rewards.py."""
-        first = self.stops.nonzero().flatten().tolist()
-        others = (~self.stops).nonzero().flatten().tolist()
-        answers = [[a] for a in first] + [[a, b] for a in others for b in range(len(self.stops))]
-        texts = [self.tokenizer.decode(answer) for answer in answers]
-        return torch.tensor(getattr(rewards, judge)([""] * len(texts), texts), dtype=torch.float64)
-
-    def logprobs(self, model: GPT, prompt: tuple[int, ...]) -> Tensor:
-        """[answers] float64, in the same order."""
-        size = len(self.stops)
-        with torch.no_grad():
-            both = model(torch.tensor([[*prompt, a] for a in range(size)]))[:, -2:, :size].double().log_softmax(-1)
-        first, second = both[0, 0], both[:, 1]
-        return torch.cat([first[self.stops], (first[:, None] + second)[~self.stops].flatten()])
 
 
 def exact(models: FourModels, prompts_: list[EncodedPrompt], stop_ids: tuple[int, ...], beta: float) -> dict[str, float]:

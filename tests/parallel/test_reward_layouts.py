@@ -18,13 +18,13 @@ from torch import Tensor
 from megagpt.config.schema import ModelConfig, OptimizerConfig, RankingLossConfig
 from megagpt.data.batch import EncodedRow, encoded_row
 from megagpt.data.ranking import EncodedGroup, ranked_pairs
+from megagpt.data.ranking_batch import replica_batches as ranking_batches
 from megagpt.data.records import Ranking
 from megagpt.engine import token_steps
 from megagpt.engine.build import Engine
 from megagpt.parallel.grid import Grid
 from megagpt.reward import trainer as reward
-from megagpt.reward.data import replica_batches as ranking_batches
-from tests.helpers.gather import held_here, merge_ranks
+from tests.helpers.gather import held_here, merge_ranks, with_gradients
 from tests.helpers.plain import PlainGPT, PlainRun, plain_init, plain_train
 from tests.helpers.sharded import sharded_model
 from tests.helpers.spawn import run_ranks
@@ -121,18 +121,6 @@ def plain_step(config: ModelConfig, scalar_head: bool, terms: RankingLossConfig 
 
 
 # ---------------------------------------------------------------- on each rank
-
-
-def with_gradients(engine: Engine) -> dict[str, Tensor]:
-    """What the engine's next step finds, before it clips: filled in when `step` is called."""
-    found, step = {}, engine.step
-
-    def look_then_step(lr: float) -> float:
-        found.update(held_here(engine.canonical_gradients()))
-        return step(lr)
-
-    engine.step = look_then_step
-    return found
 
 
 def reward_step(config: ModelConfig, grid: Grid, zero_stage: int, terms: RankingLossConfig = RankingLossConfig()):

@@ -16,13 +16,13 @@ LAYERS = [
     {"model"},
     {"engine", "checkpoint", "generation"},
     {"plan"},
-    {"pretrain", "sft", "reward", "rlhf"},
+    {"pretrain", "sft", "reward", "dpo", "rlhf"},
     {"report", "safety", "convert", "serve"},
     {"pipeline"},
     {"cli"},
 ]
 """From the bottom. A package may import from its own layer and from those before it."""
-STAGES = {"pretrain", "sft", "reward", "rlhf"}
+STAGES = {"pretrain", "sft", "reward", "dpo", "rlhf"}
 DEPTH = {package: depth for depth, packages in enumerate(LAYERS) for package in packages}
 
 

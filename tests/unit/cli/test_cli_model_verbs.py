@@ -62,7 +62,7 @@ def test_cli_checkpoint_verify(checkpoint, capsys, tmp_path):
 # ---------------------------------------------------------------- --dry-run with a parent
 
 
-@pytest.mark.parametrize(("verb", "extra"), [("sft", 0), ("reward", 33)])
+@pytest.mark.parametrize(("verb", "extra"), [("sft", 0), ("reward", 33), ("dpo", 0)])
 def test_cli_dry_run_knows_the_parents_size(folder, tmp_path, capsys, no_process_group, checkpoint, verb, extra):
     config = {
         "run": {"name": "toy", "root": str(folder / "runs")}, "parent": "sft", "optimizer": {"lr": 1e-3},

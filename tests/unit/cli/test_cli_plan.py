@@ -12,7 +12,7 @@ from tests.helpers.tiny_checkpoint import make_checkpoint
 from tests.helpers.tiny_run import ROOT, command, demonstrations, finished, toy_tokenizer, write_rows
 
 PRETRAIN, SMOKE = ROOT / "configs/pretrain", ROOT / "configs/smoke"
-PLANNED = [*sorted(PRETRAIN.glob("*.yaml")), *(SMOKE / f"quickstart_{stage}.yaml" for stage in ("pretrain", "sft", "reward", "rlhf"))]
+PLANNED = [*sorted(PRETRAIN.glob("*.yaml")), *(SMOKE / f"quickstart_{stage}.yaml" for stage in ("pretrain", "sft", "reward", "dpo", "rlhf"))]
 GPT3 = PRETRAIN / "gpt3_6b7_128gpu_tp4.yaml"
 
 

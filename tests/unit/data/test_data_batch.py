@@ -14,6 +14,7 @@ from megagpt.data.errors import DataError
 from megagpt.data.prompts import load_prompts, prompt_number
 from megagpt.data.ranking import load_rankings, load_single_answers, ranked_pairs, read_ranking_split
 from megagpt.data.split import prompt_key
+from megagpt.tokenizer.chat import encode_chat
 from megagpt.tokenizer.train import train_tokenizer
 
 
@@ -128,6 +129,31 @@ def test_overlong_conversation_is_dropped_and_counted(tokenizer, tmp_path):
     assert dropped == {"longer than max_length": 2}
     with pytest.raises(DataError, match="no record is left for train"):
         load_demonstrations(config.model_copy(update={"max_length": 2}), tokenizer)
+
+
+def test_overlong_conversation_keeps_its_beginning_or_is_dropped_where_no_answer_begins(tokenizer, tmp_path):
+    long = conversation("q", "answer " * 50)
+    two_turns = {"messages": [*conversation("q", "a")["messages"], *conversation("question " * 30, "answer")["messages"]]}
+    file = write(tmp_path / "d.jsonl", [conversation("q", "a"), long, two_turns, conversation("question " * 50, "a")])
+    config = RecordsConfig(train=[file], valid=[file], max_length=40, overlong="truncate")
+    split, dropped = load_demonstrations(config, tokenizer)
+    assert dropped == {"no answer within max_length": 2}  # once for each side
+    short, cut, first_turn = split.train
+    whole, mask = encode_chat(tokenizer, long["messages"])
+    assert len(whole) > 40 and cut.tokens.tolist() == whole[:40] and cut.loss_mask.tolist() == mask[:40]
+    assert tokenizer.special_ids["<|end|>"] not in cut.tokens[cut.loss_mask == 1]  # nobody learns that the answer ends here
+    assert len(first_turn) == 40 and tokenizer.decode(first_turn.tokens[first_turn.loss_mask == 1], show_special=True).strip() == "a<|end|>"
+    assert len(short) < 40 and [len(row) for row in split.valid] == [len(row) for row in split.train]
+
+
+def test_overlong_conversation_that_is_cut_right_before_its_answer_has_nothing_to_learn(tokenizer, tmp_path):
+    record = conversation("question", "answer")
+    _, mask = encode_chat(tokenizer, record["messages"])
+    file = write(tmp_path / "d.jsonl", [record, conversation("q", "a")])
+    for max_length, kept in ((mask.index(1), 1), (mask.index(1) + 1, 2)):
+        config = RecordsConfig(train=[file], valid=[file], max_length=max_length, overlong="truncate")
+        split, dropped = load_demonstrations(config, tokenizer)
+        assert len(split.train) == kept and dropped["no answer within max_length"] == 2 * (2 - kept)
 
 
 @pytest.mark.parametrize(

@@ -19,12 +19,14 @@ TRAINING = {
     "pretrain": {"loss": 5.0, "grad_norm": 1.0, "tokens": 4096} | SPEED,
     "sft": {"loss": 3.0, "grad_norm": 1.0} | SPEED,
     "reward": {"loss": 0.6, "accuracy": 0.7, "grad_norm": 1.0} | SPEED,
+    "dpo": {"loss": 0.6, "accuracy": 0.7, "margin": 0.3, "chosen_reward": -0.1, "rejected_reward": -0.4, "grad_norm": 1.0} | SPEED,
     "rlhf": {"reward": 0.1, "kl": 1.0, "length": 30.0, "policy_clip_fraction": 0.1, "explained_variance": -4.0, "policy_entropy": 2.0, "value_loss": 0.3},
 }
 EVALUATION = {
     "pretrain": {"eval_loss": 5.1, "perplexity": 164.0, "bits_per_byte": 2.6},
     "sft": {"eval_loss": 3.1},
     "reward": {"eval_accuracy": 0.7},
+    "dpo": {"eval_loss": 0.6, "eval_accuracy": 0.7, "eval_margin": 0.3, "eval_chosen_reward": -0.1, "eval_rejected_reward": -0.4},
     "rlhf": {"eval_reward": 0.2, "eval_kl": 1.0, "eval_length": 29.0, "eval_held_out_reward": 0.1, "eval_win_rate": 0.6},
 }
 HOSTILE = "<script>alert(1)</script>"
@@ -93,7 +95,7 @@ class Tags(HTMLParser):
 
 def test_report_has_every_section(whole):
     text = Tags(whole[1]).text
-    for heading in ("Run toy", "Gates", "Stages", "Pre-training", "Supervised fine-tuning", "Reward model", "PPO", "Conversations before and after PPO", "Data"):
+    for heading in ("Run toy", "Gates", "Stages", "Pre-training", "Supervised fine-tuning", "Reward model", "Direct preference optimization", "PPO", "Conversations before and after PPO", "Data"):
         assert heading in text
     assert "Missing" not in text
     assert "synthetic rankings" in text

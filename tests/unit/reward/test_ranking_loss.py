@@ -9,9 +9,9 @@ import torch
 
 from megagpt.data.batch import encoded_row
 from megagpt.data.ranking import EncodedGroup, ranked_pairs
+from megagpt.data.ranking_batch import pack, replica_batches
 from megagpt.data.records import Ranking
 from megagpt.parallel.grid import Coordinates, Grid
-from megagpt.reward.data import pack, replica_batches
 from megagpt.reward.loss import ranking_loss
 from megagpt.reward.normalise import score_statistics
 from tests.helpers.tolerance import FINITE_DIFFERENCE_ABSOLUTE, FINITE_DIFFERENCE_STEP, FLOAT64_ABSOLUTE
@@ -151,13 +151,20 @@ def test_packing_leaves_few_rows_empty_whatever_the_sizes():
     one_large = pack([group(range(9)), *[group([0, 1])] * 7], 2, 1)
     assert (one_large.members, one_large.rows) == ([[0], [1, 2, 3, 4], [5, 6, 7]], 9)
     equal = pack([group([0, 1, 2])] * 6, 2, 2)
-    assert (equal.members, equal.rows) == ([[0, 1], [2, 3], [4, 5], []], 6)
-    assert equal.of_replica(Grid(dp=2), 1) == [[4, 5], []]
+    assert (equal.members, equal.rows) == ([[0, 1], [4, 5], [2, 3], []], 6)
+    assert equal.of_replica(Grid(dp=2), 1) == [[2, 3], []]
     sizes = np.random.default_rng(0).integers(1, 10, 200)
     packing = pack([group(range(size)) for size in sizes], 3, 4)
     assert sorted(index for members in packing.members for index in members) == list(range(200)) and len(packing.members) % 4 == 0
     assert max(sum(sizes[members]) for members in packing.members if members) <= packing.rows
     assert len(packing.members) * packing.rows <= 1.05 * sizes.sum() + 4 * packing.rows
+
+
+def test_packing_puts_answers_of_like_length_together():
+    members = [EncodedGroup((encoded_row(range(2, 2 + length)), encoded_row([1, 2])), ((0, 1),), Ranking((), ("a", "b"), (0, 1))) for length in (9, 3, 8, 4)]
+    batches = replica_batches(members, OneRank(), 2, 0, torch.device("cpu"))
+    assert [batch.tokens.shape for batch in batches] == [(4, 4), (4, 9)]
+    assert sorted(torch.cat([batch.lengths for batch in batches]).tolist()) == [2, 2, 2, 2, 3, 4, 8, 9]
 
 
 def test_a_lone_answer_is_scored_without_a_pair():

@@ -284,7 +284,7 @@ def test_policy_loss_of_the_configuration_by_hand(where):
     )  # fmt: skip
     model = SimpleNamespace(groups=SimpleNamespace(collection=SimpleNamespace(tp=None)), shape=SimpleNamespace(vocab_size=VOCABULARY))
     batch = PpoBatch(tokens, torch.arange(2), mask, old, ref, advantages, None, None)
-    loss, report = policy_loss_of(SimpleNamespace(model=model), config, kl_coefficient=0.5)(logits, batch)
+    loss, report = policy_loss_of(SimpleNamespace(model=model), config, kl_coefficient=0.5)(logits[batch.only][None], batch)
 
     expected, entropies = 0.0, 0.0
     for row, place in mask.nonzero().tolist():
