@@ -104,10 +104,10 @@ class Checkpoint:
 
 def load_model(
     checkpoint: Checkpoint, groups: Groups, device: torch.device, *, scalar_head: bool, dropout: float | None = None, seed: int = 0,
-    lora: LoraConfig | None = None,
+    lora: LoraConfig | None = None, dtype: torch.dtype = torch.float32,
 ) -> GPT:
-    """The checkpoint's model on this grid, in float32."""
-    (model,) = load_chunks(checkpoint, groups, device, Layout(), scalar_head=scalar_head, dropout=dropout, seed=seed, lora=lora)
+    """The checkpoint's model on this grid, in one block of layers on each stage."""
+    (model,) = load_chunks(checkpoint, groups, device, Layout(dtype), scalar_head=scalar_head, dropout=dropout, seed=seed, lora=lora)
     return model
 
 

@@ -140,7 +140,7 @@ class StageOutput:
             head: `lm` or `scalar`.
             subfolder: within the stage's folder, where a stage saves several models.
             held_out: how the model did on held-out data; the best of those is never removed, and is what later stages take.
-            average: canonical tensors to save instead of the engine's weights, without its optimizer.
+            average: canonical float32 tensors to save instead of the engine's weights, without its optimizer.
             state: counters and statistics that later stages or a resume need.
         """
         resumed = self._resumed.get(subfolder)
@@ -152,7 +152,7 @@ class StageOutput:
                 prune=lambda: prune(self._folders, self.config.every.keep, self.config.every.keep_every),
             )
         dtype, lora = engine.model.layout.dtype, engine.model.shape.lora
-        weights = ((name, tensor.to(dtype)) for name, tensor in (engine.canonical_parameters() if average is None else average))
+        weights = ((name, tensor.to(dtype)) for name, tensor in engine.canonical_parameters()) if average is None else average
         return self._savers[subfolder].save(
             step, {"model": weights, "optimizer": optimizer_tensors(engine) if average is None else iter(())},
             {

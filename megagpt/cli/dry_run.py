@@ -9,7 +9,7 @@ from megagpt.config.schema import PretrainConfig, RlhfConfig, StageConfig
 from megagpt.engine.schedule import run_steps
 from megagpt.model.param_map import num_parameters
 from megagpt.model.shape import ModelShape
-from megagpt.parallel.placement import build_grids, placed_roles, stage_grid
+from megagpt.parallel.placement import build_grids, num_ranks, stage_grid
 from megagpt.runtime.distributed import world_size_from_environment
 from megagpt.runtime.run_folder import RunFolder
 
@@ -63,8 +63,9 @@ def _parameters(config: StageConfig | RlhfConfig, parent: str, checkpoint: Check
 
 
 def _rlhf(config: RlhfConfig, ranks: int | None) -> str:
-    needed = 1 + max(rank for role in placed_roles(config.placement) for rank in getattr(config.placement, role).ranks)
-    grids = build_grids(config.placement, ranks or needed)
+    if config.placement.is_auto:
+        return "placement   auto: the planner chooses at the start, by the memory of the devices; `megagpt plan --ranks N` shows what fits"
+    grids = build_grids(config.placement, ranks or num_ranks(config.placement))
     check_rlhf(config, {role: grid.dp for role, grid in grids.items()})
     ppo, lines = config.ppo, []
     for role, grid in grids.items():

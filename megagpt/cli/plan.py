@@ -14,7 +14,8 @@ from megagpt.pipeline.launch import read_hosts
 from megagpt.plan import ppo, stage
 from megagpt.plan.hardware import FOLDER, Hardware, load_hardware
 from megagpt.plan.parents import read_stage
-from megagpt.plan.propose import propose_ppo, propose_stage, words_of
+from megagpt.plan.propose import nothing_fits, propose_stage, words_of
+from megagpt.plan.propose_ppo import propose_ppo
 from megagpt.plan.show import table
 
 
@@ -35,12 +36,12 @@ def run(options: argparse.Namespace, verb: str) -> int | None:
     if options.price is not None:
         hardware = hardware.model_copy(update={"price_per_device_hour": options.price})
     if options.hostfile is None:
-        plan, proposals = _Planner(config, options.config.parent, hardware).plan(options.ranks), []
+        plan, proposals = _Planner(config, options.config.parent, hardware).of_ranks(options.ranks)
     else:
         slots = read_hosts(options.hostfile)
         hardware = hardware.model_copy(update={"devices_per_node": math.gcd(*slots.values())})
         planner = _Planner(config, options.config.parent, hardware)
-        plan, proposals = _on_hosts(planner, sum(slots.values()), options.hostfile)
+        plan, proposals = planner.of_ranks(sum(slots.values())) if planner.is_auto else _on_hosts(planner, sum(slots.values()), options.hostfile)
     facts = ppo.as_json(plan) if isinstance(plan, ppo.PpoPlan) else stage.as_json(plan)
     words = [words_of(proposal) for proposal in proposals]
     print(json.dumps(facts | {"layouts": words}) if options.json else table(facts, words))
@@ -64,6 +65,23 @@ class _Planner:
     config: StageConfig | RlhfConfig
     folder: Path
     hardware: Hardware
+
+    @property
+    def is_auto(self) -> bool:
+        """The placement is left to the planner."""
+        return isinstance(self.config, RlhfConfig) and self.config.placement.is_auto
+
+    def of_ranks(self, ranks: int | None) -> tuple[stage.StagePlan | ppo.PpoPlan, list]:
+        """The configured layout; where the planner chooses, its choice, with all that it was chosen from."""
+        if not self.is_auto:
+            return self.plan(ranks), []
+        if ranks is None:
+            raise ConfigError("placement = auto: say how many devices the job has, by --ranks or --hostfile")
+        models = ppo.models_of(self.config, self.folder)
+        proposals = propose_ppo(self.config, models, self.hardware, ranks, micro_batches=(self.config.ppo.micro_batch_size,))
+        if not proposals:
+            raise ConfigError(nothing_fits(self.config, models, self.hardware, ranks))
+        return proposals[0], proposals
 
     def plan(self, ranks: int | None) -> stage.StagePlan | ppo.PpoPlan:
         make = ppo.plan_ppo if isinstance(self.config, RlhfConfig) else stage.plan_stage

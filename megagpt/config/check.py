@@ -10,6 +10,7 @@ from megagpt.config.schema import (
     BatchConfig,
     DpoConfig,
     LoraConfig,
+    LossScaleConfig,
     ModelConfig,
     OptimizerConfig,
     ParallelConfig,
@@ -80,9 +81,14 @@ def check_layout(parallel: ParallelConfig, precision: PrecisionConfig) -> None:
             raise ConfigError(f"parallel.offload_optimizer = {parallel.offload_optimizer} with zero_stage = 0: it is ZeRO that offloads; take zero_stage 1")
         if parallel.offload_optimizer == "nvme" and (zero < 3 or parallel.offload_path is None):
             raise ConfigError("parallel.offload_optimizer = nvme: needs zero_stage 3 and offload_path, a folder on the drive; or take cpu")
-    scale = precision.loss_scale.initial
-    if precision.dtype == "fp16" and math.frexp(scale)[0] != 0.5:
-        raise ConfigError(f"precision.loss_scale.initial = {scale:g}: must be a power of two; {2.0 ** round(math.log2(scale)):g} is the nearest")
+    check_loss_scale(precision.dtype, precision.loss_scale, "precision")
+
+
+def check_loss_scale(dtype: str, loss_scale: LossScaleConfig, where: str) -> None:
+    """DeepSpeed takes the exponent of the first scale."""
+    scale = loss_scale.initial
+    if dtype == "fp16" and math.frexp(scale)[0] != 0.5:
+        raise ConfigError(f"{where}.loss_scale.initial = {scale:g}: must be a power of two; {2.0 ** round(math.log2(scale)):g} is the nearest")
 
 
 def check_lora(lora: LoraConfig, model: ModelConfig, zero_stage: int, field: str = "lora", zero_field: str = "parallel.zero_stage") -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 
 
 class Frozen(BaseModel):
@@ -532,14 +532,22 @@ class DpoConfig(StageConfig):
 class RoleConfig(Frozen):
     """Where one of the four models lives."""
 
-    ranks: list[int] = Field(min_length=1)
-    """Ranks of the job that hold this model; consecutive."""
+    ranks: list[int] | None = Field(None, min_length=1)
+    """Ranks of the job that hold this model; consecutive. Left out for all models: the planner chooses ranks, tp, pp, zero and offload, the fastest
+    that fits into the devices' memory; `placement: auto` says so for every model in fp32."""
     tp: int = Field(1, gt=0)
     """Tensor-parallel size."""
     pp: int = Field(1, gt=0)
     """Pipeline-parallel size."""
     zero: Literal[0, 1, 2, 3] = 1
     """ZeRO stage (policy and value; frozen models keep no optimizer)."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Type of weights and activations; with bf16 and fp16 the optimizer of policy and value keeps float32 masters."""
+    loss_scale: LossScaleConfig = LossScaleConfig()
+    """FP16 of policy and value only."""
+    offload: Literal["none", "cpu"] = "none"
+    """`cpu`: the optimizer of policy or value works in host memory (needs zero 1 to 3); the weights of reference and reward wait there and come
+    to the device for each scoring."""
 
 
 class RolloutLayout(Frozen):
@@ -565,6 +573,11 @@ class PlacementConfig(Frozen):
     """Left out where a reward function stands in for the reward model (`reward: null`)."""
     value: RoleConfig | None = None
     """Left out with a critic-free advantage (`ppo.advantage: grpo` or `rloo`)."""
+
+    @property
+    def is_auto(self) -> bool:
+        """Nothing has ranks: the planner chooses."""
+        return all(role.ranks is None for _, role in self if isinstance(role, RoleConfig))
 
 
 class KlConfig(Frozen):
@@ -738,6 +751,15 @@ class RlhfGates(Frozen):
     """… at a mean KL to the reference of at most this, nats a response."""
 
 
+def _as_placement(value: Any, config: ValidationInfo) -> Any:
+    """`auto` is every model that the job has, without ranks."""
+    if value != "auto":
+        return value
+    ppo = config.data.get("ppo")
+    roles = {"reward": config.data.get("reward") is not None, "value": ppo is None or ppo.advantage == "gae"}
+    return {role: {} for role in ("policy", "reference", *(role for role, is_there in roles.items() if is_there))}
+
+
 class RlhfConfig(Frozen):
     """PPO with four models: policy, reference, reward, value."""
 
@@ -754,16 +776,17 @@ class RlhfConfig(Frozen):
     reward_function: str | None = Field(None, pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
     """`module:function` on Python's path, called with two lists of text, prompts and answers; the number that it returns for each is added to the
     (normalised) score."""
-    placement: PlacementConfig
     lora: LoraConfig | None = None
-    """Train adapters of low rank on the policy; default: all of it. A reference that is placed as the policy is (ranks, tp, pp) then takes no memory:
-    it is the policy with its adapters switched off."""
+    """Train adapters of low rank on the policy; default: all of it. A reference that is placed as the policy is (ranks, tp, pp, precision) then takes
+    no memory: it is the policy with its adapters switched off."""
     value_lora: LoraConfig | None = None
     """The same for the value model, whose scalar head is trained too; default: all of it is trained."""
     policy_optimizer: OptimizerConfig = OptimizerConfig(lr=1e-6, weight_decay=0.0, min_lr_ratio=1.0)
     value_optimizer: OptimizerConfig = OptimizerConfig(lr=5e-6, weight_decay=0.0, min_lr_ratio=1.0)
     prompts: PromptsConfig
     ppo: PpoConfig
+    placement: Annotated[PlacementConfig, BeforeValidator(_as_placement)]
+    """Which ranks hold which model; `auto`: the planner chooses."""
     kl: KlConfig = KlConfig()
     pretrain_mix: PretrainMixConfig | None = None
     """Default: PPO alone."""

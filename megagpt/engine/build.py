@@ -24,12 +24,13 @@ from megagpt.engine.deepspeed_config import deepspeed_config
 from megagpt.engine.deepspeed_scope import deepspeed_scope, join_world
 from megagpt.engine.optimizer import build_optimizer
 from megagpt.engine.schedule_run import run_schedule
-from megagpt.engine.sharding import useful_zero_stage
+from megagpt.engine.sharding import reduce_bucket, useful_zero_stage
 from megagpt.kernels.adamw import FusedAdamW
 from megagpt.model import param_map
 from megagpt.model.gpt import GPT
 from megagpt.parallel.collectives import sum_in_place
 from megagpt.parallel.mpu import DeepSpeedMpu
+from megagpt.runtime.memory import storage_bytes
 
 LossFunction = Callable[[Tensor, Any], tuple[Tensor, dict[str, float | Tensor]]]
 """(output of the last stage, microbatch) -> (summed loss of the microbatch, sums to report)."""
@@ -63,7 +64,9 @@ class Engine:
         if zero_stage == 0 and dtype != torch.float32:
             raise ValueError("zero_stage 0 with bf16 or fp16: float32 masters are kept by zero_stage 1 to 3 only")
         self.groups, self.zero_stage, self.clip_grad = groups, zero_stage, optimizer.clip_grad
-        self._offloads = offload_optimizer != "none" and zero_stage < 3
+        self.offload_optimizer, self._offloads = offload_optimizer, offload_optimizer != "none" and zero_stage < 3
+        self.gradient_bytes = 0
+        """Of the sums over microbatches, before replicas share them; of the last accumulation."""
         self.overflow = False
         """The last step was skipped, on all ranks, since a gradient was not finite."""
         self.num_updates = 0
@@ -87,7 +90,8 @@ class Engine:
             self.deepspeed, *_ = deepspeed.initialize(
                 model=module, optimizer=build_optimizer(module, optimizer, offload_optimizer != "none"), mpu=self._mpu,
                 config=deepspeed_config(
-                    zero_stage, optimizer.clip_grad, dtype, loss_scale=loss_scale, offload_optimizer=offload_optimizer, offload_path=offload_path
+                    zero_stage, optimizer.clip_grad, dtype, loss_scale=loss_scale, offload_optimizer=offload_optimizer, offload_path=offload_path,
+                    bucket=reduce_bucket(sum(parameter.numel() for parameter, _ in self.trained)),
                 ),
                 dist_init_required=False,
             )
@@ -114,6 +118,28 @@ class Engine:
             models, config.optimizer, zero_stage, loss_scale=config.precision.loss_scale,
             offload_optimizer=parallel.offload_optimizer, offload_path=parallel.offload_path,
         )
+
+    @property
+    def masters(self) -> list[Tensor]:
+        """The float32 weights that the optimizer steps: of ZeRO this rank's part, flat and padded, in host memory where that is offloaded."""
+        zero = self.deepspeed.optimizer
+        if self.zero_stage == 3:
+            return list(zero.fp32_partitioned_groups_flat)
+        return list(zero.single_partition_of_fp32_groups) if self.zero_stage > 0 else [parameter for parameter, _ in self.trained]
+
+    def held_bytes(self) -> dict[str, int]:
+        """What this rank's device holds of the model: between the steps, but for `gradients`, which are there within one. `buffers`: ZeRO 3's own."""
+        zero, masters = self.deepspeed.optimizer, self.masters if self.zero_stage > 0 else []
+        moments = [tensor for state in (zero.optimizer if masters else zero).state.values() for tensor in state.values() if torch.is_tensor(tensor)]
+        buffers = [zero.grad_partitions_flat_buffer, *(bucket.buffer for bucket in zero.ipg_buckets.values())] if self.zero_stage == 3 else []
+        if self.offload_optimizer != "none":
+            masters, moments, buffers = [], [], buffers[1:]
+        return {
+            "weights": storage_bytes(getattr(parameter, "ds_tensor", parameter.data) for parameter, _ in self.entries),
+            "gradients": self.gradient_bytes,
+            "optimizer": storage_bytes([*masters, *(tensor for tensor in moments if tensor.dim() > 0)]),
+            "buffers": storage_bytes(buffers),
+        }
 
     def scope(self) -> contextlib.AbstractContextManager:
         """Where every use of the model must happen, forward passes included: ZeRO 3 gathers weights in its hooks."""
@@ -166,6 +192,7 @@ class Engine:
 
     def _sum_shared_gradients(self) -> None:
         """Gradients of weights that several ranks of a replica hold: tied embeddings, and what sequence parallelism splits over tokens."""
+        self.gradient_bytes = storage_bytes(parameter.grad for parameter, _ in self.trained)
         for weight, _ in self._tied:
             if weight.requires_grad:
                 dist.all_reduce(weight.grad, group=self.groups.collection.embd)

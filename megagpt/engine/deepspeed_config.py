@@ -12,7 +12,7 @@ from megagpt.engine.sharding import REDUCE_BUCKET
 
 def deepspeed_config(
     zero_stage: int, clip_grad: float, dtype: torch.dtype = torch.float32, *,
-    loss_scale: LossScaleConfig = LossScaleConfig(), offload_optimizer: str = "none", offload_path: str | None = None,
+    loss_scale: LossScaleConfig = LossScaleConfig(), offload_optimizer: str = "none", offload_path: str | None = None, bucket: int = REDUCE_BUCKET,
 ) -> dict:
     """DeepSpeed configuration for a model that a Megatron-core schedule drives.
 
@@ -29,8 +29,8 @@ def deepspeed_config(
         "stage3_param_persistence_threshold": 0,
         # It would replace torch's linear in the whole process and for good; Megatron-core's linears do not call it anyway.
         "memory_efficient_linear": False,
-        "reduce_bucket_size": REDUCE_BUCKET,
-        "allgather_bucket_size": REDUCE_BUCKET,
+        "reduce_bucket_size": bucket,
+        "allgather_bucket_size": REDUCE_BUCKET,  # cuts what is gathered; it has no buffer
     }
     if offload_optimizer != "none":
         zero["offload_optimizer"] = {"device": offload_optimizer, "pin_memory": torch.cuda.is_available()}

@@ -5,7 +5,12 @@ from __future__ import annotations
 from megagpt.parallel.grid import Grid
 
 REDUCE_BUCKET = 50_000_000
-"""Numbers in a reduction's buffer: 200 MB in float32, enough to fill any network; DeepSpeed's default takes 2 GB of every GPU."""
+"""Numbers in a reduction's buffer at most: 200 MB in float32, enough to fill any network; DeepSpeed's default takes 2 GB of every GPU."""
+
+
+def reduce_bucket(num_parameters: int) -> int:
+    """Numbers in the reduction's buffer of a rank that holds so many."""
+    return min(REDUCE_BUCKET, num_parameters)
 
 
 def useful_zero_stage(zero_stage: int, grid: Grid, dtype: str = "fp32", offload: str = "none") -> int:

@@ -53,15 +53,11 @@ def restore(engine: Engine, weight: Callable[[str], Tensor], moment: Callable[[s
     """
     engine.num_updates = counted["num_updates"]
     with engine.scope(), torch.no_grad():
-        keys: list[str | None] = [None]
+        _put_all(engine, engine.entries, None, weight)
         if engine.has_moments and engine.num_updates:
             _make_moments(engine)
-            keys += MOMENTS
-        for parameter, entry in engine.entries:
-            for key in keys if parameter.requires_grad else keys[:1]:
-                pieces = [weight(name) if key is None else moment(f"{key}.{name}") for name in entry.pieces]
-                tp = engine.groups.collection.tp
-                _put(engine, parameter, key, param_map.split(entry, pieces, engine.model.shape, tp.size(), tp.rank()).to(parameter.device))
+            for key in MOMENTS:
+                _put_all(engine, engine.trained, key, lambda name: moment(f"{key}.{name}"))
         if engine.zero_stage == 3:
             zero = engine.deepspeed.optimizer
             for group in range(len(zero.fp16_groups)):
@@ -73,6 +69,22 @@ def restore(engine: Engine, weight: Callable[[str], Tensor], moment: Callable[[s
     if counted["loss_scaler"] is not None and engine.model.layout.dtype == torch.float16:
         for name, value in counted["loss_scaler"].items():
             setattr(engine.deepspeed.optimizer.loss_scaler, name, value)
+
+
+@torch.no_grad()
+def put_masters(engine: Engine, weight: Callable[[str], Tensor]) -> None:
+    """Write the float32 weights of what is trained alone: canonical name -> weight. What the passes use stays as it was, unless that is the same."""
+    with engine.scope():
+        _put_all(engine, engine.trained, None, weight)
+
+
+def _put_all(
+    engine: Engine, entries: list[tuple[torch.nn.Parameter, param_map.Entry]], key: str | None, read: Callable[[str], Tensor]
+) -> None:
+    tp = engine.groups.collection.tp
+    for parameter, entry in entries:
+        local = param_map.split(entry, [read(name) for name in entry.pieces], engine.model.shape, tp.size(), tp.rank())
+        _put(engine, parameter, key, local.to(parameter.device))
 
 
 def _base(engine: Engine) -> torch.optim.Optimizer:
@@ -89,11 +101,7 @@ def _moment(engine: Engine, parameter: torch.nn.Parameter, key: str) -> Tensor:
 def _make_moments(engine: Engine) -> None:
     """An optimizer has no state before its first step: make it, as that step would, and set its count of updates."""
     zero, base = engine.deepspeed.optimizer, _base(engine)
-    if engine.zero_stage == 3:
-        flat = zero.fp32_partitioned_groups_flat
-    else:
-        flat = zero.single_partition_of_fp32_groups if engine.zero_stage else [parameter for parameter, _ in engine.trained]
-    for group, tensor in enumerate(flat):
+    for group, tensor in enumerate(engine.masters):
         with _in_memory(zero, group) if engine.zero_stage == 3 else contextlib.nullcontext():
             state = base.state[tensor]
             if not state:

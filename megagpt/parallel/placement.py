@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 
-from megagpt.config.check import most_parts
+from megagpt.config.check import check_loss_scale, most_parts
 from megagpt.config.load import ConfigError
 from megagpt.config.schema import ParallelConfig, PlacementConfig, RlhfConfig, RoleConfig, RolloutLayout
 from megagpt.parallel.grid import Grid
 
 ROLES = ("policy", "rollout", "reference", "reward", "value")
+TRAINED = ("policy", "value")
 
 
 def stage_grid(parallel: ParallelConfig, world_size: int) -> Grid:
@@ -36,6 +37,11 @@ def placed_roles(placement: PlacementConfig) -> tuple[str, ...]:
     return tuple(role for role in ROLES if getattr(placement, role) is not None)
 
 
+def num_ranks(placement: PlacementConfig) -> int:
+    """As many as the placement names."""
+    return 1 + max(rank for role in placed_roles(placement) for rank in getattr(placement, role).ranks)
+
+
 def role_grid(role: str, config: RoleConfig | RolloutLayout, world_size: int) -> Grid:
     """Grid of one role; dp = ranks / (tp x pp)."""
     ranks = config.ranks
@@ -45,19 +51,33 @@ def role_grid(role: str, config: RoleConfig | RolloutLayout, world_size: int) ->
         raise ConfigError(f"placement.{role}.ranks = {ranks}: the job has ranks 0 to {world_size - 1} only")
     if len(ranks) % (config.tp * config.pp):
         raise ConfigError(f"placement.{role}.ranks = {ranks}: {len(ranks)} ranks are not a multiple of tp {config.tp} x pp {config.pp}")
-    if isinstance(config, RoleConfig) and config.zero == 3 and config.pp > 1:
+    grid = Grid(tp=config.tp, pp=config.pp, dp=len(ranks) // (config.tp * config.pp), offset=ranks[0])
+    if isinstance(config, RolloutLayout):
+        return grid
+    if config.zero == 3 and config.pp > 1:
         raise ConfigError(f"placement.{role}.zero = 3 with pp = {config.pp}: not supported together; take zero 1 or 2")
-    return Grid(tp=config.tp, pp=config.pp, dp=len(ranks) // (config.tp * config.pp), offset=ranks[0])
+    if role in TRAINED and config.zero == 0:
+        if config.precision != "fp32":
+            raise ConfigError(f"placement.{role}.precision = {config.precision} with zero = 0: float32 masters are kept by ZeRO 1 to 3; take zero 1")
+        if config.offload != "none":
+            raise ConfigError(f"placement.{role}.offload = {config.offload} with zero = 0: it is ZeRO that offloads the optimizer; take zero 1")
+    check_loss_scale(config.precision, config.loss_scale, f"placement.{role}")
+    return grid
 
 
 def reference_is_policy(config: RlhfConfig, grids: dict[str, Grid]) -> bool:
-    """Is the reference the policy with its adapters switched off? Where there are adapters, and both models are cut alike over the same ranks."""
-    return config.lora is not None and grids["reference"] == grids["policy"]
+    """Is the reference the policy with its adapters switched off? Where there are adapters, and both models are cut alike over the same ranks, in the
+    same precision."""
+    placed = config.placement
+    return config.lora is not None and grids["reference"] == grids["policy"] and placed.reference.precision == placed.policy.precision
 
 
 def build_grids(placement: PlacementConfig, world_size: int) -> dict[str, Grid]:
     """The grid of each placed role; any two have the same ranks or none in common, and together they use every rank. A layout for the rollout that
     is the policy's own is left out."""
+    for role in placed_roles(placement):
+        if getattr(placement, role).ranks is None:
+            raise ConfigError(f"placement.{role}.ranks is missing: every model needs its ranks, or none has any and the planner chooses (placement: auto)")
     grids = {role: role_grid(role, getattr(placement, role), world_size) for role in placed_roles(placement)}
     for (a, grid_a), (b, grid_b) in itertools.combinations(grids.items(), 2):
         common = set(grid_a.ranks) & set(grid_b.ranks)

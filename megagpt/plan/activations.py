@@ -53,7 +53,7 @@ def head_bytes(job: Job) -> int:
     norm = ids + (8 + w if job.shape.is_llama and not job.fused else 2 * w) * tokens * job.shape.config.hidden_size // job.sequence_shards
     if job.scalar_head:
         return norm
-    logits = tokens * job.shape.padded_vocab_size(job.grid.tp) // job.grid.tp
+    logits = job.head_tokens * job.shape.padded_vocab_size(job.grid.tp) // job.grid.tp
     return norm + logits * (w + (w if job.fused else 3 * 4))
 
 

@@ -30,7 +30,7 @@ class Hardware(Frozen):
     name: str
     """What the plan calls it."""
     kind: Literal["gpu", "cpu"] = "gpu"
-    """On `cpu` the fused kernels are there and temporary buffers that are never touched cost nothing."""
+    """Ranks on a `cpu` keep what they free (`memory.CPU_NOTE`)."""
     peak_flops: PeakConfig
     """By type of the weights."""
     memory_bytes: float = Field(gt=0)

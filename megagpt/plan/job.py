@@ -33,6 +33,8 @@ class Job:
     scalar_head: bool = False
     dropout: float = 0.0
     optimizer: str = "adamw"
+    head_length: int | None = None
+    """Tokens of a row of which the head's output is wanted at most; default: all."""
     fused: bool = field(kw_only=True)
     """The ops of `kernels/` run as fused kernels, which keep what they read and nothing in between."""
 
@@ -40,6 +42,11 @@ class Job:
     def tokens(self) -> int:
         """Of one microbatch on one rank, between the attentions."""
         return self.rows * self.length // self.grid.cp
+
+    @property
+    def head_tokens(self) -> int:
+        """Of one microbatch on one rank that pass through the head."""
+        return self.tokens if self.head_length is None else self.rows * self.head_length // self.grid.cp
 
     @property
     def tokens_per_step(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from megagpt.engine.sharding import REDUCE_BUCKET
+from megagpt.engine.sharding import reduce_bucket
 from megagpt.plan import activations
 from megagpt.plan.job import BYTES, Job, Parameter, total
 
@@ -21,6 +21,8 @@ class Memory:
     """Sums over microbatches, float32: whole on every rank until the step, whatever the ZeRO stage."""
     optimizer: int = 0
     """Float32 masters and Adam's moments."""
+    average: int = 0
+    """Moving average of the float32 weights."""
     activations: int = 0
     kv_cache: int = 0
     buffers: int = 0
@@ -49,17 +51,13 @@ def resident(job: Job, stage: int, trained: bool = True) -> Memory:
     if not trained:
         return Memory(weights=total(parameters) * job.num_bytes, runtime=runtime)
     part = partition(job.trained(stage), job.parallel.zero_stage, job.num_replicas)
-    optimizer = part * state_bytes(job) if job.parallel.offload_optimizer == "none" else 0
+    offloads = job.parallel.offload_optimizer != "none"
+    optimizer = 0 if offloads else part * state_bytes(job)
     if job.parallel.zero_stage == 3:
         # The sums of gradients of its own part live as long as the engine, in float32 the bucket too.
         bucket = _bucket(job, parameters) if job.dtype == "fp32" else 0
-        return Memory(weights=part * job.num_bytes, optimizer=optimizer, buffers=4 * part + bucket, runtime=runtime)
+        return Memory(weights=part * job.num_bytes, optimizer=optimizer, buffers=bucket + (0 if offloads else 4 * part), runtime=runtime)
     return Memory(weights=_whole(job, stage) * job.num_bytes, optimizer=optimizer, runtime=runtime)
-
-
-def averaged(job: Job, stage: int) -> int:
-    """Bytes of a moving average: of the weights as they lie on the rank, or of the adapters among them."""
-    return resident(job, stage).weights - job.num_bytes * total([p for p in job.parameters(stage) if not p.trained])
 
 
 def offloaded_bytes(job: Job) -> int:
@@ -85,7 +83,9 @@ def training_phases(job: Job, stage: int) -> dict[str, Memory]:
     gradients = Memory(gradients=4 * total(parameters))
     reduced = 0
     if job.parallel.zero_stage in (1, 2):
-        reduced = _bucket(job, parameters) + 4 * partition(parameters, job.parallel.zero_stage, job.num_replicas)
+        reduced = _bucket(job, parameters)
+        if job.parallel.offload_optimizer == "none":
+            reduced += 4 * partition(parameters, job.parallel.zero_stage, job.num_replicas)
     return {
         "forward and backward": gradients + Memory(activations=activations.stage_bytes(job, stage), buffers=gathered_bytes(job, stage)),
         "reduce and step": gradients + Memory(buffers=reduced),
@@ -122,9 +122,8 @@ def _whole(job: Job, stage: int) -> int:
 
 
 def _bucket(job: Job, parameters: list[Parameter]) -> int:
-    """Bytes of the reduction's bucket; on a CPU only what is written into it becomes memory."""
-    num_bytes = job.num_bytes if job.parallel.zero_stage == 2 else 4
-    return num_bytes * (REDUCE_BUCKET if job.hardware.kind == "gpu" else min(REDUCE_BUCKET, total(parameters)))
+    """Bytes of the reduction's bucket."""
+    return (job.num_bytes if job.parallel.zero_stage == 2 else 4) * reduce_bucket(total(parameters))
 
 
 def paper_bytes(num_parameters: float, num_replicas: int, zero_stage: int) -> float:

@@ -6,19 +6,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from megagpt.config.check import check_rlhf, check_role
+from megagpt.config.check import check_model, check_rlhf, check_role
 from megagpt.config.schema import ModelConfig, ParallelConfig, RlhfConfig
 from megagpt.engine.sharding import useful_zero_stage
 from megagpt.model.param_map import num_parameters, num_trained
 from megagpt.model.shape import ModelShape
-from megagpt.parallel.placement import build_grids, placed_roles, reference_is_policy
-from megagpt.plan import activations, compute, memory, speed
+from megagpt.parallel.grid import Grid
+from megagpt.parallel.placement import TRAINED, build_grids, num_ranks
+from megagpt.plan import compute, memory, speed
 from megagpt.plan.hardware import Hardware
 from megagpt.plan.job import Job, total
 from megagpt.plan.memory import Memory
 from megagpt.plan.parents import starting_model
-
-TRAINED = ("policy", "value")
+from megagpt.plan.ppo_memory import all_ranks, cache_bytes, rows_at_once, worst_phases, writer_of
 
 
 @dataclass(frozen=True)
@@ -63,131 +63,95 @@ def plan_ppo(config: RlhfConfig, folder: Path, hardware: Hardware, ranks: int | 
     Raises:
         ConfigError: what the stage itself would raise, but for models that are still to come.
     """
-    needed = 1 + max(rank for role in placed_roles(config.placement) for rank in getattr(config.placement, role).ranks)
-    return plan_placement(config, models_of(config, folder), hardware, ranks or needed)
+    return plan_placement(config, models_of(config, folder), hardware, ranks or num_ranks(config.placement))
 
 
 def models_of(config: RlhfConfig, folder: Path) -> dict[str, ModelConfig]:
     """Role -> sizes of its model: the reference is the policy's start, the value model starts from the reward model."""
     policy = starting_model(config.policy, config.run, folder)
     reward = policy if config.reward is None else starting_model(config.reward, config.run, folder)
-    return {"policy": policy, "rollout": policy, "reference": policy, "reward": reward, "value": reward}
+    held_out = {} if config.held_out_reward is None else {"held_out": starting_model(config.held_out_reward, config.run, folder)}
+    return {"policy": policy, "rollout": policy, "reference": policy, "reward": reward, "value": reward, **held_out}
 
 
 def plan_placement(config: RlhfConfig, models: dict[str, ModelConfig], hardware: Hardware, ranks: int) -> PpoPlan:
     """The same, once the models are known."""
     grids = build_grids(config.placement, ranks)
     check_rlhf(config, {role: grid.dp for role, grid in grids.items()})
+    jobs = jobs_of(config, grids, models, hardware)
+    return PpoPlan(config, jobs, worst_phases(config, jobs), round_seconds(config, jobs))
+
+
+def jobs_of(config: RlhfConfig, grids: dict[str, Grid], models: dict[str, ModelConfig], hardware: Hardware) -> dict[str, Job]:
+    """Each model on its grid; `held_out` among them where there is one, which only the evaluations ask.
+
+    Raises:
+        ConfigError: a model that cannot be cut so.
+    """
     jobs, ppo, adapters = {}, config.ppo, {"policy": config.lora, "rollout": config.lora, "value": config.value_lora}
-    for role, grid in grids.items():
-        trained = role in TRAINED
-        check_role(config, role, models[role], grid.tp, grid.pp)
-        zero = useful_zero_stage(getattr(config.placement, role).zero, grid) if trained else 0
-        parallel = ParallelConfig(tensor_parallel_size=grid.tp, pipeline_parallel_size=grid.pp, zero_stage=zero)
+    beside = "reward" if config.placement.reward is not None else "reference"
+    for role, grid in (grids | ({"held_out": grids[beside]} if "held_out" in models and beside in grids else {})).items():
+        trained, where = role in TRAINED, getattr(config.placement, {"held_out": beside, "rollout": "policy"}.get(role, role))
+        if role == "held_out":
+            check_model(models[role], grid.tp, grid.pp, "held_out_reward")
+        else:
+            check_role(config, role, models[role], grid.tp, grid.pp)
+        parallel = ParallelConfig(
+            tensor_parallel_size=grid.tp, pipeline_parallel_size=grid.pp, offload_optimizer="none" if role == "rollout" else where.offload,
+            zero_stage=useful_zero_stage(where.zero, grid, where.precision, where.offload) if trained else 0,
+        )  # fmt: skip
         jobs[role] = Job(
             ModelShape(models[role], adapters.get(role)), grid, parallel, hardware,
             rows=ppo.micro_batch_size, length=config.prompts.max_prompt_length + config.prompts.max_response_length,
-            num_microbatches=max(1, ppo.minibatch_size // (ppo.micro_batch_size * grid.dp)), scalar_head=role in ("reward", "value"),
-            optimizer=getattr(config, f"{role}_optimizer").name if trained else "none", fused=config.kernels != "reference",
+            num_microbatches=max(1, ppo.minibatch_size // (ppo.micro_batch_size * grid.dp)),
+            scalar_head=role in ("reward", "held_out", "value"),
+            dtype=where.precision, optimizer=getattr(config, f"{role}_optimizer").name if trained else "none", fused=config.kernels != "reference",
+            head_length=None if role == "policy" and config.pretrain_mix is not None else config.prompts.max_response_length,
         )  # fmt: skip
-    return PpoPlan(config, jobs, _memory(config, jobs), _seconds(config, jobs))
-
-
-# ---------------------------------------------------------------- memory
-
-
-def _memory(config: RlhfConfig, jobs: dict[str, Job]) -> dict[str, Memory]:
-    """Peaks over all ranks. All models of a rank stay there through all phases; what is added changes."""
-    held = {tuple(sorted((role, job.grid.coordinates(rank).pp) for role, job in jobs.items() if rank in job.grid)) for rank in _all_ranks(jobs)}
-    worst: dict[str, Memory] = {}
-    no_model = ("reference",) if reference_is_policy(config, {role: job.grid for role, job in jobs.items()}) else ()
-    for roles in held:
-        base = sum((memory.resident(jobs[role], stage, role in TRAINED) for role, stage in roles if role not in no_model), start=Memory())
-        if config.ppo.ema_decay is not None and "policy" in dict(roles):
-            base += Memory(weights=memory.averaged(jobs["policy"], dict(roles)["policy"]))
-        for phase, extra in _phases(config, jobs, dict(roles)).items():
-            worst[phase] = max(worst.get(phase, base), base + extra, key=lambda found: found.total)
-    return worst
-
-
-def _all_ranks(jobs: dict[str, Job]) -> set[int]:
-    return {rank for job in jobs.values() for rank in job.grid.ranks}
-
-
-def _phases(config: RlhfConfig, jobs: dict[str, Job], roles: dict[str, int]) -> dict[str, Memory]:
-    """What each phase adds on a rank that holds these roles: role -> pipeline stage."""
-    scoring = [_scoring_memory(jobs[role], stage) for role, stage in roles.items() if role != "rollout"]
-    phases = {"rollout": Memory(), "score": max(scoring, key=lambda found: found.total, default=Memory())}
-    if (writer := _writer(jobs)) in roles:
-        phases["rollout"] = _rollout_memory(config, jobs[writer], roles[writer])
-    for role in TRAINED:
-        if role in roles:
-            update = memory.training_phases(jobs[role], roles[role]).values()
-            phases[f"update {role}"] = max(update, key=lambda found: found.total)
-    return phases
-
-
-def _writer(jobs: dict[str, Job]) -> str:
-    """The role that writes responses."""
-    return "rollout" if "rollout" in jobs else "policy"
-
-
-def _rollout_memory(config: RlhfConfig, job: Job, stage: int) -> Memory:
-    """As many rows of a replica as it answers at once, in an evaluation as in a round: keys and values of every layer and token, and
-    the prompts' first pass."""
-    rows, shape = _rows_at_once(config, job, max(config.ppo.rollout_batch_size, config.prompts.eval_prompts)), job.shape
-    prompts = rows * config.prompts.max_prompt_length
-    passing = prompts * (2 * shape.ffn_hidden_size // job.grid.tp + 2 * shape.config.hidden_size) * job.num_bytes
-    cache = _cache_bytes(job, rows, sum(job.layers(stage)))
-    return Memory(kv_cache=cache, activations=passing + 2 * rows * shape.vocab_size * 4, buffers=memory.gathered_bytes(job, stage))
-
-
-def _rows_at_once(config: RlhfConfig, job: Job, rows: int) -> int:
-    """Of one replica, when all replicas together answer so many."""
-    return min(rows // job.grid.dp, config.ppo.generation_batch_size or rows)
-
-
-def _cache_bytes(job: Job, rows: int, num_layers: int) -> int:
-    """Keys and values, prompt and response."""
-    return job.shape.cache_bytes(rows, job.length, num_layers=num_layers, tp=job.grid.tp, num_bytes=job.num_bytes)
-
-
-def _scoring_memory(job: Job, stage: int) -> Memory:
-    """A forward pass keeps nothing but what is in work."""
-    head = activations.head_bytes(job) if stage == job.grid.pp - 1 else 0
-    return Memory(activations=max(activations.passing_bytes(job), head), buffers=memory.gathered_bytes(job, stage))
+    return jobs
 
 
 # ---------------------------------------------------------------- time
 
 
-def _seconds(config: RlhfConfig, jobs: dict[str, Job]) -> dict[str, float]:
-    """Of one round. Roles on the same ranks work one after the other, roles on different ranks at the same time."""
+def round_seconds(config: RlhfConfig, jobs: dict[str, Job]) -> dict[str, float]:
+    """Of one round, as far as these models have a part in it. Roles on the same ranks work one after the other, roles on different ranks at the same time."""
     ppo = config.ppo
     updates = ppo.epochs * (ppo.rollout_batch_size // ppo.minibatch_size)
+    jobs = {role: job for role, job in jobs.items() if role != "held_out"}
     passes = dict.fromkeys(jobs, ppo.rollout_batch_size / ppo.minibatch_size) | {"rollout": 0.0}  # it writes, and reads nothing
     if ppo.logprobs == "sampler":
-        passes["policy"] = ppo.micro_batch_size * jobs["policy"].grid.dp / ppo.minibatch_size  # for the gap alone
+        passes["policy"] = 0.0
     steps = {role: speed.step_time(job) for role, job in jobs.items()}
+    scoring = {role: speed.forward_seconds(job, steps[role]) * passes[role] + _fetch_seconds(role, job) for role, job in jobs.items()}
     return {
-        "rollout": _rollout_seconds(config, jobs[_writer(jobs)]),
-        "score": _slowest(jobs, {role: speed.forward_seconds(job, steps[role]) * passes[role] for role, job in jobs.items()}),
+        "rollout": _rollout_seconds(config, jobs[writer]) if (writer := writer_of(jobs)) in jobs else 0.0,
+        "score": _slowest(jobs, scoring),
         "update": _slowest(jobs, {role: steps[role].total * updates for role in TRAINED if role in jobs}),
     }
 
 
 def _slowest(jobs: dict[str, Job], seconds: dict[str, float]) -> float:
-    return max(sum(time for role, time in seconds.items() if rank in jobs[role].grid) for rank in _all_ranks(jobs))
+    return max(sum(time for role, time in seconds.items() if rank in jobs[role].grid) for rank in all_ranks(jobs))
+
+
+def _fetch_seconds(role: str, job: Job) -> float:
+    """For frozen weights that wait in host memory."""
+    if role in TRAINED or job.parallel.offload_optimizer == "none":
+        return 0.0
+    num_bytes = max(total(job.parameters(stage)) for stage in job.distinct_stages) * job.num_bytes
+    hardware = job.hardware
+    return num_bytes / (hardware.host_memory_bandwidth if hardware.host_link_bandwidth is None else hardware.host_link_bandwidth * speed.LINK_EFFICIENCY)
 
 
 def _rollout_seconds(config: RlhfConfig, job: Job) -> float:
     """The prompts' first pass, then token by token: each reads all weights and the cache, or is bound by arithmetic or launches
     (Pope et al. 2022, section 2). Pipeline stages take turns, so all of them count. ZeRO 3 gathers all weights for each token."""
     hardware, all_rows, layers = job.hardware, config.ppo.rollout_batch_size // job.grid.dp, job.shape.config.num_layers
-    rows = _rows_at_once(config, job, config.ppo.rollout_batch_size)
+    rows = rows_at_once(config, job, config.ppo.rollout_batch_size)
     rate = getattr(hardware.peak_flops, job.dtype) * speed.MATMUL_EFFICIENCY
     weights = sum(total(job.parameters(stage)) for stage in range(job.grid.pp))
-    cache = _cache_bytes(job, rows, layers) / 2  # half full on average
+    cache = cache_bytes(job, rows, layers) / 2  # half full on average
     token = max(weights * job.num_bytes / hardware.memory_bandwidth, 2.0 * weights * rows / rate) + cache / hardware.memory_bandwidth
     gather = speed.gather_seconds(job)
     prefill = 2.0 * weights * all_rows * config.prompts.max_prompt_length / rate + gather
@@ -209,6 +173,11 @@ def _petaflop_s_days(plan: PpoPlan, attention: bool) -> float:
     return flops * ppo.rollout_batch_size * ppo.steps / compute.PETAFLOP_S_DAY
 
 
+def _layout_words(role: str, job: Job) -> str:
+    words = [f"{job.grid}", f"ZeRO {job.parallel.zero_stage}" if role in TRAINED else "", job.dtype if job.dtype != "fp32" else ""]
+    return ", ".join(filter(None, [*words, "offloaded" if job.parallel.offload_optimizer != "none" else ""]))
+
+
 def as_json(plan: PpoPlan) -> dict[str, Any]:
     """One object with everything the plan says; bytes, seconds, hours."""
     sizes = {role: num_parameters(job.shape, job.scalar_head) for role, job in plan.jobs.items()}
@@ -223,7 +192,7 @@ def as_json(plan: PpoPlan) -> dict[str, Any]:
         "stage": "rlhf",
         "hardware": plan.hardware.name,
         "ranks": plan.ranks,
-        "layout": {role: f"{job.grid}" + (f", ZeRO {job.parallel.zero_stage}" if role in TRAINED else "") for role, job in plan.jobs.items()},
+        "layout": {role: _layout_words(role, job) for role, job in plan.jobs.items()},
         "num_parameters": sizes["policy"],
         "num_parameters_of_roles": sizes,
         "steps": plan.config.ppo.steps,

@@ -66,7 +66,7 @@ def layer_flops(job: Job) -> float:
 def head_flops(job: Job) -> float:
     """Forward pass of the output layer on one rank."""
     columns = 1 if job.scalar_head else job.shape.padded_vocab_size(job.grid.tp) / job.grid.tp
-    return 2.0 * job.tokens * job.shape.config.hidden_size * columns
+    return 2.0 * job.head_tokens * job.shape.config.hidden_size * columns
 
 
 def bubble_fraction(pp: int, num_microbatches: int, num_chunks: int = 1) -> float:

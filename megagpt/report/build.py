@@ -12,6 +12,7 @@ import yaml
 from megagpt.config.schema import STAGES
 from megagpt.data.python_docs import SOURCE as PYTHON_DOCS
 from megagpt.report.gates import failures, show
+from megagpt.report.memory import draw_memory
 from megagpt.report.page import Html, document, element, join, picture, table, verdict
 from megagpt.report.plots import PANELS, draw_stage
 from megagpt.report.reward import draw_evaluation, evaluation_tables, read_evaluation
@@ -137,7 +138,8 @@ def _curves(run: RunFolder, manifest: dict[str, dict[str, Any]], stage: str, row
     evaluation = read_evaluation(run.path / stage) if stage == "reward" else None
     if evaluation is not None:
         pictures += [picture(path, title) for title, path in draw_evaluation(evaluation, run.path / stage / "plots")]
-    pictures += [picture(path, title) for title, path in (draw_phases(rows, run.path / stage / "plots") if stage == "rlhf" else [])]
+    if stage == "rlhf":
+        pictures += [picture(path, title) for title, path in (*draw_phases(rows, run.path / stage / "plots"), *draw_memory(run.path / stage))]
     notes = [f"{name.replace('_', ' ')} {show(value)}" for name, value in facts.items()]
     if stage == "reward" and manifest.get("data", {}).get("source") == PYTHON_DOCS:
         notes.append("synthetic rankings: ordered by a rule, not by people")

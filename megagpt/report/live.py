@@ -34,6 +34,7 @@ def _draw(stage_folder: Path) -> None:
     if not is_main_rank():
         return
     try:
+        from megagpt.report.memory import draw_memory
         from megagpt.report.plots import draw_folder  # matplotlib takes a second, which only this rank needs to spend
         from megagpt.report.reward import draw_evaluation, read_evaluation
         from megagpt.report.rlhf import draw_phases
@@ -44,6 +45,7 @@ def _draw(stage_folder: Path) -> None:
         if stage_folder.name == "rlhf":
             draw_phases(read_metrics(stage_folder / "metrics.jsonl")[0], stage_folder / "plots")
             draw_timeline(stage_folder / "timeline.json", stage_folder / "plots")
+            draw_memory(stage_folder)
         if stage_folder.name == "reward" and (evaluation := read_evaluation(stage_folder)):
             draw_evaluation(evaluation, stage_folder / "plots")
     except Exception as error:

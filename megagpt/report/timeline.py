@@ -96,7 +96,7 @@ def _shown_ranks(events: list[Event]) -> list[int]:
 
 def _roles(events: list[Event], rank: int) -> str:
     """The models that a rank worked with, first things first."""
-    return ", ".join(dict.fromkeys(event["name"].split()[-1] for event in events if event["pid"] == rank and event["cat"] != "wait"))
+    return ", ".join(dict.fromkeys(event["name"].split()[-1] for event in events if event["pid"] == rank and event["cat"] not in ("wait", "advantages")))
 
 
 def _phase(event: Event) -> str:

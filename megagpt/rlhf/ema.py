@@ -2,55 +2,54 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from megagpt.checkpoint.load import Checkpoint
 from megagpt.engine.build import Engine
-from megagpt.model import param_map
+from megagpt.engine.state import put_masters
 
 
 class WeightAverage:
-    """average <- decay average + (1 - decay) weights, of whatever part of the float32 weights that are trained this rank holds: under ZeRO 3 its
-    share of each."""
+    """average <- decay average + (1 - decay) weights, of whatever part of the trained float32 weights this rank's optimizer keeps, and beside it: a
+    share of them under ZeRO, in host memory where that is offloaded."""
 
     def __init__(self, engine: Engine, decay: float) -> None:
         self._engine, self._decay = engine, decay
-        self._averages = [weight.clone() for weight in self._weights()]
+        self.averages = [weight.clone() for weight in self._weights()]
 
     def update(self) -> None:
         """Take in the weights as they are; after every optimizer step."""
-        torch._foreach_lerp_(self._averages, self._weights(), 1.0 - self._decay)
+        torch._foreach_lerp_(self.averages, self._weights(), 1.0 - self._decay)
 
     def canonical_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """The averages by canonical name, whole, and what is not trained as it is; all ranks of the stage must iterate."""
-        averages = {parameter: average for (parameter, _), average in zip(self._engine.trained, self._averages, strict=True)}
-        yield from self._engine.gather(lambda parameter: self._whole(parameter, averages[parameter]) if parameter in averages else parameter.data)
+        """The averages by canonical name, whole, and what is not trained as it is; as Engine.canonical_parameters, all ranks of the stage must iterate,
+        to the end, and copy each tensor before the next one."""
+        with self._in_place_of_the_weights():
+            yield from self._engine.canonical_parameters()
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Averages as they were saved, under whatever layout this engine has."""
-        engine, tp = self._engine, self._engine.groups.collection.tp
-        with checkpoint.tensors("model", merged=False) as read:
-            for (_, entry), average in zip(engine.trained, self._averages, strict=True):
-                whole = param_map.split(entry, [read(name) for name in entry.pieces], engine.model.shape, tp.size(), tp.rank()).flatten()
-                if engine.zero_stage == 3:
-                    group = engine.groups.collection.dp_cp
-                    whole = torch.nn.functional.pad(whole, (0, average.numel() * group.size() - whole.numel()))
-                    whole = whole[dist.get_rank(group) * average.numel() :][: average.numel()]
-                average.copy_(whole.view_as(average))
+        with self._in_place_of_the_weights(), checkpoint.tensors("model", merged=False) as stored:
+            put_masters(self._engine, stored)
 
     def _weights(self) -> list[Tensor]:
-        shares = self._engine.zero_stage == 3
-        return [parameter.ds_tensor.data if shares else parameter.data for parameter, _ in self._engine.trained]
+        return [weight.data for weight in self._engine.masters]
 
-    def _whole(self, parameter: torch.nn.Parameter, average: Tensor) -> Tensor:
-        """Of one parameter, but for tensor parallelism."""
-        if self._engine.zero_stage < 3:
-            return average
-        group = self._engine.groups.collection.dp_cp
-        shares = [torch.empty_like(average) for _ in range(group.size())]
-        dist.all_gather(shares, average, group=group)
-        return torch.cat(shares)[: parameter.ds_numel]
+    @contextlib.contextmanager
+    def _in_place_of_the_weights(self) -> Iterator[None]:
+        """Averages and float32 weights have changed places: whoever reads or writes the engine's weights reads or writes these."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    def _exchange(self) -> None:
+        for weight, average in zip(self._weights(), self.averages, strict=True):
+            kept = weight.clone()
+            weight.copy_(average)
+            average.copy_(kept)

@@ -13,13 +13,15 @@ from megagpt.config.schema import RlhfConfig
 from megagpt.data.prompts import EncodedPrompt
 from megagpt.engine.build import Engine
 from megagpt.engine.deepspeed_scope import join_world
+from megagpt.engine.offload import OffloadedWeights
 from megagpt.engine.sharding import useful_zero_stage
 from megagpt.model.gpt import GPT
+from megagpt.model.layout import DTYPES
 from megagpt.model.lora import adapters_off, describe
 from megagpt.model.shape import ModelShape
 from megagpt.parallel.grid import Grid
 from megagpt.parallel.groups import Groups, build_groups
-from megagpt.parallel.placement import reference_is_policy
+from megagpt.parallel.placement import TRAINED, reference_is_policy
 from megagpt.rlhf.ema import WeightAverage
 from megagpt.rlhf.handover import Handover
 from megagpt.rlhf.reward_function import RewardFunction, load_reward_function
@@ -80,6 +82,8 @@ class FourModels:
     """… and its scale."""
     handovers: Mapping[str, Handover] = field(default_factory=dict)
     """For each judge (`reward`, `held_out`) with another tokenizer than the policy."""
+    offloaded: Mapping[str, OffloadedWeights] = field(default_factory=dict)
+    """For each frozen model of this rank whose weights wait in host memory."""
     reference_is_policy: bool = False
     """With its adapters switched off; `reference` is None on every rank then."""
     rollout: GPT | None = None
@@ -102,6 +106,8 @@ class FourModels:
         """Where forward passes of a role happen."""
         held = self._held(role)
         with contextlib.ExitStack() as stack:
+            if role in self.offloaded:
+                stack.enter_context(self.offloaded[role].present())
             if isinstance(held, Engine):
                 stack.enter_context(held.scope())
                 if role == "reference":
@@ -129,22 +135,26 @@ def build_four_models(
     for role in grids:
         note = describe(ModelShape(starts.of(role).model_config, adapters.get(role)), scalar_head=role == "value")
         say(f"[rlhf] {role:<9} {grids[role]}{', the policy without its adapters' if role == 'reference' and shares_reference else note}")
+    roles = {role: config.placement.policy if role == "rollout" else getattr(config.placement, role) for role in grids}
     if held_out is not None:
         beside = "reward" if "reward" in grids else "reference"
-        grids, groups = grids | {"held_out": grids[beside]}, groups | {"held_out": groups[beside]}
+        grids, groups, roles = (of | {"held_out": of[beside]} for of in (grids, groups, roles))
 
     def load(role: str) -> GPT | None:
         if groups.get(role) is None or (role == "reference" and shares_reference):
             return None
         model = load_model(
             starts.of(role), groups[role], device, scalar_head=role in ("reward", "held_out", "value"), dropout=0.0, seed=config.run.seed,
-            lora=adapters.get(role),
+            lora=adapters.get(role), dtype=DTYPES[roles[role].precision],
         )
-        return model if role in ("policy", "value") else model.eval().requires_grad_(False)
+        return model if role in TRAINED else model.eval().requires_grad_(False)
 
     def train(role: str, optimizer) -> Engine | None:
-        model = load(role)
-        return None if model is None else Engine(model, optimizer, useful_zero_stage(getattr(config.placement, role).zero, grids[role]))
+        model, where = load(role), roles.get(role)
+        if model is None:
+            return None
+        zero_stage = useful_zero_stage(where.zero, grids[role], where.precision, where.offload)
+        return Engine(model, optimizer, zero_stage, loss_scale=where.loss_scale, offload_optimizer=where.offload)
 
     tokenizer, function, mean, std = starts.policy.tokenizer(), None, 0.0, 1.0
     if config.reward_function is not None:
@@ -161,12 +171,12 @@ def build_four_models(
         say(f"[rlhf] {role}: has another tokenizer than the policy; conversations go to it as text")
     learner, decay = train("policy", config.policy_optimizer), config.ppo.ema_decay
     writer = load("rollout")
+    value, frozen = train("value", config.value_optimizer), {role: load(role) for role in ("reference", "reward", "held_out")}
     models = FourModels(
-        grids, groups, policy=learner, value=train("value", config.value_optimizer),
-        reference=load("reference"), reward=load("reward"),
+        grids, groups, policy=learner, value=value,
+        **frozen, offloaded={role: OffloadedWeights(model) for role, model in frozen.items() if model is not None and roles[role].offload == "cpu"},
         average=None if learner is None or decay is None else WeightAverage(learner, decay),
-        reward_mean=mean, reward_std=std, reward_function=function, tokenizer=tokenizer, held_out=load("held_out"), handovers=handovers,
-        reference_is_policy=shares_reference,
+        reward_mean=mean, reward_std=std, reward_function=function, tokenizer=tokenizer, handovers=handovers, reference_is_policy=shares_reference,
         rollout=writer, view=WeightView(grids["policy"], grids["rollout"], learner, writer) if "rollout" in grids else None,
         **({} if held_out is None else {"held_out_mean": held_out.state["reward_mean"], "held_out_std": held_out.state["reward_std"]}),
     )

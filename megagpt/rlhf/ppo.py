@@ -77,7 +77,8 @@ class Trainer:
         config, device, began = self.config, self.world.device, time.perf_counter()
         self.timeline.start_round(step)
         readings = collect(self.models, config, self.questions(step), ("reward", "value", "reference", "policy"), device, self.timeline)
-        experience = score(self.models, readings, config, self.kl.coefficient, self.scores)
+        with self.timeline.span("advantages"):
+            experience = score(self.models, readings, config, self.kl.coefficient, self.scores)
         scored = time.perf_counter()
         updates = self._update(experience, step)
         seconds = {
@@ -107,6 +108,7 @@ class Trainer:
         found: dict[str, dict[str, float] | None] = {"policy": None, "value": None}
         texts = (MIX_SUM,) if config.pretrain_mix is not None else ()
         reported = {"policy": (*POLICY_SUMS, *texts, "grad_norm", "updates", "first_ratio_error", "first_log_ratio"), "value": (*VALUE_SUMS, "grad_norm")}
+        reported = {role: (*names, "loss_scale") if self._has_loss_scale(role) else names for role, names in reported.items()}
         learns = [role for role in reported if role in self.models.grids and (role == "value" or step > ppo.value_warmup_steps)]
         if self.models.policy is not None and "policy" in learns:
             lr = learning_rate(config.policy_optimizer, step, ppo.steps)
@@ -136,6 +138,10 @@ class Trainer:
         if self.models.view is not None and (self.models.policy is not None or self.models.rollout is not None):
             with self.timeline.span("refresh", "rollout"):
                 self.models.view.refresh()
+
+    def _has_loss_scale(self, role: str) -> bool:
+        where = getattr(self.config.placement, role)
+        return where is not None and where.precision == "fp16"
 
     def _peek(self, experience: Experience) -> None:
         """One decoded sample: the fastest way to see what the numbers mean."""

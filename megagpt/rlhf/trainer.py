@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,8 @@ from megagpt.parallel.placement import build_grids
 from megagpt.rlhf.doctor import DoctorStop, Finding
 from megagpt.rlhf.evaluate import Evaluation, evaluate, win_rate
 from megagpt.rlhf.four_models import FourModels, Starts, build_four_models
+from megagpt.rlhf.memory import MemoryMeter
+from megagpt.rlhf.place import choose_placement
 from megagpt.rlhf.ppo import Trainer
 from megagpt.rlhf.pretrain_mix import open_pretrain_mix
 from megagpt.rlhf.reward_function import load_reward_function
@@ -46,8 +51,10 @@ def fit(config: RlhfConfig, original: str = "") -> Path:
         original: the configuration file as it was written, kept beside the resolved one.
 
     Raises:
-        ConfigError, CheckpointError, DataError: before any process group exists.
+        ConfigError, CheckpointError, DataError: before any process group exists, unless the placement is left to the planner.
     """
+    if config.placement.is_auto:
+        config = choose_placement(config, start(config.run.device, config.run.timeout_seconds))
     grids = build_grids(config.placement, world_size_from_environment())
     check_rlhf(config, {role: grid.dp for role, grid in grids.items()})
     run = RunFolder(config.run)
@@ -92,15 +99,18 @@ class _Stage:
         trainer.load(resumed)
         total = max(config.ppo.steps, resumed["step"])
         with StageRun(config, self.output.folder, total, resumed["step"], trainer.world.device) as self.around:
-            trainer.timeline = Timeline(trainer.world.device, self.around.phase)
             step, self.opening = resumed["step"], resumed.get("opening")
+            memory = self._memory_meter(min(step + 2, total))
+            trainer.timeline = Timeline(trainer.world.device, lambda name: _both(self.around.phase(name), memory.span(name)))
             if self.opening is None:
                 self.opening, metrics = self.measure(0)
                 self.treat(0, metrics)
             while step < total:
                 step += 1
+                memory.begin(step)
                 with self.around.step(step):
                     metrics = trainer.step(step)
+                metrics |= memory.tell()
                 self.around.record(step, metrics)
                 if self.around.due(config.every.evaluate, step):
                     metrics |= self.measure(step)[1]
@@ -118,6 +128,12 @@ class _Stage:
             self.write_timeline()
         self._finish(checkpoint, closing)
         return checkpoint
+
+    def _memory_meter(self, step: int) -> MemoryMeter:
+        """Of that round."""
+        trainer = self.trainer
+        longest = max(len(prompt.tokens) for prompt in trainer.prompts)
+        return MemoryMeter(self.config, self.models, self.starts, longest, trainer.world.device, self.output.folder, step)
 
     def measure(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
         """What is kept of an evaluation, and its metrics."""
@@ -202,6 +218,12 @@ class _Stage:
         judge = "reward model" if self.config.held_out_reward is None else "held-out reward model"
         say(f"[rlhf] answers preferred to those of the start by the {judge} on {closing['win_rate']:.0%} of {len(closing['judged'])} held-out prompts")
         output.finish(checkpoint, reward_before=opening["reward"], reward_after=closing["reward"], kl=closing["kl"], win_rate=closing["win_rate"])
+
+
+@contextlib.contextmanager
+def _both(first: AbstractContextManager, second: AbstractContextManager) -> Iterator[None]:
+    with first, second:
+        yield
 
 
 def _open_starts(config: RlhfConfig, run: RunFolder, grids: dict[str, Grid]) -> Starts:

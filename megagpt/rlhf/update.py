@@ -62,9 +62,9 @@ def update(
         mix: pre-training text for the same steps; its mean loss is reported as `pretrain_loss`.
 
     Returns:
-        means over response tokens of the reported sums, the mean gradient norm, the number of optimizer steps, and of the first minibatch
-        the `ratio_error` and the largest `log_ratio` (the policy has not moved yet, so both must be 0 up to rounding). The policy's steps end
-        early where `target_kl` says so; the sums are the same on all ranks, and so is that decision.
+        means over response tokens of the reported sums, the mean gradient norm, the number of optimizer steps (without those that FP16 skipped),
+        and of the first minibatch the `ratio_error` and the largest `log_ratio` (the policy has not moved yet, so both must be 0 up to rounding).
+        The policy's steps end early where `target_kl` says so; the sums are the same on all ranks, and so is that decision.
     """
     sums = sums if mix is None else (*sums, MIX_SUM)
     groups, totals, norms, first, tokens_seen = engine.groups, dict.fromkeys(sums, 0.0), [], {}, 0.0
@@ -78,8 +78,10 @@ def update(
             texts, num_targets = mix.batches(step, number)
             batches, both = [*batches, *texts], _with_text(loss, mix, count / num_targets, sums)
         reports = engine.accumulate(batches, both, denominator=count, rows=ppo.micro_batch_size, length=length)
-        norms.append(engine.step(lr))
-        after_step()
+        norm = engine.step(lr)
+        if not (engine.overflow and engine.model.layout.dtype == torch.float16):  # its loss scale was too large: this step is skipped, and that is all
+            norms.append(norm)
+            after_step()
         summed = sum_reports(groups, reports, sums)
         if not first:
             largest = max((float(report.get("log_ratio", 0.0)) for report in reports), default=0.0)
@@ -91,7 +93,7 @@ def update(
         if ppo.target_kl is not None and summed.get("update_kl", 0.0) / count > ppo.target_kl:
             break
     means = {name: total / tokens_seen for name, total in totals.items()}
-    return {**means, "grad_norm": float(np.mean(norms)), "updates": len(norms), **first}
+    return {**means, "grad_norm": float(np.mean(norms or [0.0])), "updates": len(norms), "loss_scale": engine.loss_scale, **first}
 
 
 def _with_text(loss: Callable, mix: PretrainMix, weight: float, sums: tuple[str, ...]) -> Callable:

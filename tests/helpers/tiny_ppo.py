@@ -29,7 +29,7 @@ def placement(policy: RoleConfig, reference: RoleConfig, reward: RoleConfig | No
     return PlacementConfig(policy=policy, reference=reference, reward=reward, value=value)
 
 
-def on(*ranks: int, **layout: int) -> RoleConfig:
+def on(*ranks: int, **layout: int | str) -> RoleConfig:
     return RoleConfig(ranks=list(ranks), **layout)
 
 

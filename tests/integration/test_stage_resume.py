@@ -75,8 +75,8 @@ def result_of(stage_folder: Path) -> tuple[dict, list[dict], dict]:
             sums |= {f"{saved.name}/{name}": facts["sha256"] for name, facts in checksums.items() if name.endswith(".safetensors")}
             states[saved.name] = json.loads((path / "state.json").read_text())
     rows = map(json.loads, (stage_folder / "metrics.jsonl").read_text().splitlines())
-    machine = ("seconds", "tokens_per_s", "tflops_per_device", "memory_gib", "memory_peak_gib")
-    return sums, [{name: value for name, value in row.items() if name not in machine and not name.endswith("_seconds")} for row in rows], states
+    machine = ("seconds", "tokens_per_s", "tflops_per_device")
+    return sums, [{k: v for k, v in row.items() if k not in machine and not k.endswith("_seconds") and not k.startswith("memory_")} for row in rows], states
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -112,6 +112,7 @@ def stopped(folder: Path, stage: str, name: str, source: str = "whole", after: i
 ELSEWHERE = {
     "policy_tp2": {"policy": {"ranks": [0, 1], "tp": 2}, "reference": {"ranks": [2]}, "reward": {"ranks": [2]}, "value": {"ranks": [2], "zero": 0}},
     "policy_zero2": {"policy": {"ranks": [1, 2], "zero": 2}, "rollout": {"ranks": [1, 2], "tp": 2}, "reference": {"ranks": [0]}, "reward": {"ranks": [0]}, "value": {"ranks": [1, 2], "pp": 2}},
+    "auto": "auto",
 }
 
 

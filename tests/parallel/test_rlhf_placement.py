@@ -39,6 +39,11 @@ FOUR_RANKS = {
     "policy_zero2": placement(on(0, 1, zero=2), on(0, 1, pp=2), on(2, 3), on(2, 3, pp=2, zero=1)),
     "policy_zero3": placement(on(1, 2, zero=3), on(0), on(3), on(1, 2, zero=3)),
     "all_on_four": placement(on(0, 1, 2, 3, tp=2, pp=2), on(0, 1, 2, 3), on(0, 1, 2, 3, tp=2), on(0, 1, 2, 3, tp=2, zero=3)),
+    # Policy and reward cut differently, frozen weights and the optimizers in host memory.
+    "offloaded": placement(
+        on(0, 1, zero=2, offload="cpu"), on(0, 1, tp=2, offload="cpu"), on(2, 3, pp=2, offload="cpu"), on(2, 3, tp=2, zero=1, offload="cpu"),
+    ),
+    "offloaded_zero3": placement(on(0, 1, 2, 3, tp=2, zero=3, offload="cpu"), on(0, 1, 2, 3, tp=2, pp=2, offload="cpu"), on(0, 1, 2, 3), on(0, 1, 2, 3, pp=2)),
 }
 
 
@@ -191,6 +196,66 @@ def test_rlhf_placement_and_kernels_do_not_change_two_steps(folder, on_one_rank,
     for role, expected in enumerate(expected_parameters):
         merged = merge_ranks([parameters[role] for _, parameters in ranks])
         assert_tensors_close(merged, expected, relative=PPO_METRIC_RELATIVE)
+
+
+def all_roles(where: PlacementConfig, **update: str) -> PlacementConfig:
+    return PlacementConfig(**{role: config.model_copy(update=update) for role, config in where})
+
+
+def held_while_away(config: RlhfConfig) -> dict[str, tuple[int, int, int]]:
+    """Of each frozen model here: bytes of its module between the phases, within its scoring, and of the copy in host memory."""
+    with ppo_trainer(config) as trainer:
+        models, found = trainer.models, {}
+        trainer.step(1)
+        for role, away in models.offloaded.items():
+            with models.scope(role), models.scope(role):
+                here = module_bytes(models.module(role))
+            found[role] = (module_bytes(models.module(role)), here, away.host_bytes)
+        return found
+
+
+def module_bytes(module: torch.nn.Module) -> int:
+    return sum(parameter.untyped_storage().nbytes() for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("name", ["offloaded", "offloaded_zero3"])
+def test_rlhf_offload_changes_no_bit(folder, name):
+    """Without clipping: DeepSpeed adds up the norm of offloaded gradients in another order, and a clipped step has that in it."""
+    unclipped = OPTIMIZER.model_copy(update={"clip_grad": 0.0})
+    config = ppo_config(folder, FOUR_RANKS[name]).model_copy(update={"policy_optimizer": unclipped, "value_optimizer": unclipped})
+    here = config.model_copy(update={"placement": all_roles(config.placement, offload="none")})
+    for (metrics, held), (expected_metrics, expected) in zip(*(run_ranks(4, two_steps, which) for which in (config, here)), strict=True):
+        for ours, theirs in zip(metrics, expected_metrics, strict=True):
+            assert ours == {metric: pytest.approx(value, rel=1e-6) if metric.endswith("grad_norm") else value for metric, value in theirs.items()}
+        for ours, theirs in zip(held, expected, strict=True):
+            assert ours.keys() == theirs.keys() and all(torch.equal(ours[tensor], theirs[tensor]) for tensor in theirs)
+
+
+def test_rlhf_offloaded_models_hold_nothing_between_their_phases(folder):
+    seen = run_ranks(4, held_while_away, ppo_config(folder, FOUR_RANKS["offloaded"]))
+    assert [set(rank) for rank in seen] == [{"reference"}, {"reference"}, {"reward"}, {"reward"}]
+    for rank in seen:
+        for away, here, kept in rank.values():
+            assert away == 0 and here == kept > 10_000
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_rlhf_in_16_bits_samples_and_learns(folder, precision):
+    """Sampler and trainer agree to 16 bits before the first update, and two steps move the policy about as far as in float32."""
+    where = placement(on(0, 1, tp=2), on(0, 1, pp=2), on(2, 3, tp=2), on(2, 3, zero=2))
+    config = ppo_config(folder, all_roles(where, precision=precision), minibatch_size=16, epochs=1)
+    expected = run_ranks(4, two_steps, config.model_copy(update={"placement": where}))[0]
+    ranks = run_ranks(4, two_steps, config)
+    for (first, second), _ in ranks:
+        assert 0 < first["sampler_gap"] < 0.5 and abs(first["policy_first_ratio_error"]) < 0.05
+        assert second["policy_grad_norm"] > 0 and second["value_grad_norm"] > 0 and second["kl"] > 0.01
+        assert first["reward"] == pytest.approx(expected[0][0]["reward"], abs=0.5)
+        assert ("policy_loss_scale" in first) == (precision == "fp16")
+    # Float32 masters: an update of 0.01 of a weight's spread survives, and so does the moving average of it.
+    masters, average = (merge_ranks([held[place] for _, held in ranks]) for place in (0, 2))
+    assert all(tensor.dtype == torch.float32 for tensor in (*masters.values(), *average.values()))
+    name = max(masters, key=lambda tensor: masters[tensor].numel())
+    assert not torch.equal(masters[name], masters[name].to(torch.bfloat16).float()) and not torch.equal(masters[name], average[name])
 
 
 TERMS = {"clip_ratio_high": 0.28, "dual_clip": 3.0, "clamp_log_ratio": 2.0, "entropy_coefficient": 0.01, "length_penalty": 0.05}

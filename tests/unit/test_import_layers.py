@@ -15,8 +15,9 @@ LAYERS = [
     {"tokenizer", "data"},
     {"model"},
     {"engine", "checkpoint", "generation"},
+    {"plan"},
     {"pretrain", "sft", "reward", "dpo", "rlhf"},
-    {"report", "safety", "convert", "plan", "serve"},
+    {"report", "safety", "convert", "serve"},
     {"pipeline"},
     {"cli"},
 ]

@@ -159,7 +159,19 @@ def test_cli_plan_proposes_layouts_for_hosts_best_first(plan, tmp_path):
     times = [float(words.split(" GB a rank, ")[1].split()[0]) for words in facts["layouts"]]
     assert len(times) == 5 and times == sorted(times) and times[0] <= facts["seconds_per_step"]
     rlhf = plan("--config", SMOKE / "quickstart_rlhf.yaml", "--hostfile", hosts(tmp_path, 4))
-    assert rlhf["layouts"] and all("policy and reference tp" in words for words in rlhf["layouts"])
+    assert rlhf["layouts"] and all(words.startswith("policy ") for words in rlhf["layouts"])
+
+
+def test_cli_plan_of_an_automatic_placement_shows_its_choice_and_the_others(plan, capsys, tmp_path):
+    words = ("--config", SMOKE / "quickstart_rlhf.yaml", "--set", "placement=auto")
+    facts = plan(*words, "--hardware", "cpu", "--ranks", 4)
+    assert facts["fits"] and facts["ranks"] == 4 and 1 < len(facts["layouts"]) <= 5
+    assert facts["layouts"][0].endswith(f"{facts['memory_bytes_per_rank'] / 1e9:.1f} GB a rank, {facts['seconds_per_step']:.3g} s a step")
+    assert facts == plan(*words, "--hardware", "cpu", "--ranks", 4)
+    assert plan(*words, "--hostfile", hosts(tmp_path, 2, 2))["ranks"] == 4
+    assert "placement = auto: say how many devices the job has, by --ranks or --hostfile" in error_of(capsys, *words)
+    assert main(["rlhf", "--config", str(SMOKE / "quickstart_rlhf.yaml"), "--set", "placement=auto", "--dry-run"]) == 0
+    assert "auto: the planner chooses at the start" in capsys.readouterr().out
 
 
 def test_cli_plan_of_hosts_that_do_not_fit_says_what_would(capsys, tmp_path):

@@ -66,6 +66,12 @@ def test_placement_gives_the_replicas_what_tensor_and_pipeline_leave():
         (RoleConfig(ranks=[0, 1, 2], tp=2), "placement.value.ranks = [0, 1, 2]: 3 ranks are not a multiple of tp 2 x pp 1"),
         (RoleConfig(ranks=[0, 1], tp=2, pp=2), "placement.value.ranks = [0, 1]: 2 ranks are not a multiple of tp 2 x pp 2"),
         (RoleConfig(ranks=[0, 1], pp=2, zero=3), "placement.value.zero = 3 with pp = 2"),
+        (RoleConfig(ranks=[0], zero=0, precision="bf16"), "placement.value.precision = bf16 with zero = 0: float32 masters are kept by ZeRO 1 to 3; take zero 1"),
+        (RoleConfig(ranks=[0], zero=0, offload="cpu"), "placement.value.offload = cpu with zero = 0: it is ZeRO that offloads the optimizer; take zero 1"),
+        (
+            RoleConfig(ranks=[0], precision="fp16", loss_scale={"initial": 1000.0}),
+            "placement.value.loss_scale.initial = 1000: must be a power of two; 1024 is the nearest",
+        ),
     ],
 )
 def test_placement_of_a_role_refuses(role, message):

@@ -6,7 +6,7 @@ import pytest
 
 from megagpt.config.load import ConfigError
 from megagpt.config.schema import ModelConfig, ParallelConfig
-from megagpt.engine.sharding import REDUCE_BUCKET
+from megagpt.engine.sharding import REDUCE_BUCKET, reduce_bucket
 from megagpt.model.shape import ModelShape
 from megagpt.parallel.grid import Grid
 from megagpt.plan.activations import chunks_in_flight, layer_bytes, stage_bytes
@@ -58,11 +58,12 @@ def test_plan_memory_zero_shards_over_data_and_context_parallel_ranks():
 
 
 def test_plan_memory_of_the_reduction():
-    """DeepSpeed's bucket is a buffer of its full size on a GPU; on a CPU only what is written counts."""
-    on_gpu = job_of(Grid(dp=2), zero_stage=1)
-    on_cpu = replace(on_gpu, hardware=load_hardware("cpu"))
-    gpu, cpu = (training_phases(job, 0)["reduce and step"].buffers for job in (on_gpu, on_cpu))
-    assert gpu - cpu == 4 * (REDUCE_BUCKET - total(on_gpu.parameters(0)))
+    """DeepSpeed's bucket is as large as all gradients, up to a bound, and a rank keeps its part of their sums; offloaded ones go to the host."""
+    job, offloaded = (job_of(Grid(dp=2), zero_stage=1, offload_optimizer=offload) for offload in ("none", "cpu"))
+    parameters = job.parameters(0)
+    assert training_phases(job, 0)["reduce and step"].buffers == 4 * total(parameters) + 4 * partition(parameters, 1, 2)
+    assert training_phases(offloaded, 0)["reduce and step"].buffers == 4 * total(parameters)
+    assert reduce_bucket(REDUCE_BUCKET - 1) == REDUCE_BUCKET - 1 and reduce_bucket(10**12) == REDUCE_BUCKET
 
 
 def test_plan_memory_offload_moves_the_optimizer():

@@ -5,6 +5,7 @@ import json
 import pytest
 from matplotlib.image import imread
 
+from megagpt.report.memory import draw_memory
 from megagpt.report.rlhf import MAX_ROWS, doctor_table, draw_phases, sample_table
 
 
@@ -13,6 +14,19 @@ def test_report_rlhf_draws_the_time_of_each_phase(tmp_path):
     ((title, path),) = draw_phases(rows, tmp_path / "plots")
     assert title == "Time of a round by phase" and imread(path).std() > 0.05
     assert draw_phases([{"step": 1, "reward": 0.1}], tmp_path / "none") == [] and not (tmp_path / "none").exists()
+
+
+def test_report_rlhf_draws_memory_of_every_rank(tmp_path):
+    assert draw_memory(tmp_path) == []
+
+    def pair(predicted: int, measured: int | None) -> dict:
+        return {"predicted": predicted, "measured": measured}
+
+    models = [{"policy": {"weights": pair(4, 4), "optimizer": pair(8, 9)}, "reference": {"weights": pair(4, 4)}}, {"reward": {"weights": pair(4, 4)}}]
+    phases = {"rollout": pair(20, 21), "update policy": pair(30, None)}  # left out of the round
+    (tmp_path / "memory.json").write_text(json.dumps({"step": 2, "device": "cpu", "ranks": [{"models": held, "phases": phases} for held in models]}))
+    ((title, path),) = draw_memory(tmp_path)
+    assert title == "Memory by rank and model" and path == tmp_path / "plots/memory.png" and imread(path).std() > 0.05
 
 
 def test_report_rlhf_says_what_the_doctor_said():
