@@ -25,7 +25,7 @@ from megagpt.parallel.groups import host_group
 from megagpt.parallel.placement import build_grids
 from megagpt.rlhf.doctor import DoctorStop, Finding
 from megagpt.rlhf.evaluate import Evaluation, evaluate, win_rate
-from megagpt.rlhf.four_models import FourModels, Starts, build_four_models
+from megagpt.rlhf.four_models import Starts, build_four_models
 from megagpt.rlhf.memory import MemoryMeter
 from megagpt.rlhf.place import choose_placement
 from megagpt.rlhf.ppo import Trainer

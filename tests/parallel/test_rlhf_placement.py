@@ -14,7 +14,7 @@ from torch import Tensor
 
 from megagpt.checkpoint.layout import CheckpointError, find_checkpoint
 from megagpt.checkpoint.load import Checkpoint
-from megagpt.config.schema import KlConfig, PretrainMixConfig, RlhfConfig, RunConfig
+from megagpt.config.schema import KlConfig, PlacementConfig, PretrainMixConfig, RlhfConfig, RunConfig
 from megagpt.data.order import shuffled_item
 from megagpt.kernels.select import set_kernels
 from megagpt.parallel.placement import build_grids
@@ -199,7 +199,7 @@ def test_rlhf_placement_and_kernels_do_not_change_two_steps(folder, on_one_rank,
 
 
 def all_roles(where: PlacementConfig, **update: str) -> PlacementConfig:
-    return PlacementConfig(**{role: config.model_copy(update=update) for role, config in where})
+    return PlacementConfig(**{role: config.model_copy(update=update) for role, config in where if config is not None})
 
 
 def held_while_away(config: RlhfConfig) -> dict[str, tuple[int, int, int]]:

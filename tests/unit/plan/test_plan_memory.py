@@ -1,7 +1,5 @@
 """Rules of the memory plan that need no measurement: pipelines, ZeRO, offload, hardware profiles."""
 
-from dataclasses import replace
-
 import pytest
 
 from megagpt.config.load import ConfigError
