@@ -76,7 +76,8 @@ def run(folder: Path, name: str, **environment: str):
 
 
 def result_of(stage: Path) -> tuple[dict[str, str], list[dict]]:
-    """SHA-256 of every tensor file of the last checkpoints, and the metrics of every round and evaluation but the times."""
+    """SHA-256 of every tensor file of the last checkpoints, and the metrics of every round and evaluation but the times, and
+    but the memory, which each process measures in its second round."""
     sums = {}
     for saved in (stage, stage / "value", stage / "ema"):
         (last,) = complete_checkpoints(saved)[-1:]
@@ -84,7 +85,7 @@ def result_of(stage: Path) -> tuple[dict[str, str], list[dict]]:
         checksums = json.loads((last / "checksums.json").read_text())
         sums |= {f"{saved.name}/{name}": facts["sha256"] for name, facts in checksums.items() if name.endswith(".safetensors")}
     rows = map(json.loads, (stage / "metrics.jsonl").read_text().splitlines())
-    return sums, [{name: value for name, value in row.items() if not name.endswith("seconds")} for row in rows]
+    return sums, [{name: value for name, value in row.items() if not name.endswith("seconds") and not name.startswith("memory_")} for row in rows]
 
 
 @pytest.fixture(scope="module")
