@@ -150,6 +150,8 @@ def check_parent(config: SftConfig | RewardConfig, model: ModelConfig, dp: int) 
         raise ConfigError(f"parallel.context_parallel_size = {config.parallel.context_parallel_size}: a reward is read at one token; take 1 here")
     if config.stage == "reward" and (config.parallel.sequence_parallel or config.parallel.virtual_pipeline_size > 1):
         raise ConfigError("parallel: sequence_parallel and virtual_pipeline_size are not built for the reward stage; leave them out")
+    if config.stage == "reward":
+        _check_trainable_layers(config, model)
     if config.stage == "sft":
         _check_plain_sources(config.data)
     check_steps(config.optimizer, "optimizer")
@@ -157,6 +159,24 @@ def check_parent(config: SftConfig | RewardConfig, model: ModelConfig, dp: int) 
     num_microbatches(config.batch, dp)
     if config.data.max_length > model.max_sequence_length:
         raise ConfigError(f"data.max_length = {config.data.max_length}: longer than the model's context of {model.max_sequence_length}")
+
+
+def _check_trainable_layers(config: RewardConfig, model: ModelConfig) -> None:
+    """Activations of frozen layers are kept for whole rows, and are the same in every epoch."""
+    number, parallel = config.trainable_layers, config.parallel
+    if number is None:
+        if config.activations is not None:
+            raise ConfigError(f"activations = {config.activations}: without trainable_layers no layer is frozen; give it, or leave activations out")
+        return
+    if number > model.num_layers:
+        raise ConfigError(f"trainable_layers = {number}: the parent model has {model.num_layers} layers; {model.num_layers} is the most")
+    if parallel.pipeline_parallel_size > 1:
+        raise ConfigError(f"trainable_layers = {number} with parallel.pipeline_parallel_size = {parallel.pipeline_parallel_size}: not supported together; take 1")
+    if parallel.zero_stage == 3:
+        raise ConfigError(f"trainable_layers = {number} with parallel.zero_stage = 3: not supported together; take zero_stage 2")
+    dropout = model.dropout if config.dropout is None else config.dropout
+    if dropout > 0:
+        raise ConfigError(f"dropout = {dropout} with trainable_layers = {number}: activations that are kept cannot change from step to step; set dropout: 0")
 
 
 def _check_plain_sources(data: RecordsConfig) -> None:

@@ -23,7 +23,7 @@ from megagpt.config.schema import LossScaleConfig, OptimizerConfig, StageConfig
 from megagpt.engine.deepspeed_config import deepspeed_config
 from megagpt.engine.deepspeed_scope import deepspeed_scope, join_world
 from megagpt.engine.optimizer import build_optimizer
-from megagpt.engine.schedule_run import run_schedule
+from megagpt.engine.schedule_run import row_structure, run_schedule
 from megagpt.engine.sharding import useful_zero_stage
 from megagpt.kernels.adamw import FusedAdamW
 from megagpt.model import param_map
@@ -125,7 +125,7 @@ class Engine:
 
         Args:
             microbatches: this replica's; each has `tokens` [rows, length], `row_ids` [rows], its rows' numbers in the
-                global batch, and may have `segments` [rows, length], as GPT.forward takes them.
+                global batch, and may have `segments`, `branches` and `hidden`, as GPT.forward takes them.
             denominator: global count (valid tokens, groups, …) that the summed losses are divided by.
             dropout_key: (seed, step); None trains without dropout, whatever the model's probability.
 
@@ -144,7 +144,7 @@ class Engine:
                 return total * scale, report
 
             row_ids = batch.row_ids.tolist() if dropout_key is not None else ()
-            return model(batch.tokens, segments=getattr(batch, "segments", None), dropout_key=dropout_key, row_ids=row_ids), loss
+            return model(batch.tokens, **row_structure(batch), dropout_key=dropout_key, row_ids=row_ids), loss
 
         arguments = dict(rows=rows, length=length, forward_only=False)
         with self.scope():

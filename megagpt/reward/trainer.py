@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from megagpt.checkpoint.layout import find_checkpoint
+from megagpt.checkpoint.layout import find_checkpoint, identity
 from megagpt.checkpoint.load import Checkpoint, load_chunks
 from megagpt.checkpoint.stage_output import StageOutput
 from megagpt.config.check import check_parent
@@ -18,15 +19,17 @@ from megagpt.config.show import content_hash
 from megagpt.data.batch import fingerprint
 from megagpt.data.order import step_rows
 from megagpt.data.ranking import EncodedGroup, encode_split, load_single_answers, read_ranking_split
-from megagpt.engine.build import Engine
+from megagpt.engine.build import Engine, gather_canonical
 from megagpt.engine.schedule import learning_rate
 from megagpt.engine.schedule_run import infer
+from megagpt.model.gpt import GPT
 from megagpt.model.layout import Layout
 from megagpt.model.param_map import num_parameters
 from megagpt.parallel.collectives import sum_reports
 from megagpt.parallel.groups import build_groups
 from megagpt.parallel.placement import stage_grid
 from megagpt.parallel.route import share_rows
+from megagpt.reward.activations import Activations, fill
 from megagpt.reward.data import RankingBatch, pack, replica_batches
 from megagpt.reward.evaluate import longer_answer_accuracy, overlap_accuracy, pair_accuracy
 from megagpt.reward.loss import ranking_loss
@@ -64,13 +67,21 @@ def fit(config: RewardConfig, original: str = "") -> Path:
     fixed = {
         "data": fingerprint(row for group in train for row in group.rows), "weights": content_hash(repr([group.weight for group in train])),
         "batch": {"global_batch_size": config.batch.global_batch_size}, "optimizer": {"name": config.optimizer.name}, "loss": config.loss.model_dump(),
+        "trainable_layers": config.trainable_layers,
     }
     output = StageOutput(config, tokenizer, {"parent": parent}, original=original, fixed=fixed)
 
     world = start(config.run.device, config.run.timeout_seconds)
     folder = output.open(world.device)
     groups, layout = build_groups(grid, config.run.timeout_seconds), Layout.of(config.parallel, config.precision)
-    models = load_chunks(parent, groups, world.device, layout, scalar_head=True, dropout=config.dropout, seed=config.run.seed)
+    if config.trainable_layers is not None:
+        layout = replace(layout, num_chunks=2, stage_layers=(model_config.num_layers - config.trainable_layers, config.trainable_layers))
+    *frozen, model = load_chunks(parent, groups, world.device, layout, scalar_head=True, dropout=config.dropout, seed=config.run.seed)
+    activations = None
+    if frozen:
+        activations = Activations(activations_folder(config, folder, parent), model_config.hidden_size, layout.dtype)
+        fill(activations, frozen[0], [*train, *valid, *(good or [])], world.device)
+    models = [model]
     dropout = models[0].dropout_state.probability > 0
     engine = Engine.of_stage(models, config)
     groups_per_step, micro, seed = config.batch.global_batch_size, config.batch.micro_batch_size, config.run.seed
@@ -83,7 +94,7 @@ def fit(config: RewardConfig, original: str = "") -> Path:
     def measure(step: int) -> list[list[float]]:
         """Scores of the held-out groups, and their pair accuracy in the log."""
         with around.phase("evaluation"):
-            scores = score_groups(engine, valid, micro, tokenizer.pad_id, world.device)
+            scores = score_groups(engine, valid, micro, tokenizer.pad_id, world.device, activations)
         around.log.evaluation(step, {"eval_accuracy": pair_accuracy(valid, scores)})
         return scores
 
@@ -91,10 +102,10 @@ def fit(config: RewardConfig, original: str = "") -> Path:
         """The scale of the scores goes with the weights: PPO normalises by it."""
         scores = measure(step)
         with around.phase("evaluation"):
-            shown = None if good is None else score_groups(engine, good, micro, tokenizer.pad_id, world.device)
+            shown = None if good is None else score_groups(engine, good, micro, tokenizer.pad_id, world.device, activations)
         statistics = score_statistics(best_scores(valid, scores) if shown is None else [score for (score,) in shown])
         with around.phase("save"):
-            return output.save(step, engine, model_config, head="scalar", **statistics), scores, statistics
+            return output.save(step, engine, model_config, head="scalar", frozen=weights_of(frozen), **statistics), scores, statistics
 
     shape = models[0].shape
     flops = shape.flops_per_token(config.data.max_length, num_parameters(shape))
@@ -107,7 +118,9 @@ def fit(config: RewardConfig, original: str = "") -> Path:
             with around.step(step):
                 with around.phase("data"):
                     members = [train[item] for _, item in step_rows(seed, step - 1, groups_per_step, len(train))]
-                    batches = replica_batches(members, engine.groups, micro, tokenizer.pad_id, world.device)
+                    if frozen:
+                        members.sort(key=longest_row)  # each microbatch is then as short as it can be
+                    batches = replica_batches(members, engine.groups, micro, tokenizer.pad_id, world.device, activations)
                 lr = learning_rate(config.optimizer, step, total_steps)
                 metrics = train_step(engine, batches, members, lr, (seed, step) if dropout else None, config.loss)
             around.record(step, metrics, sum(len(row) for group in members for row in group.rows))
@@ -149,22 +162,27 @@ def train_step(
     return {"loss": sums["loss"] / weight, "accuracy": sums["correct"] / weight, "grad_norm": engine.step(lr), "lr": lr}
 
 
-def score_groups(engine: Engine, members: Sequence[EncodedGroup], micro_batch_size: int, pad_id: int, device: torch.device) -> list[list[float]]:
+def score_groups(
+    engine: Engine, members: Sequence[EncodedGroup], micro_batch_size: int, pad_id: int, device: torch.device, activations: Activations | None = None
+) -> list[list[float]]:
     """Scores of every answer of every group, on every rank of the job."""
     found: list[list[float]] = [[] for _ in members]
     # Groups of about the same length together: within one call all rows are padded to the longest.
-    order = sorted(range(len(members)), key=lambda index: max(len(row) for row in members[index].rows))
+    order = sorted(range(len(members)), key=lambda index: longest_row(members[index]))
     together = SCORED_AT_ONCE * micro_batch_size * engine.groups.grid.dp
     for first in range(0, len(order), together):
         chosen = order[first : first + together]
-        for index, scores in zip(chosen, _score(engine, [members[index] for index in chosen], micro_batch_size, pad_id, device), strict=True):
+        asked = [members[index] for index in chosen]
+        for index, scores in zip(chosen, _score(engine, asked, micro_batch_size, pad_id, device, activations), strict=True):
             found[index] = scores
     return found
 
 
-def _score(engine: Engine, members: Sequence[EncodedGroup], micro_batch_size: int, pad_id: int, device: torch.device) -> list[list[float]]:
+def _score(
+    engine: Engine, members: Sequence[EncodedGroup], micro_batch_size: int, pad_id: int, device: torch.device, activations: Activations | None
+) -> list[list[float]]:
     grid, packing = engine.groups.grid, pack(members, micro_batch_size, engine.groups.grid.dp)
-    batches = replica_batches(members, engine.groups, micro_batch_size, pad_id, device)
+    batches = replica_batches(members, engine.groups, micro_batch_size, pad_id, device, activations)
     rows, length = batches[0].tokens.shape
     with engine.scope():
         outputs = infer(engine.models, batches, _last_scores, rows=rows, length=length)
@@ -178,6 +196,25 @@ def _score(engine: Engine, members: Sequence[EncodedGroup], micro_batch_size: in
     return found
 
 
+def longest_row(group: EncodedGroup) -> int:
+    """Its number of tokens."""
+    return max(map(len, group.rows))
+
+
+def activations_folder(config: RewardConfig, stage_folder: Path, parent: Checkpoint) -> Path:
+    """Where the activations of this parent's frozen layers are kept: its name says all that they depend on, apart from the rankings."""
+    folder = stage_folder / "activations" if config.activations is None else Path(config.activations)
+    depth = parent.model_config.num_layers - config.trainable_layers
+    return folder / f"{identity(parent.path)}_{depth}_{config.precision.dtype}"
+
+
+def weights_of(models: Sequence[GPT]) -> Iterator[tuple[str, Tensor]]:
+    """Canonical tensors of models without an engine. All ranks of their grid must iterate."""
+    for model in models:
+        for parameter, entry in model.entries():
+            yield from gather_canonical(model, entry, parameter.data)
+
+
 def best_scores(members: Sequence[EncodedGroup], scores: Sequence[Sequence[float]]) -> list[float]:
     """Scores of the answers that no other answer of their group beats."""
     beaten = [{loser for _, loser in group.pairs} for group in members]
@@ -185,5 +222,5 @@ def best_scores(members: Sequence[EncodedGroup], scores: Sequence[Sequence[float
 
 
 def _last_scores(scalars: Tensor, batch: RankingBatch) -> Tensor:
-    """The scalar at each row's last token; [rows]."""
-    return scalars.gather(1, batch.lengths[:, None] - 1).squeeze(1)
+    """The scalar at each answer's last token; [answers]."""
+    return scalars.flatten()[batch.ends]
