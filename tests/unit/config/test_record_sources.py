@@ -53,3 +53,27 @@ def test_record_sources_of_demonstrations_have_no_slice_and_no_weight(given, mes
 def test_ranking_loss_terms_are_checked(term, value):
     with pytest.raises(ConfigError, match=rf"loss\.{term}"):
         config(RewardConfig, ["a"], loss={term: value})
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"trainable_layers": 0}, "trainable_layers = 0: input should be greater than 0"),
+        ({"trainable_layers": 2}, "trainable_layers = 2: the parent model has 1 layers; 1 is the most"),
+        ({"activations": "a"}, "activations = a: without trainable_layers no layer is frozen; give it, or leave activations out"),
+        ({"trainable_layers": 1, "dropout": 0.1}, "dropout = 0.1 with trainable_layers = 1: activations that are kept cannot change"),
+        ({"trainable_layers": 1, "parallel": {"pipeline_parallel_size": 2}}, "trainable_layers = 1 with parallel.pipeline_parallel_size = 2: not supported together; take 1"),
+        ({"trainable_layers": 1, "parallel": {"zero_stage": 3}}, "trainable_layers = 1 with parallel.zero_stage = 3: not supported together; take zero_stage 2"),
+    ],
+)  # fmt: skip
+def test_frozen_layers_are_refused_where_their_activations_cannot_be_kept(given, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        check_parent(config(RewardConfig, ["a"], **given), MODEL, 1)
+
+
+def test_frozen_layers_ask_for_no_dropout_in_the_parent_either():
+    check_parent(config(RewardConfig, ["a"], trainable_layers=1), MODEL, 1)
+    parent = MODEL.model_copy(update={"dropout": 0.2})
+    check_parent(config(RewardConfig, ["a"], trainable_layers=1, dropout=0.0), parent, 1)
+    with pytest.raises(ConfigError, match="dropout = 0.2 with trainable_layers = 1"):
+        check_parent(config(RewardConfig, ["a"], trainable_layers=1), parent, 1)
