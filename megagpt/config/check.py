@@ -151,7 +151,7 @@ def check_parent(config: SftConfig | RewardConfig, model: ModelConfig, dp: int) 
     if config.stage == "reward" and (config.parallel.sequence_parallel or config.parallel.virtual_pipeline_size > 1):
         raise ConfigError("parallel: sequence_parallel and virtual_pipeline_size are not built for the reward stage; leave them out")
     if config.stage == "reward":
-        _check_trainable_layers(config, model)
+        _check_layers(config, model)
     if config.stage == "sft":
         _check_plain_sources(config.data)
     check_steps(config.optimizer, "optimizer")
@@ -161,15 +161,17 @@ def check_parent(config: SftConfig | RewardConfig, model: ModelConfig, dp: int) 
         raise ConfigError(f"data.max_length = {config.data.max_length}: longer than the model's context of {model.max_sequence_length}")
 
 
-def _check_trainable_layers(config: RewardConfig, model: ModelConfig) -> None:
-    """Activations of frozen layers are kept for whole rows, and are the same in every epoch."""
-    number, parallel = config.trainable_layers, config.parallel
+def _check_layers(config: RewardConfig, model: ModelConfig) -> None:
+    """Which of the parent's layers are kept and trained. Activations of frozen ones are kept for whole rows, and are the same in every epoch."""
+    number, parallel, most = config.trainable_layers, config.parallel, config.keep_layers or model.num_layers
+    if most > model.num_layers:
+        raise ConfigError(f"keep_layers = {most}: the parent model has {model.num_layers} layers; {model.num_layers} is the most")
     if number is None:
         if config.activations is not None:
             raise ConfigError(f"activations = {config.activations}: without trainable_layers no layer is frozen; give it, or leave activations out")
         return
-    if number > model.num_layers:
-        raise ConfigError(f"trainable_layers = {number}: the parent model has {model.num_layers} layers; {model.num_layers} is the most")
+    if number > most:
+        raise ConfigError(f"trainable_layers = {number}: the model has {most} layers; {most} is the most")
     if parallel.pipeline_parallel_size > 1:
         raise ConfigError(f"trainable_layers = {number} with parallel.pipeline_parallel_size = {parallel.pipeline_parallel_size}: not supported together; take 1")
     if parallel.zero_stage == 3:

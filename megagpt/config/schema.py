@@ -443,9 +443,14 @@ class RewardConfig(StageConfig):
     """Plain Bradley-Terry unless a term is given."""
     epochs: int = Field(1, gt=0)
     """Passes over the rankings."""
-    trainable_layers: int | None = Field(None, gt=0)
-    """Train only so many layers from the top, with the last norm and the head; default: everything. What the layers below make of the rankings
-    is computed once, with the prompt shared by its answers, and kept on disk for all epochs, evaluations and resumes."""
+    pooling: Literal["last", "mean"] = "last"
+    """Where a score is read: at an answer's last token, or as the mean over its tokens, which sees more of it where the head is most of what is trained.
+    Kept with the model, and PPO reads it so."""
+    keep_layers: int | None = Field(None, gt=0)
+    """Keep only so many of the parent's layers, from the bottom: the last ones choose the next token, which a score does not need; default: all."""
+    trainable_layers: int | None = Field(None, ge=0)
+    """Train only so many of the layers from the top, with the last norm and the head (0: these alone); default: everything. What the layers below
+    make of the rankings is computed once, with the prompt shared by its answers, and kept on disk for all epochs, evaluations and resumes."""
     activations: str | None = None
     """Folder for that (hidden size x bytes of a number for each token), which runs of the same parent can share; default: `activations` in the stage's folder."""
     normalise_on: list[str] | None = Field(None, min_length=1)

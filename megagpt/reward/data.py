@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from megagpt.data.batch import EncodedRow
 from megagpt.data.ranking import EncodedGroup
 from megagpt.parallel.grid import Grid
 from megagpt.parallel.groups import Groups
@@ -24,8 +25,10 @@ class RankingBatch:
 
     tokens: Tensor
     """[rows, T] int64, padded on the right"""
-    ends: Tensor
-    """[answers] int64: where each answer ends in the flattened [rows * T]; 0 for those that only fill up"""
+    read_at: Tensor
+    """[n] int64: where scores are read, in the flattened [rows * T] …"""
+    reader: Tensor
+    """[n] int64: … and the answer that each of them belongs to"""
     row_ids: Tensor
     """[rows] number in the global batch"""
     winners: Tensor
@@ -36,6 +39,8 @@ class RankingBatch:
     """[pairs] float32: weight of the group / number of its pairs"""
     distances: Tensor
     """[pairs] float32: ranks between the two answers, 1 for neighbours"""
+    num_answers: int
+    """The same in all microbatches; those that only fill up are read nowhere."""
     branches: Tensor | None = None
     """[rows, T] int64; where a row is a whole group (`shared_row.py`), the answer that each token belongs to; None: a row is an answer"""
     hidden: Tensor | None = None
@@ -78,7 +83,7 @@ def pack(groups: Sequence[EncodedGroup], micro_batch_size: int, num_replicas: in
 
 def replica_batches(
     groups_of_batch: Sequence[EncodedGroup], groups: Groups, micro_batch_size: int, pad_id: int, device: torch.device,
-    activations: Activations | None = None,
+    activations: Activations | None = None, pooling: str = "last",
 ) -> list[RankingBatch]:
     """This replica's microbatches of a global batch of groups.
 
@@ -87,37 +92,57 @@ def replica_batches(
         micro_batch_size: groups of mean size in one forward pass.
         activations: what the frozen layers made of the groups. Then a row is a whole group, and each microbatch as long as its
             longest row; else a row is an answer, and all microbatches have the same shape.
+        pooling: where scores are read: `last`, at an answer's last token, or `mean`, over the answer's tokens.
     """
     packing = pack(groups_of_batch, micro_batch_size, groups.grid.dp)
     mine = packing.of_replica(groups.grid, groups.coordinates.dp)
     if activations is not None:
-        return [_shared_batch([groups_of_batch[index] for index in members], packing.rows, pad_id, device, activations) for members in mine]
-    return [_batch(groups_of_batch, members, packing.rows, pad_id, device) for members in mine]
+        return [
+            _shared_batch([groups_of_batch[index] for index in members], packing.rows, pad_id, device, activations, pooling) for members in mine
+        ]
+    return [_batch(groups_of_batch, members, packing.rows, pad_id, device, pooling) for members in mine]
 
 
-def _batch(groups: Sequence[EncodedGroup], members: Sequence[int], num_rows: int, pad_id: int, device: torch.device) -> RankingBatch:
+def _batch(
+    groups: Sequence[EncodedGroup], members: Sequence[int], num_rows: int, pad_id: int, device: torch.device, pooling: str
+) -> RankingBatch:
     numbers = [0, *itertools.accumulate(len(group.rows) for group in groups)]
     tokens = torch.full((num_rows, max(len(row) for group in groups for row in group.rows)), pad_id, dtype=torch.int64)
-    ends = torch.zeros(num_rows, dtype=torch.int64)
     row_ids = torch.full((num_rows,), numbers[-1], dtype=torch.int64)
-    start = 0
-    for index in members:
-        for place, encoded in enumerate(groups[index].rows):
-            tokens[start + place, : len(encoded)] = torch.from_numpy(encoded.tokens)
-            ends[start + place], row_ids[start + place] = (start + place) * tokens.size(1) + len(encoded) - 1, numbers[index] + place
-        start += len(groups[index].rows)
-    return RankingBatch(tokens.to(device), ends.to(device), row_ids, *_pairs([groups[index] for index in members], device))
+    answers = [(numbers[index] + place, encoded) for index in members for place, encoded in enumerate(groups[index].rows)]
+    for row, (number, encoded) in enumerate(answers):
+        tokens[row, : len(encoded)], row_ids[row] = torch.from_numpy(encoded.tokens), number
+    places = [row * tokens.size(1) + _read_at(encoded, pooling) for row, (_, encoded) in enumerate(answers)]
+    return RankingBatch(tokens.to(device), *_readers(places, device), row_ids, *_pairs([groups[index] for index in members], device), num_rows)
 
 
-def _shared_batch(members: Sequence[EncodedGroup], num_answers: int, pad_id: int, device: torch.device, activations: Activations) -> RankingBatch:
+def _shared_batch(
+    members: Sequence[EncodedGroup], num_answers: int, pad_id: int, device: torch.device, activations: Activations, pooling: str
+) -> RankingBatch:
     rows = [shared_row(group) for group in members]
     tokens, branches = pad_rows(rows, pad_id)
-    ends = torch.zeros(num_answers, dtype=torch.int64)
-    found = np.concatenate([place * tokens.size(1) + row.ends for place, row in enumerate(rows)]) if rows else np.zeros(0, np.int64)
-    ends[: len(found)] = torch.from_numpy(found)
+    places = [
+        number * tokens.size(1) + row.places(answer)[_read_at(encoded, pooling)]
+        for number, (row, group) in enumerate(zip(rows, members, strict=True)) for answer, encoded in enumerate(group.rows)
+    ]  # fmt: skip
     hidden = torch.nn.utils.rnn.pad_sequence([activations[row] for row in rows]) if rows else activations.zeros(1, 1)
     row_ids = torch.zeros(len(tokens), dtype=torch.int64)  # for dropout, which frozen layers exclude
-    return RankingBatch(tokens.to(device), ends.to(device), row_ids, *_pairs(members, device), branches.to(device), hidden.to(device))
+    return RankingBatch(
+        tokens.to(device), *_readers(places, device), row_ids, *_pairs(members, device), num_answers, branches.to(device), hidden.to(device)
+    )
+
+
+def _read_at(row: EncodedRow, pooling: str) -> np.ndarray:
+    """Places of a row at which its score is read: the last one, or all behind the prompt."""
+    begin = len(row) - 1 if pooling == "last" else int(np.flatnonzero(row.loss_mask == 0).max(initial=-1)) + 1
+    return np.arange(begin, len(row))
+
+
+def _readers(places: Sequence[np.ndarray], device: torch.device) -> tuple[Tensor, Tensor]:
+    """read_at and reader, from the places of each answer."""
+    empty = np.zeros(0, np.int64)
+    read_at, reader = np.concatenate([empty, *places]), np.repeat(np.arange(len(places)), [len(read) for read in places])
+    return torch.from_numpy(read_at).to(device), torch.from_numpy(reader).to(device)
 
 
 def _pairs(members: Sequence[EncodedGroup], device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:

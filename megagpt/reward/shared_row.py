@@ -20,11 +20,15 @@ class SharedRow:
     """[n] int64."""
     branches: np.ndarray
     """[n] int64; 0 in the common beginning, k in the rest of the k-th answer."""
-    ends: np.ndarray
-    """[K] place of each answer's last token."""
+    num_answers: int
+    """K"""
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def places(self, answer: int) -> np.ndarray:
+        """Where the tokens of one of the group's rows stand, in their order."""
+        return np.flatnonzero((self.branches == 0) | (self.branches == answer + 1))
 
 
 def shared_row(group: EncodedGroup) -> SharedRow:
@@ -35,13 +39,13 @@ def shared_row(group: EncodedGroup) -> SharedRow:
     begin = most if same.all() else int(same.argmin())
     rests = [row[begin:] for row in rows]
     sizes = [begin, *map(len, rests)]
-    return SharedRow(np.concatenate([rows[0][:begin], *rests]), np.repeat(np.arange(len(sizes)), sizes), np.cumsum(sizes)[1:] - 1)
+    return SharedRow(np.concatenate([rows[0][:begin], *rests]), np.repeat(np.arange(len(sizes)), sizes), len(rows))
 
 
 def pad_rows(rows: Sequence[SharedRow], pad_id: int) -> tuple[Tensor, Tensor]:
     """tokens and branches, [rows, longest]; padding is a branch of its own, which nothing else sees. At least one row of one token."""
     shape = (max(len(rows), 1), max(map(len, rows), default=1))
-    tokens, branches = torch.full(shape, pad_id, dtype=torch.int64), torch.full(shape, max((len(row.ends) for row in rows), default=0) + 1)
+    tokens, branches = torch.full(shape, pad_id, dtype=torch.int64), torch.full(shape, max((row.num_answers for row in rows), default=0) + 1)
     for place, row in enumerate(rows):
         tokens[place, : len(row)], branches[place, : len(row)] = torch.from_numpy(row.tokens), torch.from_numpy(row.branches)
     return tokens, branches

@@ -58,6 +58,7 @@ def fit(config: RewardConfig, original: str = "") -> Path:
     parent = Checkpoint.open(find_checkpoint(config.parent, run))
     model_config = parent.model_config
     check_parent(config, model_config, grid.dp)
+    model_config = model_config.model_copy(update={"num_layers": config.keep_layers or model_config.num_layers})
     tokenizer = parent.tokenizer()
     data, dropped = run.resolve_records(config.data), Counter()
     records = read_ranking_split(data, dropped)
@@ -67,7 +68,7 @@ def fit(config: RewardConfig, original: str = "") -> Path:
     fixed = {
         "data": fingerprint(row for group in train for row in group.rows), "weights": content_hash(repr([group.weight for group in train])),
         "batch": {"global_batch_size": config.batch.global_batch_size}, "optimizer": {"name": config.optimizer.name}, "loss": config.loss.model_dump(),
-        "trainable_layers": config.trainable_layers,
+        "trainable_layers": config.trainable_layers, "keep_layers": config.keep_layers, "pooling": None if config.pooling == "last" else config.pooling,
     }
     output = StageOutput(config, tokenizer, {"parent": parent}, original=original, fixed=fixed)
 
@@ -76,10 +77,13 @@ def fit(config: RewardConfig, original: str = "") -> Path:
     groups, layout = build_groups(grid, config.run.timeout_seconds), Layout.of(config.parallel, config.precision)
     if config.trainable_layers is not None:
         layout = replace(layout, num_chunks=2, stage_layers=(model_config.num_layers - config.trainable_layers, config.trainable_layers))
-    *frozen, model = load_chunks(parent, groups, world.device, layout, scalar_head=True, dropout=config.dropout, seed=config.run.seed)
+    *frozen, model = load_chunks(
+        parent, groups, world.device, layout, scalar_head=True, dropout=config.dropout, seed=config.run.seed, num_layers=model_config.num_layers
+    )
     activations = None
     if frozen:
-        activations = Activations(activations_folder(config, folder, parent), model_config.hidden_size, layout.dtype)
+        depth = model_config.num_layers - config.trainable_layers
+        activations = Activations(activations_folder(config, folder, parent, depth), model_config.hidden_size, layout.dtype)
         fill(activations, frozen[0], [*train, *valid, *(good or [])], world.device)
     models = [model]
     dropout = models[0].dropout_state.probability > 0
@@ -94,7 +98,7 @@ def fit(config: RewardConfig, original: str = "") -> Path:
     def measure(step: int) -> list[list[float]]:
         """Scores of the held-out groups, and their pair accuracy in the log."""
         with around.phase("evaluation"):
-            scores = score_groups(engine, valid, micro, tokenizer.pad_id, world.device, activations)
+            scores = score_groups(engine, valid, micro, tokenizer.pad_id, world.device, activations, config.pooling)
         around.log.evaluation(step, {"eval_accuracy": pair_accuracy(valid, scores)})
         return scores
 
@@ -102,10 +106,10 @@ def fit(config: RewardConfig, original: str = "") -> Path:
         """The scale of the scores goes with the weights: PPO normalises by it."""
         scores = measure(step)
         with around.phase("evaluation"):
-            shown = None if good is None else score_groups(engine, good, micro, tokenizer.pad_id, world.device, activations)
+            shown = None if good is None else score_groups(engine, good, micro, tokenizer.pad_id, world.device, activations, config.pooling)
         statistics = score_statistics(best_scores(valid, scores) if shown is None else [score for (score,) in shown])
         with around.phase("save"):
-            return output.save(step, engine, model_config, head="scalar", frozen=weights_of(frozen), **statistics), scores, statistics
+            return output.save(step, engine, model_config, head="scalar", frozen=weights_of(frozen), pooling=config.pooling, **statistics), scores, statistics
 
     shape = models[0].shape
     flops = shape.flops_per_token(config.data.max_length, num_parameters(shape))
@@ -120,7 +124,7 @@ def fit(config: RewardConfig, original: str = "") -> Path:
                     members = [train[item] for _, item in step_rows(seed, step - 1, groups_per_step, len(train))]
                     if frozen:
                         members.sort(key=longest_row)  # each microbatch is then as short as it can be
-                    batches = replica_batches(members, engine.groups, micro, tokenizer.pad_id, world.device, activations)
+                    batches = replica_batches(members, engine.groups, micro, tokenizer.pad_id, world.device, activations, config.pooling)
                 lr = learning_rate(config.optimizer, step, total_steps)
                 metrics = train_step(engine, batches, members, lr, (seed, step) if dropout else None, config.loss)
             around.record(step, metrics, sum(len(row) for group in members for row in group.rows))
@@ -150,7 +154,7 @@ def train_step(
 
     def loss(scalars: Tensor, batch: RankingBatch):
         total, correct = ranking_loss(
-            _last_scores(scalars, batch), batch.winners, batch.losers, batch.weights,
+            _scores(scalars, batch), batch.winners, batch.losers, batch.weights,
             margins=terms.margin * batch.distances, label_smoothing=terms.label_smoothing, centring=terms.centring,
         )
         return total, {"loss": total.detach(), "correct": correct}
@@ -163,7 +167,8 @@ def train_step(
 
 
 def score_groups(
-    engine: Engine, members: Sequence[EncodedGroup], micro_batch_size: int, pad_id: int, device: torch.device, activations: Activations | None = None
+    engine: Engine, members: Sequence[EncodedGroup], micro_batch_size: int, pad_id: int, device: torch.device, activations: Activations | None = None,
+    pooling: str = "last",
 ) -> list[list[float]]:
     """Scores of every answer of every group, on every rank of the job."""
     found: list[list[float]] = [[] for _ in members]
@@ -173,19 +178,20 @@ def score_groups(
     for first in range(0, len(order), together):
         chosen = order[first : first + together]
         asked = [members[index] for index in chosen]
-        for index, scores in zip(chosen, _score(engine, asked, micro_batch_size, pad_id, device, activations), strict=True):
+        for index, scores in zip(chosen, _score(engine, asked, micro_batch_size, pad_id, device, activations, pooling), strict=True):
             found[index] = scores
     return found
 
 
 def _score(
-    engine: Engine, members: Sequence[EncodedGroup], micro_batch_size: int, pad_id: int, device: torch.device, activations: Activations | None
+    engine: Engine, members: Sequence[EncodedGroup], micro_batch_size: int, pad_id: int, device: torch.device, activations: Activations | None,
+    pooling: str,
 ) -> list[list[float]]:
     grid, packing = engine.groups.grid, pack(members, micro_batch_size, engine.groups.grid.dp)
-    batches = replica_batches(members, engine.groups, micro_batch_size, pad_id, device, activations)
+    batches = replica_batches(members, engine.groups, micro_batch_size, pad_id, device, activations, pooling)
     rows, length = batches[0].tokens.shape
     with engine.scope():
-        outputs = infer(engine.models, batches, _last_scores, rows=rows, length=length)
+        outputs = infer(engine.models, batches, _scores, rows=rows, length=length)
     shape = (len(packing.members), packing.rows)
     scores = share_rows(torch.stack(outputs) if outputs else None, grid, shape, torch.float32, device).tolist()
     found: list[list[float]] = [[] for _ in members]
@@ -201,10 +207,9 @@ def longest_row(group: EncodedGroup) -> int:
     return max(map(len, group.rows))
 
 
-def activations_folder(config: RewardConfig, stage_folder: Path, parent: Checkpoint) -> Path:
+def activations_folder(config: RewardConfig, stage_folder: Path, parent: Checkpoint, depth: int) -> Path:
     """Where the activations of this parent's frozen layers are kept: its name says all that they depend on, apart from the rankings."""
     folder = stage_folder / "activations" if config.activations is None else Path(config.activations)
-    depth = parent.model_config.num_layers - config.trainable_layers
     return folder / f"{identity(parent.path)}_{depth}_{config.precision.dtype}"
 
 
@@ -221,6 +226,7 @@ def best_scores(members: Sequence[EncodedGroup], scores: Sequence[Sequence[float
     return [score for row, losers in zip(scores, beaten, strict=True) for place, score in enumerate(row) if place not in losers]
 
 
-def _last_scores(scalars: Tensor, batch: RankingBatch) -> Tensor:
-    """The scalar at each answer's last token; [answers]."""
-    return scalars.flatten()[batch.ends]
+def _scores(scalars: Tensor, batch: RankingBatch) -> Tensor:
+    """The mean of the scalars at the places where each answer is read; [answers]."""
+    sums = scalars.new_zeros(batch.num_answers).index_add(0, batch.reader, scalars.flatten()[batch.read_at])
+    return sums / torch.bincount(batch.reader, minlength=batch.num_answers).clamp(min=1)

@@ -76,6 +76,8 @@ class FourModels:
     """… and its scale."""
     handovers: Mapping[str, Handover] = field(default_factory=dict)
     """For each judge (`reward`, `held_out`) with another tokenizer than the policy."""
+    pooling: Mapping[str, str] = field(default_factory=dict)
+    """For each judge, where its scores are read (`RewardConfig.pooling`)."""
 
     def module(self, role: str) -> GPT | None:
         """The bare model of a role."""
@@ -136,6 +138,7 @@ def build_four_models(
         reference=load("reference"), reward=load("reward"),
         average=None if learner is None or decay is None else WeightAverage(learner, decay),
         reward_mean=mean, reward_std=std, reward_function=function, tokenizer=tokenizer, held_out=load("held_out"), handovers=handovers,
+        pooling={role: judge.state.get("pooling", "last") for role, judge in starts.judges.items()},
         **({} if held_out is None else {"held_out_mean": held_out.state["reward_mean"], "held_out_std": held_out.state["reward_std"]}),
     )
     dist.barrier()

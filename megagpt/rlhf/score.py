@@ -28,6 +28,8 @@ class ScoringBatch:
     """[b, T]"""
     lengths: Tensor
     """[b]"""
+    prompt_lengths: Tensor
+    """[b]"""
 
 
 def score_rows(
@@ -47,7 +49,7 @@ def score_rows(
     if groups is not None:
         rows = replica_rows(num_rows, grid, groups.coordinates.dp)
         batches = [
-            ScoringBatch(rollout.tokens[i : i + micro_batch_size], rollout.lengths[i : i + micro_batch_size])
+            ScoringBatch(*(x[i : i + micro_batch_size] for x in (rollout.tokens, rollout.lengths, rollout.prompt_lengths)))
             for i in range(rows.start, rows.stop, micro_batch_size)
         ]
         with models.scope(role):
@@ -80,14 +82,14 @@ def policy_logprobs(models: FourModels, rollout: Rollout, config: RlhfConfig, de
 
 
 def reward_scores(models: FourModels, rollout: Rollout, config: RlhfConfig, device: torch.device) -> Tensor:
-    """Normalised score of each row, read at its last token, and what the reward function says; [n].
+    """Normalised score of each row, read where the reward model was trained to be read, and what the reward function says; [n].
 
     Raises:
         RewardError: a score that is not finite, on every rank.
     """
     scores = torch.zeros(rollout.tokens.size(0), device=device)
     if "reward" in models.grids:
-        scores = (_last_scalars(models, "reward", rollout, config, device) - models.reward_mean) / models.reward_std
+        scores = (_row_scalars(models, "reward", rollout, config, device) - models.reward_mean) / models.reward_std
     if models.reward_function is not None:
         scores = scores + models.reward_function(rollout)
     require_finite(scores, rollout, models.tokenizer)
@@ -98,18 +100,28 @@ def held_out_scores(models: FourModels, rollout: Rollout, config: RlhfConfig, de
     """What the held-out reward model says of each row, on its own scale, [n]; None where there is none."""
     if "held_out" not in models.grids:
         return None
-    return (_last_scalars(models, "held_out", rollout, config, device) - models.held_out_mean) / models.held_out_std
+    return (_row_scalars(models, "held_out", rollout, config, device) - models.held_out_mean) / models.held_out_std
 
 
-def _last_scalars(models: FourModels, role: str, rollout: Rollout, config: RlhfConfig, device: torch.device) -> Tensor:
-    """A scalar head's output at each row's last token, [n]."""
+def _row_scalars(models: FourModels, role: str, rollout: Rollout, config: RlhfConfig, device: torch.device) -> Tensor:
+    """A scalar head's output at each row's last token, or its mean over the response, as the model was trained; [n]."""
+    pooling = models.pooling.get(role, "last")
 
     def read(scalars: Tensor, batch: ScoringBatch) -> Tensor:
-        return scalars.gather(1, batch.lengths[:, None] - 1)
+        return read_scores(scalars, batch, pooling)
 
     if role in models.handovers:
         rollout = models.handovers[role](rollout)
     return score_rows(models, role, rollout, config.ppo.micro_batch_size, read, 1, device).squeeze(1)
+
+
+def read_scores(scalars: Tensor, batch: ScoringBatch, pooling: str) -> Tensor:
+    """[b, T] -> [b, 1]"""
+    if pooling == "last":
+        return scalars.gather(1, batch.lengths[:, None] - 1)
+    places = torch.arange(scalars.size(1), device=scalars.device)
+    of_response = (places >= batch.prompt_lengths[:, None]) & (places < batch.lengths[:, None])
+    return (scalars * of_response).sum(dim=1, keepdim=True) / of_response.sum(dim=1, keepdim=True).clamp(min=1)
 
 
 def score(

@@ -17,7 +17,7 @@ from megagpt.config.schema import ModelConfig, RunConfig
 from tests.helpers.tiny_checkpoint import make_checkpoint
 from tests.helpers.tiny_run import demonstrations, finished, megagpt, rankings, toy_tokenizer, write_rows
 
-LAYERS, TRAINABLE = 3, 1
+LAYERS, KEPT, TRAINABLE = 4, 3, 1
 
 
 def tensors(path: Path, kind: str = "model") -> dict[str, torch.Tensor]:
@@ -28,7 +28,7 @@ def tensors(path: Path, kind: str = "model") -> dict[str, torch.Tensor]:
 
 def is_frozen(name: str) -> bool:
     layer = re.match(r"layers\.(\d+)\.", name)
-    return int(layer[1]) < LAYERS - TRAINABLE if layer else name.startswith("embedding")
+    return int(layer[1]) < KEPT - TRAINABLE if layer else name.startswith("embedding")
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def runs(tmp_path_factory) -> tuple[Path, Path, list[str]]:
         write_rows(folder / f"{name}.jsonl", rows)
     config = {
         "run": {"name": "toy", "device": "cpu"}, "parent": "base/sft", "optimizer": {"lr": 1e-2}, "epochs": 2,
-        "trainable_layers": TRAINABLE, "activations": "kept", "batch": {"micro_batch_size": 4, "global_batch_size": 8},
+        "keep_layers": KEPT, "trainable_layers": TRAINABLE, "pooling": "mean", "activations": "kept", "batch": {"micro_batch_size": 4, "global_batch_size": 8},
         "data": {"train": ["rankings.jsonl"], "valid_fraction": 0.3, "max_length": 48}, "normalise_on": ["demonstrations.jsonl"],
         "every": {"save": 4, "keep": 9},
     }  # fmt: skip
@@ -59,6 +59,8 @@ def runs(tmp_path_factory) -> tuple[Path, Path, list[str]]:
 def test_frozen_stage_trains_the_top_and_saves_the_whole_model(runs):
     parent, stage, _ = runs
     before, after = tensors(parent), tensors(complete_checkpoints(stage)[-1])
+    saved = Checkpoint.open(complete_checkpoints(stage)[-1])
+    assert saved.model_config.num_layers == KEPT and saved.state["pooling"] == "mean" and not any(name.startswith(f"layers.{KEPT}.") for name in after)
     assert all(torch.equal(after[name], before[name]) for name in after if is_frozen(name))
     assert not any(torch.equal(after[name], before[name]) for name in after if name in before and not is_frozen(name))
     assert not any(is_frozen(name.split(".", 1)[1]) for name in tensors(complete_checkpoints(stage)[-1], "optimizer"))

@@ -46,7 +46,8 @@ def groups() -> list[EncodedGroup]:
     generator, made = np.random.default_rng(5), []
     for number, (ranks, begin) in enumerate(zip(RANKS, PROMPTS)):
         prompt = generator.integers(0, 100, begin)
-        rows = tuple(encoded_row([*prompt, place, *generator.integers(0, 100, generator.integers(1, 6))]) for place, _ in enumerate(ranks))
+        answers = [[place, *generator.integers(0, 100, generator.integers(1, 6))] for place, _ in enumerate(ranks)]
+        rows = tuple(encoded_row([*prompt, *answer], [0] * begin + [1] * len(answer)) for answer in answers)
         record = Ranking(prompt=(), answers=tuple(map(str, range(len(ranks)))), ranks=tuple(ranks), weight=1.0 + 0.5 * number)
         made.append(EncodedGroup(rows, tuple(ranked_pairs(ranks)), record))
     return made
@@ -64,71 +65,87 @@ def test_a_shared_row_holds_the_common_beginning_once():
     for group, begin, ranks in zip(groups(), PROMPTS, RANKS):
         row = shared_row(group)
         assert (row.branches == 0).sum() == begin and len(row) == begin + sum(len(answer) - begin for answer in group.rows)
-        for number, (answer, end) in enumerate(zip(group.rows, row.ends, strict=True), 1):
-            mine = (row.branches == 0) | (row.branches == number)
-            assert row.tokens[mine].tolist() == answer.tokens.tolist() and np.flatnonzero(mine)[-1] == end
+        assert row.num_answers == len(ranks)
+        for number, answer in enumerate(group.rows):
+            assert row.tokens[row.places(number)].tolist() == answer.tokens.tolist()
 
 
 def test_an_answer_that_another_one_begins_with_keeps_a_token_of_its_own():
     rows = (encoded_row([4, 5, 6]), encoded_row([4, 5, 6, 7]))
     row = shared_row(EncodedGroup(rows, ((0, 1),), Ranking((), ("a", "b"), (0, 1))))
-    assert (row.tokens.tolist(), row.branches.tolist(), row.ends.tolist()) == ([4, 5, 6, 6, 7], [0, 0, 1, 2, 2], [2, 4])
+    assert (row.tokens.tolist(), row.branches.tolist()) == ([4, 5, 6, 6, 7], [0, 0, 1, 2, 2])
 
 
 # ---------------------------------------------------------------- training
 
 
-def plain_loss(model: PlainGPT, members: list[EncodedGroup]) -> Tensor:
+def plain_scores(model: PlainGPT, group: EncodedGroup, pooling: str) -> list[Tensor]:
+    """Of each answer alone: what the head says at its last token, or its mean over all that the prompt does not hold."""
+    scalars = [(model(torch.from_numpy(row.tokens)[None])[0], torch.from_numpy(row.loss_mask)) for row in group.rows]
+    return [values[-1] if pooling == "last" else (values * mask).sum() / mask.sum() for values, mask in scalars]
+
+
+def plain_loss(model: PlainGPT, members: list[EncodedGroup], pooling: str = "last") -> Tensor:
     total = torch.zeros(())
     for group in members:
-        scores = [model(torch.from_numpy(row.tokens)[None])[0, -1] for row in group.rows]
+        scores = plain_scores(model, group, pooling)
         pairs = [(i, j) for i, j in itertools.permutations(range(len(scores)), 2) if group.record.ranks[i] < group.record.ranks[j]]
         total = total - group.weight * sum(F.logsigmoid(scores[i] - scores[j]) for i, j in pairs) / len(pairs)
     return total / sum(group.weight for group in members)
 
 
-def one_step(config: ModelConfig, grid: Grid, zero_stage: int, trainable_layers: int, folder: Path):
-    layout = Layout(num_chunks=2, stage_layers=(LAYERS - trainable_layers, trainable_layers))
-    trunk, top = sharded_chunks(config, plain_init(config, 1, scalar_head=True), grid, layout)
-    cpu, activations = torch.device("cpu"), Activations(folder, config.hidden_size, torch.float32)
-    fill(activations, trunk, groups(), cpu)
+def one_step(config: ModelConfig, grid: Grid, zero_stage: int, trainable_layers: int, pooling: str, folder: Path | None):
+    """Without a folder everything is computed each time, and trained."""
+    cpu, activations, layout = torch.device("cpu"), None, Layout()
+    if folder is not None:
+        activations, layout = Activations(folder, config.hidden_size, torch.float32), Layout(num_chunks=2, stage_layers=(LAYERS - trainable_layers, trainable_layers))
+    *frozen, top = sharded_chunks(config, plain_init(config, 1, scalar_head=True), grid, layout)
+    for trunk in frozen:
+        fill(activations, trunk, groups(), cpu)
     engine, gradients = Engine(top, OPTIMIZER, zero_stage), {}
-    scores, step = score_groups(engine, groups(), MICRO, PAD, cpu, activations), engine.step
+    scores, step = score_groups(engine, groups(), MICRO, PAD, cpu, activations, pooling), engine.step
 
     def look_then_step(lr: float) -> float:
         gradients.update(held_here(engine.canonical_gradients()))
         return step(lr)
 
     engine.step = look_then_step
-    metrics = train_step(engine, replica_batches(groups(), engine.groups, MICRO, PAD, cpu, activations), groups(), OPTIMIZER.lr, None)
-    frozen = held_here(weights_of([trunk]))
+    metrics = train_step(engine, replica_batches(groups(), engine.groups, MICRO, PAD, cpu, activations, pooling), groups(), OPTIMIZER.lr, None)
+    untouched = held_here(weights_of(frozen))
     engine.close()
-    return metrics, gradients, frozen, scores
+    return metrics, gradients, untouched, scores
 
 
-@pytest.mark.parametrize("trainable_layers", [1, LAYERS])
+CASES = [
+    (Grid(), 0, 1, "last"), (Grid(), 1, LAYERS, "last"), (Grid(), 0, 0, "mean"), (Grid(dp=2), 2, 1, "last"), (Grid(dp=2), 1, 2, "mean"),
+    (Grid(tp=2), 1, 1, "mean"), (Grid(), 0, None, "mean"),
+]  # fmt: skip
+"""Grid, ZeRO stage, layers that are trained (None: everything, nothing is stored), pooling."""
+
+
 @pytest.mark.parametrize("family", ["gpt", "llama"])
-@pytest.mark.parametrize(("grid", "zero"), [(Grid(), 0), (Grid(), 1), (Grid(dp=2), 2), (Grid(tp=2), 1)], ids=["one_rank", "zero1", "dp2-zero2", "tp2"])
-def test_a_step_over_stored_activations_equals_the_plain_one(grid, zero, family, trainable_layers, tmp_path):
+@pytest.mark.parametrize(("grid", "zero", "trainable_layers", "pooling"), CASES, ids=lambda value: str(value).replace(" ", "") if isinstance(value, Grid) else None)
+def test_a_step_over_stored_activations_equals_the_plain_one(grid, zero, trainable_layers, pooling, family, tmp_path):
     config = tiny_model(family, True, num_layers=LAYERS)
-    start = plain_init(config, 1, scalar_head=True)
-    expected = plain_train(config, start, [(groups(),)], lr=OPTIMIZER.lr, eps=OPTIMIZER.eps, clip=OPTIMIZER.clip_grad, loss_function=plain_loss)
-    ranks = run_ranks(grid.size, one_step, config, grid, zero, trainable_layers, tmp_path)
+    start, loss = plain_init(config, 1, scalar_head=True), functools.partial(plain_loss, pooling=pooling)
+    expected = plain_train(config, start, [(groups(),)], lr=OPTIMIZER.lr, eps=OPTIMIZER.eps, clip=OPTIMIZER.clip_grad, loss_function=loss)
+    stored = trainable_layers is not None
+    ranks = run_ranks(grid.size, one_step, config, grid, zero, trainable_layers, pooling, tmp_path if stored else None)
 
-    # Gradients that cancel, which hold nothing but rounding, are left out: the head's and the last norm's bias.
-    compared = {name: tensor for name, tensor in expected.gradients.items() if is_trained(name, trainable_layers) and not name.endswith(("head.bias", "norm.bias"))}
-    norm = sum(tensor.double().square().sum() for name, tensor in expected.gradients.items() if is_trained(name, trainable_layers)).sqrt().item()
+    trained = {name for name in start if not stored or is_trained(name, trainable_layers)}
+    norm = sum(expected.gradients[name].double().square().sum() for name in trained).sqrt().item()
     gradients, frozen = (merge_ranks([rank[part] for rank in ranks]) for part in (1, 2))
-    assert gradients.keys() == {name for name in start if is_trained(name, trainable_layers)}
+    assert gradients.keys() == trained and frozen.keys() == start.keys() - trained
+    # The biases of the head and of the last norm move all scores alike: nothing is left of their gradient but rounding.
+    compared = {name: expected.gradients[name] for name in trained if not name.endswith(("head.bias", "final_norm.bias"))}
     assert_tensors_close({name: gradients[name] for name in compared}, compared)
-    assert frozen.keys() == start.keys() - gradients.keys()
     for name, tensor in frozen.items():
         assert torch.equal(tensor, start[name])
 
     plain = PlainGPT(config, scalar_head=True)
     plain.load_state_dict(start)
     with torch.no_grad():
-        alone = [[plain(torch.from_numpy(row.tokens)[None])[0, -1].item() for row in group.rows] for group in groups()]
+        alone = [[score.item() for score in plain_scores(plain, group, pooling)] for group in groups()]
     for metrics, *_, scores in ranks:
         assert metrics["loss"] == pytest.approx(expected.losses[0], rel=PARITY_RELATIVE)
         assert metrics["grad_norm"] == pytest.approx(norm, rel=PARITY_RELATIVE)

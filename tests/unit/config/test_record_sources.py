@@ -58,8 +58,9 @@ def test_ranking_loss_terms_are_checked(term, value):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"trainable_layers": 0}, "trainable_layers = 0: input should be greater than 0"),
-        ({"trainable_layers": 2}, "trainable_layers = 2: the parent model has 1 layers; 1 is the most"),
+        ({"trainable_layers": -1}, "trainable_layers = -1: input should be greater than or equal to 0"),
+        ({"trainable_layers": 2}, "trainable_layers = 2: the model has 1 layers; 1 is the most"),
+        ({"keep_layers": 2}, "keep_layers = 2: the parent model has 1 layers; 1 is the most"),
         ({"activations": "a"}, "activations = a: without trainable_layers no layer is frozen; give it, or leave activations out"),
         ({"trainable_layers": 1, "dropout": 0.1}, "dropout = 0.1 with trainable_layers = 1: activations that are kept cannot change"),
         ({"trainable_layers": 1, "parallel": {"pipeline_parallel_size": 2}}, "trainable_layers = 1 with parallel.pipeline_parallel_size = 2: not supported together; take 1"),

@@ -162,7 +162,7 @@ def test_packing_leaves_few_rows_empty_whatever_the_sizes():
 
 def test_a_lone_answer_is_scored_without_a_pair():
     (batch,) = replica_batches([EncodedGroup((encoded_row([1, 2, 3]),), (), Ranking((), ("a",), (0,)))], OneRank(), 1, 0, torch.device("cpu"))
-    assert batch.tokens.tolist() == [[1, 2, 3]] and batch.ends.tolist() == [2] and not len(batch.winners) + len(batch.weights)
+    assert batch.tokens.tolist() == [[1, 2, 3]] and batch.read_at.tolist() == [2] and not len(batch.winners) + len(batch.weights)
 
 
 # ---------------------------------------------------------------- the scale
