@@ -1,11 +1,12 @@
 """Files of records as configurations name them: plain paths, or paths with a slice and a weight."""
 
 import re
+from pathlib import Path
 
 import pytest
 
 from megagpt.config.check import check_parent
-from megagpt.config.load import ConfigError, build_config
+from megagpt.config.load import ConfigError, build_config, load_config
 from megagpt.config.schema import ModelConfig, RecordSource, RewardConfig, SftConfig
 
 BATCH = {"micro_batch_size": 1, "global_batch_size": 1}
@@ -78,3 +79,11 @@ def test_frozen_layers_ask_for_no_dropout_in_the_parent_either():
     check_parent(config(RewardConfig, ["a"], trainable_layers=1, dropout=0.0), parent, 1)
     with pytest.raises(ConfigError, match="dropout = 0.2 with trainable_layers = 1"):
         check_parent(config(RewardConfig, ["a"], trainable_layers=1), parent, 1)
+
+
+@pytest.mark.parametrize("file", sorted((Path(__file__).parents[3] / "configs/reward").glob("*.yaml")), ids=lambda file: file.stem)
+def test_shipped_reward_configs_fit_the_model_that_they_start_from(file):
+    smollm2 = ModelConfig(
+        family="llama", num_layers=30, hidden_size=576, num_attention_heads=9, num_query_groups=3, ffn_hidden_size=1536, max_sequence_length=8192
+    )
+    check_parent(load_config(RewardConfig, file), smollm2, 2)
