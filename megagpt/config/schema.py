@@ -754,6 +754,19 @@ class PretrainMixConfig(Frozen):
     """Rows of text, each as long as prompt and response together, for every response of a minibatch."""
 
 
+class JudgeConfig(Frozen):
+    """A language model that compares the answers after training with those of the start, on the prompts kept apart."""
+
+    url: str = Field(pattern=r"^https?://[^\s/]+\S*$")
+    """Base address of a chat-completions server, such as http://127.0.0.1:8000/v1; prompts and answers are sent there."""
+    model: str = Field(min_length=1)
+    """Name that the server knows it by."""
+    key_variable: str | None = Field(None, pattern=r"^[A-Za-z_]\w*$")
+    """Environment variable that holds the server's key; default: none is sent."""
+    timeout_seconds: float = Field(60.0, gt=0)
+    """For one verdict; seconds."""
+
+
 class RlhfGates(Frozen):
     """Checks at the end of PPO, on prompts kept apart."""
 
@@ -805,6 +818,8 @@ class RlhfConfig(Frozen):
     held_out_reward: str | None = None
     """Checkpoint of another reward model, trained on other rankings: evaluations report what it says, and the doctor looks for a reward that rises
     while this one falls; the policy never trains on it."""
+    judge: JudgeConfig | None = None
+    """Default: win rates by the (held-out) reward model alone."""
     doctor: DoctorConfig = DoctorConfig()
     """What is watched at every step, and what is done about it."""
     gates: RlhfGates = RlhfGates()

@@ -26,6 +26,7 @@ from megagpt.parallel.placement import build_grids
 from megagpt.rlhf.doctor import DoctorStop, Finding
 from megagpt.rlhf.evaluate import Evaluation, evaluate, win_rate
 from megagpt.rlhf.four_models import Starts, build_four_models
+from megagpt.rlhf.judge import Judge, JudgeError
 from megagpt.rlhf.memory import MemoryMeter
 from megagpt.rlhf.place import choose_placement
 from megagpt.rlhf.ppo import Trainer
@@ -42,6 +43,8 @@ from megagpt.tokenizer.tokenizer import Tokenizer
 
 SAMPLES = 8
 """Answers that are kept of each evaluation."""
+SHOWN = 3
+"""Pairs of answers, before and after, in samples.json."""
 
 
 def fit(config: RlhfConfig, original: str = "") -> Path:
@@ -60,6 +63,8 @@ def fit(config: RlhfConfig, original: str = "") -> Path:
     run = RunFolder(config.run)
     if config.reward_function is not None:
         load_reward_function(config.reward_function)  # now, where nobody waits for this rank
+    if config.judge is not None:
+        Judge(config.judge)  # now: its key must be there
     starts = _open_starts(config, run, grids)
     tokenizer = starts.policy.tokenizer()
     files = [str(run.resolve(path)) for path in config.prompts.files]
@@ -89,6 +94,7 @@ class _Stage:
         self.config, self.output, self.starts, self.trainer, self.eval_prompts = config, output, starts, trainer, eval_prompts
         self.models = trainer.models
         self.engines = [{"": self.models.policy, "value": self.models.value}.get(subfolder) for subfolder in saved]
+        self.judge = None if config.judge is None else Judge(config.judge)
         self.opening: dict[str, Any] | None = None
         """The evaluation before the first round; goes with every checkpoint, because the last one is compared with it."""
 
@@ -140,7 +146,8 @@ class _Stage:
         trainer, tokenizer = self.trainer, self.trainer.tokenizer
         with trainer.timeline.span("evaluation"):
             found = evaluate(self.models, self.config, self.eval_prompts, trainer.stop_ids, trainer.world.device, trainer.timeline)
-        kept = {"reward": found.reward, "reward_std": found.reward_std, "kl": found.kl, "answers": _answers(tokenizer, found), "judged": found.judged}
+        answers = _answers(tokenizer, found, SHOWN if self.judge is None else len(self.eval_prompts))
+        kept = {"reward": found.reward, "reward_std": found.reward_std, "kl": found.kl, "answers": answers, "judged": found.judged}
         metrics = found.metrics()
         if self.opening is not None:
             metrics["eval_win_rate"] = kept["win_rate"] = win_rate(found.judged, self.opening["judged"])
@@ -212,12 +219,28 @@ class _Stage:
         if gates.max_kl is not None:
             output.gate("kl", closing["kl"], f"<= {gates.max_kl}", closing["kl"] <= gates.max_kl)
         if is_main_rank():
-            pairs = zip(opening["answers"], closing["answers"], strict=True)
+            pairs = list(zip(opening["answers"], closing["answers"]))[:SHOWN]
             samples = [{"prompt": a["prompt"], **{when: {"text": it["text"], "score": it["score"]} for when, it in (("before", a), ("after", b))}} for a, b in pairs]
             atomic.write_json(output.folder / "samples.json", samples)
         judge = "reward model" if self.config.held_out_reward is None else "held-out reward model"
         say(f"[rlhf] answers preferred to those of the start by the {judge} on {closing['win_rate']:.0%} of {len(closing['judged'])} held-out prompts")
         output.finish(checkpoint, reward_before=opening["reward"], reward_after=closing["reward"], kl=closing["kl"], win_rate=closing["win_rate"])
+        if self.judge is not None and is_main_rank():
+            self._ask_judge(opening["answers"], closing["answers"])
+
+    def _ask_judge(self, before: list[dict[str, Any]], after: list[dict[str, Any]]) -> None:
+        """`judge.json`. The stage is done by now, whatever a server says."""
+        questions = [(new["prompt"], new["text"], old["text"]) for new, old in zip(after, before)]  # fewer where a run got its judge later
+        try:
+            verdict = self.judge.compare(*map(list, zip(*questions)))
+        except JudgeError as error:
+            say(f"[rlhf] no verdict: {error}")
+            return
+        atomic.write_json(self.output.folder / "judge.json", {"model": self.config.judge.model, **verdict.as_json()})
+        say(
+            f"[rlhf] {self.config.judge.model} prefers the answers to those of the start on {verdict.win_rate:.0%} of {verdict.questions} held-out "
+            f"prompts ({verdict.inconsistent} verdicts depend on the order, {verdict.unreadable} replies cannot be read)"
+        )
 
 
 @contextlib.contextmanager
@@ -263,7 +286,7 @@ def _fixed(config: RlhfConfig, prompts: list[EncodedPrompt], texts: TokenData | 
     return fixed if texts is None else fixed | {"pretrain_mix": texts.fingerprint}
 
 
-def _answers(tokenizer: Tokenizer, evaluation: Evaluation, count: int = 3) -> list[dict[str, Any]]:
+def _answers(tokenizer: Tokenizer, evaluation: Evaluation, count: int) -> list[dict[str, Any]]:
     """The first conversations of an evaluation."""
     rollout, found = evaluation.rollout, []
     for row in range(min(count, evaluation.scores.numel())):

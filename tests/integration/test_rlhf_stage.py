@@ -37,7 +37,9 @@ def folder(tmp_path_factory) -> Path:
 
 
 def test_rlhf_without_critic_and_reward_model(folder):
-    finished(megagpt("rlhf", "--config", "rlhf.yaml", cwd=folder))
+    absent = ("--set", "judge.url=http://127.0.0.1:9/v1", "--set", "judge.model=m")  # nobody listens there: no reason to lose a run
+    out = finished(megagpt("rlhf", "--config", "rlhf.yaml", *absent, cwd=folder)).stdout
+    assert "[rlhf] no verdict: judge.url = http://127.0.0.1:9/v1/chat/completions: " in out
     stage = folder / "runs/toy/rlhf"
     assert not (stage / "value").exists()
     for saved in (stage, stage / "ema"):
@@ -48,7 +50,7 @@ def test_rlhf_without_critic_and_reward_model(folder):
     assert len(trained) == 2 and all(row["reward"] < 0 and row["policy_entropy"] > 0 and "value_loss" not in row for row in trained)
 
     events = [event for event in json.loads((stage / "timeline.json").read_text())["traceEvents"] if event["ph"] == "X"]
-    done = {"generate policy", "score reference", "train policy", "wait", "save", "evaluation"}
+    done = {"generate policy", "score reference", "advantages", "train policy", "wait", "save", "evaluation"}
     assert {event["name"] for event in events} == done and all(event["ts"] >= 0 and event["dur"] > 0 for event in events)
     assert {event["args"]["round"] for event in events if event["cat"] == "train"} == {1, 2}
     assert (stage / "plots/timeline.png").stat().st_size > 10_000
