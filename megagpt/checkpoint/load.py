@@ -113,7 +113,7 @@ def load_model(
 
 def load_chunks(
     checkpoint: Checkpoint, groups: Groups, device: torch.device, layout: Layout, *, scalar_head: bool, dropout: float | None = None, seed: int = 0,
-    lora: LoraConfig | None = None,
+    lora: LoraConfig | None = None, num_layers: int | None = None,
 ) -> list[GPT]:
     """This rank's blocks of layers of the checkpoint's model.
 
@@ -121,6 +121,7 @@ def load_chunks(
         scalar_head: build a reward or value model; a language-model checkpoint gets a new scalar head from `seed`.
         dropout: overrides the probability that the model was trained with.
         lora: put new adapters on the model, from `seed`; those of the checkpoint are part of its weights by now.
+        num_layers: take only so many layers, from the bottom.
 
     Raises:
         CheckpointError: a tensor is missing or has another shape, or a language model is asked of a reward model.
@@ -130,6 +131,8 @@ def load_chunks(
     config = checkpoint.model_config
     if dropout is not None:
         config = config.model_copy(update={"dropout": dropout})
+    if num_layers is not None:
+        config = config.model_copy(update={"num_layers": num_layers})
     shape = ModelShape(config, lora)
     models = build_chunks(shape, groups, scalar_head=scalar_head, layout=layout)
     expected = param_map.canonical_shapes(shape, scalar_head)

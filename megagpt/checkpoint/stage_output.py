@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -132,7 +133,7 @@ class StageOutput:
 
     def save(
         self, step: int, engine: Engine, model: ModelConfig, *, head: str, subfolder: str = "", held_out: HeldOut | None = None,
-        average: Iterator[tuple[str, Tensor]] | None = None, **state: Any,
+        average: Iterator[tuple[str, Tensor]] | None = None, frozen: Iterable[tuple[str, Tensor]] = (), **state: Any,
     ) -> Path:
         """Begin to save a checkpoint of one model beside the training; all ranks of its grid call this.
 
@@ -141,6 +142,7 @@ class StageOutput:
             subfolder: within the stage's folder, where a stage saves several models.
             held_out: how the model did on held-out data; the best of those is never removed, and is what later stages take.
             average: canonical float32 tensors to save instead of the engine's weights, without its optimizer.
+            frozen: canonical tensors of the model that the engine does not hold.
             state: counters and statistics that later stages or a resume need.
         """
         resumed = self._resumed.get(subfolder)
@@ -152,7 +154,9 @@ class StageOutput:
                 prune=lambda: prune(self._folders, self.config.every.keep, self.config.every.keep_every),
             )
         dtype, lora = engine.model.layout.dtype, engine.model.shape.lora
-        weights = ((name, tensor.to(dtype)) for name, tensor in engine.canonical_parameters()) if average is None else average
+        weights = average
+        if average is None:
+            weights = ((name, tensor.to(dtype)) for name, tensor in itertools.chain(engine.canonical_parameters(), frozen))
         return self._savers[subfolder].save(
             step, {"model": weights, "optimizer": optimizer_tensors(engine) if average is None else iter(())},
             {

@@ -166,6 +166,9 @@ def check_parent(config: SftConfig | RewardConfig | DpoConfig, model: ModelConfi
         _check_plain_sources(config.data)
     else:
         _check_ranking_stage(config)
+    if config.stage == "reward":
+        _check_layers(config, model)
+        model = model.model_copy(update={"num_layers": config.keep_layers or model.num_layers})
     check_steps(config.optimizer, "optimizer")
     check_parallel(config.parallel, config.precision, model, "parent model")
     if config.lora is not None:
@@ -190,6 +193,28 @@ def _check_ranking_stage(config: RewardConfig | DpoConfig) -> None:
         raise ConfigError(f"parallel: sequence_parallel and virtual_pipeline_size are not built for the {config.stage} stage; leave them out")
     if config.stage == "dpo" and config.loss.kind == "ipo" and config.loss.label_smoothing > 0:
         raise ConfigError(f"loss.label_smoothing = {config.loss.label_smoothing} with loss.kind = ipo: only sigmoid knows it; take 0")
+
+
+def _check_layers(config: RewardConfig, model: ModelConfig) -> None:
+    """Which of the parent's layers are kept and trained. Activations of frozen ones are kept for whole rows, and are the same in every epoch."""
+    number, parallel, most = config.trainable_layers, config.parallel, config.keep_layers or model.num_layers
+    if most > model.num_layers:
+        raise ConfigError(f"keep_layers = {most}: the parent model has {model.num_layers} layers; {model.num_layers} is the most")
+    if number is None:
+        if config.activations is not None:
+            raise ConfigError(f"activations = {config.activations}: without trainable_layers no layer is frozen; give it, or leave activations out")
+        return
+    if number > most:
+        raise ConfigError(f"trainable_layers = {number}: the model has {most} layers; {most} is the most")
+    if parallel.pipeline_parallel_size > 1:
+        raise ConfigError(f"trainable_layers = {number} with parallel.pipeline_parallel_size = {parallel.pipeline_parallel_size}: not supported together; take 1")
+    if config.lora is not None:
+        raise ConfigError(f"trainable_layers = {number} with lora: adapters belong to a model whose layers are all computed; leave one of them out")
+    if parallel.zero_stage == 3:
+        raise ConfigError(f"trainable_layers = {number} with parallel.zero_stage = 3: not supported together; take zero_stage 2")
+    dropout = model.dropout if config.dropout is None else config.dropout
+    if dropout > 0:
+        raise ConfigError(f"dropout = {dropout} with trainable_layers = {number}: activations that are kept cannot change from step to step; set dropout: 0")
 
 
 def _check_plain_sources(data: RecordsConfig) -> None:

@@ -356,6 +356,8 @@ class RecordSource(Frozen):
     """Record file (JSONL, JSONL.gz or parquet); public formats are recognised by their rows."""
     slice: str | None = Field(None, min_length=1)
     """Rankings only: the part of the data that they are reported as; default: what each record says, else the file's name."""
+    hold_out: bool = True
+    """Where `valid` is not given: take held-out records from this source too; false trains on all of it but what opens with a held-out prompt."""
     weight: float = Field(1.0, gt=0, allow_inf_nan=False)
     """Rankings only: factor of each of them in the loss, on top of (multiplied by) the weight that the record itself names."""
 
@@ -469,6 +471,16 @@ class RewardConfig(StageConfig):
     """Plain Bradley-Terry unless a term is given."""
     epochs: int = Field(1, gt=0)
     """Passes over the rankings."""
+    pooling: Literal["last", "mean"] = "last"
+    """Where a score is read: at an answer's last token, or as the mean over its tokens, which sees more of it where the head is most of what is trained.
+    Kept with the model, and PPO reads it so."""
+    keep_layers: int | None = Field(None, gt=0)
+    """Keep only so many of the parent's layers, from the bottom: the last ones choose the next token, which a score does not need; default: all."""
+    trainable_layers: int | None = Field(None, ge=0)
+    """Train only so many of the layers from the top, with the last norm and the head (0: these alone); default: everything. What the layers below
+    make of the rankings is computed once, with the prompt shared by its answers, and kept on disk for all epochs, evaluations and resumes."""
+    activations: str | None = None
+    """Folder for that (hidden size x bytes of a number for each token), which runs of the same parent can share; default: `activations` in the stage's folder."""
     normalise_on: list[str] | None = Field(None, min_length=1)
     """Demonstration files whose answers are to score mean 0, standard deviation 1: all of them are scored at each save, the statistics are
     kept with the model, and PPO normalises by them; default: the best held-out answers."""

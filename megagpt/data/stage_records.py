@@ -30,15 +30,20 @@ def read_split(
     key: Callable[[Record], str],
     dropped: Counter[str],
 ) -> Split[Record]:
-    """Records to train on and to hold out: from `config.valid`, or split by prompt where that is not given."""
-    train = [record for source in config.train for record in read(source, dropped)]
+    """Records to train on and to hold out: from `config.valid`, or split by prompt where that is not given.
+
+    Of a source that nothing is held out of, records with a held-out key are dropped.
+    """
     if config.valid is not None:
-        return Split(train, [record for source in config.valid for record in read(source, dropped)])
+        return Split(*([record for source in sources for record in read(source, dropped)] for sources in (config.train, config.valid)))
+    whole, kept = ([record for source in config.train if source.hold_out == hold_out for record in read(source, dropped)] for hold_out in (True, False))
     try:
-        held_out = held_out_keys(map(key, train), config.valid_fraction, "stage")
+        held_out = held_out_keys(map(key, whole), config.valid_fraction, "stage")
     except ValueError as error:
-        raise DataError(_names(config.train), str(error)) from error
-    return split_by(train, key, held_out)
+        raise DataError(_names([source for source in config.train if source.hold_out]), str(error)) from error
+    split, rest = split_by(whole, key, held_out), split_by(kept, key, held_out)
+    dropped += Counter({"opens with a held-out prompt": len(rest.valid)})
+    return Split(split.train + rest.train, split.valid)
 
 
 def require_both(config: RecordsConfig, split: Split) -> None:

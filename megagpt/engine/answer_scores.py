@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from megagpt.data.activations import Activations
 from megagpt.data.ranking import EncodedGroup
 from megagpt.data.ranking_batch import RankingBatch, pack, replica_batches
 from megagpt.engine.build import Engine
@@ -19,13 +20,14 @@ SCORED_AT_ONCE = 8
 
 def score_answers(
     engine: Engine, members: Sequence[EncodedGroup], read: Callable[[Tensor, RankingBatch], Tensor], micro_batch_size: int, pad_id: int,
-    device: torch.device,
+    device: torch.device, activations: Activations | None = None, pooling: str = "last",
 ) -> list[list[float]]:
     """Numbers of all answers, for each group its K, on every rank of the job.
 
     Args:
-        read: (output of the last stage, batch) -> [rows].
+        read: (output of the last stage, batch) -> [rows], or [answers] where a row is a whole group.
         micro_batch_size: groups of mean size in one forward pass.
+        activations, pooling: as `replica_batches` takes them.
     """
     found: list[list[float]] = [[] for _ in members]
     # Groups of about the same length together: within one call all rows are padded to the longest.
@@ -33,17 +35,18 @@ def score_answers(
     together = SCORED_AT_ONCE * micro_batch_size * engine.groups.grid.dp
     for first in range(0, len(order), together):
         chosen = order[first : first + together]
-        for index, scores in zip(chosen, _score(engine, [members[index] for index in chosen], read, micro_batch_size, pad_id, device), strict=True):
+        asked = [members[index] for index in chosen]
+        for index, scores in zip(chosen, _score(engine, asked, read, micro_batch_size, pad_id, device, activations, pooling), strict=True):
             found[index] = scores
     return found
 
 
 def _score(
     engine: Engine, members: Sequence[EncodedGroup], read: Callable[[Tensor, RankingBatch], Tensor], micro_batch_size: int, pad_id: int,
-    device: torch.device,
+    device: torch.device, activations: Activations | None, pooling: str,
 ) -> list[list[float]]:
     grid, packing = engine.groups.grid, pack(members, micro_batch_size, engine.groups.grid.dp)
-    batches = replica_batches(members, engine.groups, micro_batch_size, pad_id, device)
+    batches = replica_batches(members, engine.groups, micro_batch_size, pad_id, device, activations, pooling)
     rows, length = batches[0].tokens.shape
     with engine.scope():
         outputs = infer(engine.models, batches, read, rows=rows, length=length)

@@ -23,7 +23,7 @@ from megagpt.config.schema import LossScaleConfig, OptimizerConfig, StageConfig
 from megagpt.engine.deepspeed_config import deepspeed_config
 from megagpt.engine.deepspeed_scope import deepspeed_scope, join_world
 from megagpt.engine.optimizer import build_optimizer
-from megagpt.engine.schedule_run import run_schedule
+from megagpt.engine.schedule_run import row_structure, run_schedule
 from megagpt.engine.sharding import reduce_bucket, useful_zero_stage
 from megagpt.kernels.adamw import FusedAdamW
 from megagpt.model import param_map
@@ -155,7 +155,7 @@ class Engine:
 
         Args:
             microbatches: this replica's; each has `tokens` [rows, length], `row_ids` [rows], its rows' numbers in the
-                global batch, and may have `segments` and `only`, as GPT.forward takes them.
+                global batch, and may have `segments`, `branches`, `hidden` and `only`, as GPT.forward takes them.
             denominator: global count (valid tokens, groups, …) that the summed losses are divided by.
             dropout_key: (seed, step); None trains without dropout, whatever the model's probability.
 
@@ -174,8 +174,7 @@ class Engine:
                 return total * scale, report
 
             row_ids = batch.row_ids.tolist() if dropout_key is not None else ()
-            wanted = {name: getattr(batch, name, None) for name in ("segments", "only")}
-            return model(batch.tokens, **wanted, dropout_key=dropout_key, row_ids=row_ids), loss
+            return model(batch.tokens, **row_structure(batch), dropout_key=dropout_key, row_ids=row_ids), loss
 
         arguments = dict(rows=rows, length=length, forward_only=False)
         with self.scope():

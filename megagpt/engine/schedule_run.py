@@ -56,6 +56,11 @@ def run_schedule(
     return collected if models[-1].post_process else []
 
 
+def row_structure(batch: Any) -> dict[str, Tensor | None]:
+    """What a microbatch says about its rows beyond their tokens, as GPT.forward takes it."""
+    return {name: getattr(batch, name, None) for name in ("segments", "branches", "hidden", "only")}
+
+
 def infer(
     models: GPT | Sequence[GPT], microbatches: Sequence[Any], read: Callable[[Tensor, Any], Any], *, rows: int, length: int
 ) -> list[Any]:
@@ -66,8 +71,7 @@ def infer(
         model.eval()
 
     def forward_step(inner: GPT, batch: Any):
-        output = inner(batch.tokens, only=getattr(batch, "only", None), segments=getattr(batch, "segments", None))
-        return output, lambda output: (torch.zeros(1), read(output, batch))
+        return inner(batch.tokens, **row_structure(batch)), lambda output: (torch.zeros(1), read(output, batch))
 
     try:
         return run_schedule(models, microbatches, forward_step, rows=rows, length=length, forward_only=True)

@@ -70,7 +70,8 @@ class CausalAttention(MegatronModule):
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """query [b, s, heads, d], key and value [b, s, groups, d] with all tokens of the rows -> [b, s, heads, d]."""
-        now, mask, drops = self.current.value, None, self.training and self.dropout_state.active
+        now, drops = self.current.value, self.training and self.dropout_state.active
+        mask = now.visible
         if now.cache is not None:
             pairs = torch.stack((key[0], value[0]), dim=2)
             return now.cache.attend(self.layer_number, query[0], pairs, self.softmax_scale or query.size(-1) ** -0.5)[None]

@@ -23,6 +23,8 @@ class ForwardPass:
     """Which rows of the global batch the microbatch holds."""
     segments: Tensor | None = None
     """[b, length]: number of the document that each token of the whole row belongs to; attention stays within it."""
+    visible: Tensor | None = None
+    """[b, 1, s, s] bool: what each token of the row sees, where neither order nor documents say it (continuations of one beginning)."""
     cache: KeyValueCache | None = None
     """Keys and values of earlier tokens (decoding)."""
     positions: Tensor | None = None

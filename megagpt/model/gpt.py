@@ -105,7 +105,8 @@ class GPT(GPTModel):
 
     def forward(
         self, tokens: Tensor, positions: Tensor | None = None, cache: KeyValueCache | None = None, only: Tensor | None = None, *,
-        segments: Tensor | None = None, dropout_key: tuple[int, int] | None = None, row_ids: Sequence[int] = (),
+        segments: Tensor | None = None, branches: Tensor | None = None, hidden: Tensor | None = None,
+        dropout_key: tuple[int, int] | None = None, row_ids: Sequence[int] = (),
     ) -> Tensor:
         """One pass of this stage.
 
@@ -117,6 +118,9 @@ class GPT(GPTModel):
             only: places whose output is wanted, [n] in a single row or [b, s] bool; the head is spared the others. Not with
                 sequence or context parallelism.
             segments: [b, length of the whole rows] document that each token belongs to; attention stays within it.
+            branches: [b, s] never falling; 0 for the beginning of a row, k for its k-th continuation, which sees the beginning and itself:
+                several texts with one beginning, which is computed once. Whole rows, without context parallelism.
+            hidden: [s, b, h] for a block above others: what those made of the tokens, where no pipeline hands it over.
             dropout_key: (seed, step); None: no dropout.
             row_ids: numbers of the rows in the global batch, for dropout.
 
@@ -130,9 +134,16 @@ class GPT(GPTModel):
             positions = torch.arange(length * cp.size(), device=tokens.device)[None]  # one row for all: cheaper rotary angles
             if segments is not None:
                 positions = positions - _segment_starts(segments, positions)
+            elif branches is not None:
+                continues = branches > 0
+                positions = positions - continues * (_segment_starts(branches, positions) - (~continues).sum(dim=1, keepdim=True))
+                positions = positions.clamp(max=self.shape.config.max_sequence_length - 1)  # padding of a row beside a longer one may lie beyond
             positions = positions[:, cp.rank() * length : (cp.rank() + 1) * length]
-        self.current.value = ForwardPass(dropout_key, tuple(row_ids), segments, cache, positions)
+        visible = None if branches is None else _visible(branches)
+        self.current.value = ForwardPass(dropout_key, tuple(row_ids), segments, visible, cache, positions)
         self._only = only
+        if hidden is not None:
+            self.set_input_tensor(hidden)
         return super().forward(tokens, positions, attention_mask=None)
 
     def _preprocess(self, input_ids: Tensor, position_ids: Tensor, **_):
@@ -197,6 +208,12 @@ def _segment_starts(segments: Tensor, places: Tensor) -> Tensor:
     begins = torch.ones_like(segments, dtype=torch.bool)
     begins[:, 1:] = segments[:, 1:] != segments[:, :-1]
     return (places * begins).cummax(dim=1).values
+
+
+def _visible(branches: Tensor) -> Tensor:
+    """[b, s] -> [b, 1, s, s] bool: tokens before, of the beginning or of the same continuation."""
+    of_query, of_key = branches[:, :, None], branches[:, None, :]
+    return ((of_key == 0) | (of_key == of_query)).tril()[:, None]
 
 
 def _block_spec(config: TransformerConfig, num_layers: int) -> TransformerBlockSubmodules:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from megagpt.checkpoint.stage_output import StageOutput
 from megagpt.config.check import check_parent
 from megagpt.config.schema import RankingLossConfig, RewardConfig
 from megagpt.config.show import content_hash, one_line
+from megagpt.data.activations import Activations
 from megagpt.data.batch import fingerprint
 from megagpt.data.order import step_rows
 from megagpt.data.ranking import EncodedGroup, encode_split, load_single_answers, read_ranking_split
@@ -29,6 +31,7 @@ from megagpt.parallel.collectives import sum_reports
 from megagpt.parallel.groups import build_groups
 from megagpt.parallel.placement import stage_grid
 from megagpt.reward.evaluate import longer_answer_accuracy, overlap_accuracy, pair_accuracy
+from megagpt.reward.frozen_layers import activations_folder, fill, weights_of
 from megagpt.reward.loss import ranking_loss
 from megagpt.reward.normalise import score_statistics
 from megagpt.reward.report import clear_evaluation, evaluation_report, summary, write_evaluation
@@ -52,6 +55,7 @@ def fit(config: RewardConfig, original: str = "") -> Path:
     parent = Checkpoint.open(find_checkpoint(config.parent, run))
     model_config = parent.model_config
     check_parent(config, model_config, grid.dp)
+    model_config = model_config.model_copy(update={"num_layers": config.keep_layers or model_config.num_layers})
     tokenizer = parent.tokenizer()
     data, dropped = run.resolve_records(config.data), Counter()
     records = read_ranking_split(data, dropped)
@@ -62,15 +66,25 @@ def fit(config: RewardConfig, original: str = "") -> Path:
         "data": fingerprint(row for group in train for row in group.rows), "weights": content_hash(repr([group.weight for group in train])),
         "batch": {"global_batch_size": config.batch.global_batch_size}, "optimizer": {"name": config.optimizer.name}, "loss": config.loss.model_dump(),
         "lora": one_line(config.lora),
+        "trainable_layers": config.trainable_layers, "keep_layers": config.keep_layers, "pooling": None if config.pooling == "last" else config.pooling,
     }
     output = StageOutput(config, tokenizer, {"parent": parent}, original=original, fixed=fixed)
 
     world = start(config.run.device, config.run.timeout_seconds)
     folder = output.open(world.device)
     groups, layout = build_groups(grid, config.run.timeout_seconds), Layout.of(config.parallel, config.precision)
-    models = load_chunks(
-        parent, groups, world.device, layout, scalar_head=True, dropout=config.dropout, seed=config.run.seed, lora=config.lora
+    depth = 0 if config.trainable_layers is None else model_config.num_layers - config.trainable_layers
+    if config.trainable_layers is not None:
+        layout = replace(layout, num_chunks=2, stage_layers=(depth, config.trainable_layers))
+    *frozen, model = load_chunks(
+        parent, groups, world.device, layout, scalar_head=True, dropout=config.dropout, seed=config.run.seed, lora=config.lora,
+        num_layers=model_config.num_layers,
     )
+    activations = None
+    if frozen:
+        activations = Activations(activations_folder(config, folder, parent, depth), model_config.hidden_size, layout.dtype)
+        fill(activations, frozen[0], [*train, *valid, *(good or [])], world.device)
+    models = [model]
     dropout = models[0].dropout_state.probability > 0
     engine = Engine.of_stage(models, config)
     groups_per_step, micro, seed = config.batch.global_batch_size, config.batch.micro_batch_size, config.run.seed
@@ -84,7 +98,7 @@ def fit(config: RewardConfig, original: str = "") -> Path:
     def measure(step: int) -> list[list[float]]:
         """Scores of the held-out groups, and their pair accuracy in the log."""
         with around.phase("evaluation"):
-            scores = score_groups(engine, valid, micro, tokenizer.pad_id, world.device)
+            scores = score_groups(engine, valid, micro, tokenizer.pad_id, world.device, activations, config.pooling)
         around.log.evaluation(step, {"eval_accuracy": pair_accuracy(valid, scores)})
         return scores
 
@@ -92,10 +106,11 @@ def fit(config: RewardConfig, original: str = "") -> Path:
         """The scale of the scores goes with the weights: PPO normalises by it."""
         scores = measure(step)
         with around.phase("evaluation"):
-            shown = None if good is None else score_groups(engine, good, micro, tokenizer.pad_id, world.device)
+            shown = None if good is None else score_groups(engine, good, micro, tokenizer.pad_id, world.device, activations, config.pooling)
         statistics = score_statistics(best_scores(valid, scores) if shown is None else [score for (score,) in shown])
         with around.phase("save"):
-            return output.save(step, engine, model_config, head="scalar", **statistics), scores, statistics
+            path = output.save(step, engine, model_config, head="scalar", frozen=weights_of(frozen), pooling=config.pooling, **statistics)
+        return path, scores, statistics
 
     shape = models[0].shape
     flops = shape.flops_per_token(config.data.max_length, num_parameters(shape), num_trained(shape))
@@ -108,7 +123,7 @@ def fit(config: RewardConfig, original: str = "") -> Path:
             with around.step(step):
                 with around.phase("data"):
                     members = [train[item] for _, item in step_rows(seed, step - 1, groups_per_step, len(train))]
-                    batches = replica_batches(members, engine.groups, micro, tokenizer.pad_id, world.device)
+                    batches = replica_batches(members, engine.groups, micro, tokenizer.pad_id, world.device, activations, config.pooling)
                 lr = learning_rate(config.optimizer, step, total_steps)
                 metrics = train_step(engine, batches, members, lr, (seed, step) if dropout else None, config.loss)
             around.record(step, metrics, sum(len(row) for group in members for row in group.rows))
@@ -138,7 +153,7 @@ def train_step(
 
     def loss(scalars: Tensor, batch: RankingBatch):
         total, correct = ranking_loss(
-            _last_scores(scalars, batch), batch.winners, batch.losers, batch.weights,
+            _scores(scalars, batch), batch.winners, batch.losers, batch.weights,
             margins=terms.margin * batch.distances, label_smoothing=terms.label_smoothing, centring=terms.centring,
         )
         return total, {"loss": total.detach(), "correct": correct}
@@ -150,9 +165,12 @@ def train_step(
     return {"loss": sums["loss"] / weight, "accuracy": sums["correct"] / weight, "grad_norm": engine.step(lr), "lr": lr}
 
 
-def score_groups(engine: Engine, members: Sequence[EncodedGroup], micro_batch_size: int, pad_id: int, device: torch.device) -> list[list[float]]:
+def score_groups(
+    engine: Engine, members: Sequence[EncodedGroup], micro_batch_size: int, pad_id: int, device: torch.device, activations: Activations | None = None,
+    pooling: str = "last",
+) -> list[list[float]]:
     """Scores of every answer of every group, on every rank of the job."""
-    return score_answers(engine, members, _last_scores, micro_batch_size, pad_id, device)
+    return score_answers(engine, members, _scores, micro_batch_size, pad_id, device, activations, pooling)
 
 
 def best_scores(members: Sequence[EncodedGroup], scores: Sequence[Sequence[float]]) -> list[float]:
@@ -161,6 +179,7 @@ def best_scores(members: Sequence[EncodedGroup], scores: Sequence[Sequence[float
     return [score for row, losers in zip(scores, beaten, strict=True) for place, score in enumerate(row) if place not in losers]
 
 
-def _last_scores(scalars: Tensor, batch: RankingBatch) -> Tensor:
-    """The scalar at each row's last token; [rows]."""
-    return scalars.gather(1, batch.lengths[:, None] - 1).squeeze(1)
+def _scores(scalars: Tensor, batch: RankingBatch) -> Tensor:
+    """The mean of the scalars at the places where each answer is read; [answers]."""
+    sums = scalars.new_zeros(batch.num_answers).index_add(0, batch.reader, scalars.flatten()[batch.read_at])
+    return sums / torch.bincount(batch.reader, minlength=batch.num_answers).clamp(min=1)

@@ -82,6 +82,8 @@ class FourModels:
     """… and its scale."""
     handovers: Mapping[str, Handover] = field(default_factory=dict)
     """For each judge (`reward`, `held_out`) with another tokenizer than the policy."""
+    pooling: Mapping[str, str] = field(default_factory=dict)
+    """For each judge, where its scores are read (`RewardConfig.pooling`)."""
     offloaded: Mapping[str, OffloadedWeights] = field(default_factory=dict)
     """For each frozen model of this rank whose weights wait in host memory."""
     reference_is_policy: bool = False
@@ -178,6 +180,7 @@ def build_four_models(
         average=None if learner is None or decay is None else WeightAverage(learner, decay),
         reward_mean=mean, reward_std=std, reward_function=function, tokenizer=tokenizer, handovers=handovers, reference_is_policy=shares_reference,
         rollout=writer, view=WeightView(grids["policy"], grids["rollout"], learner, writer) if "rollout" in grids else None,
+        pooling={role: judge.state.get("pooling", "last") for role, judge in starts.judges.items()},
         **({} if held_out is None else {"held_out_mean": held_out.state["reward_mean"], "held_out_std": held_out.state["reward_std"]}),
     )
     barrier()

@@ -29,24 +29,26 @@ class Handover:
         self._ends = frozenset(stop_ids(judge))
 
     def __call__(self, rollout: Rollout) -> Rollout:
-        """`tokens` and `lengths` anew, the rest as it was; a response that was cut stays open at its end.
+        """`tokens`, `lengths` and `prompt_lengths` anew, the rest as it was; a response that was cut stays open at its end.
 
         Raises:
             RewardError: a conversation longer than the judge's context.
         """
-        rows = []
+        rows, begins = [], []
         for tokens, begin, end, stopped in zip(*(x.tolist() for x in (rollout.tokens, rollout.prompt_lengths, rollout.lengths, rollout.stopped))):
             prompt = self._messages[tuple(tokens[:begin])]
-            ids, _ = encode_chat(self.judge, [*prompt, Message(role="assistant", content=self.policy.decode(tokens[begin:end]))])
+            ids, of_assistant = encode_chat(self.judge, [*prompt, Message(role="assistant", content=self.policy.decode(tokens[begin:end]))])
             if not stopped and ids[-1] in self._ends:
                 ids.pop()
             if len(ids) > self.context:
                 asked = prompt[-1]["content"]
                 raise RewardError(f"reward: the answer to {asked!r} makes {len(ids)} of the reward model's tokens; its context is {self.context}")
             rows.append(ids)
+            begins.append(max(place for place, answers in enumerate(of_assistant) if not answers) + 1)
         lengths = torch.tensor([len(ids) for ids in rows], dtype=torch.int64)
         packed = torch.full((len(rows), int(lengths.max())), self.judge.pad_id, dtype=torch.int64)
         for row, ids in zip(packed, rows, strict=True):
             row[: len(ids)] = torch.tensor(ids)
         device = rollout.tokens.device
-        return replace(rollout, tokens=packed.to(device), lengths=lengths.to(device))
+        begins = torch.tensor(begins, dtype=torch.int64)
+        return replace(rollout, tokens=packed.to(device), lengths=lengths.to(device), prompt_lengths=begins.to(device))

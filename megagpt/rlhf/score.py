@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -94,12 +95,12 @@ def collect(
 
 def _reading(models: FourModels, role: str, config: RlhfConfig) -> Reading:
     """Log-probability of every response token under logits / temperature, [n, P], 0 elsewhere; the value before every token, [n, P]; or the score
-    at the last one, [n, 1]."""
+    where the judge was trained to be read, [n, 1]."""
     predictions = config.prompts.max_prompt_length + config.prompts.max_response_length - 1
     if role == "value":
         return Reading(role, lambda values, batch: values[:, :-1], predictions)
     if role in ("reward", "held_out"):
-        return Reading(role, lambda scalars, batch: scalars.gather(1, batch.lengths[:, None] - 1), 1)
+        return Reading(role, functools.partial(read_scores, pooling=models.pooling.get(role, "last")), 1)
     model = models.module(role)
 
     def logprobs(logits: Tensor, batch: ScoringBatch) -> Tensor:
@@ -129,8 +130,15 @@ def _read(models: FourModels, reading: Reading, part: Rollout, micro_batch_size:
         return infer(models.module(role), batches, reading.read, rows=micro_batch_size, length=part.tokens.size(1))
 
 
+def read_scores(scalars: Tensor, batch: ScoringBatch, pooling: str) -> Tensor:
+    """A scalar head's output [b, T] at each row's last token, or its mean over the response; [b, 1]."""
+    if pooling == "last":
+        return scalars.gather(1, batch.lengths[:, None] - 1)
+    return (scalars[:, 1:] * batch.mask).sum(dim=1, keepdim=True) / batch.mask.sum(dim=1, keepdim=True).clamp(min=1)
+
+
 def reward_scores(models: FourModels, readings: Readings) -> Tensor:
-    """Normalised score of each row, read at its last token, and what the reward function says; [n].
+    """Normalised score of each row, read where the reward model was trained to be read, and what the reward function says; [n].
 
     Raises:
         RewardError: a score that is not finite, on every rank.

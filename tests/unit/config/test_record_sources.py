@@ -1,11 +1,12 @@
 """Files of records as configurations name them: plain paths, or paths with a slice and a weight."""
 
 import re
+from pathlib import Path
 
 import pytest
 
 from megagpt.config.check import check_parent
-from megagpt.config.load import ConfigError, build_config
+from megagpt.config.load import ConfigError, build_config, load_config
 from megagpt.config.schema import DpoConfig, ModelConfig, RecordSource, RewardConfig, SftConfig
 
 BATCH = {"micro_batch_size": 1, "global_batch_size": 1}
@@ -79,3 +80,44 @@ def test_dpo_settings_that_make_no_sense_are_named(settings, message):
     check_parent(config(DpoConfig, ["a"]), MODEL, 1)
     with pytest.raises(ConfigError, match=re.escape(message)):
         check_parent(config(DpoConfig, ["a"], **settings), MODEL, 1)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"trainable_layers": -1}, "trainable_layers = -1: input should be greater than or equal to 0"),
+        ({"trainable_layers": 2}, "trainable_layers = 2: the model has 1 layers; 1 is the most"),
+        ({"keep_layers": 2}, "keep_layers = 2: the parent model has 1 layers; 1 is the most"),
+        ({"activations": "a"}, "activations = a: without trainable_layers no layer is frozen; give it, or leave activations out"),
+        ({"trainable_layers": 1, "dropout": 0.1}, "dropout = 0.1 with trainable_layers = 1: activations that are kept cannot change"),
+        ({"trainable_layers": 1, "parallel": {"pipeline_parallel_size": 2}}, "trainable_layers = 1 with parallel.pipeline_parallel_size = 2: not supported together; take 1"),
+        ({"trainable_layers": 1, "lora": {"rank": 2}}, "trainable_layers = 1 with lora: adapters belong to a model whose layers are all computed"),
+        ({"trainable_layers": 1, "parallel": {"zero_stage": 3}}, "trainable_layers = 1 with parallel.zero_stage = 3: not supported together; take zero_stage 2"),
+    ],
+)  # fmt: skip
+def test_frozen_layers_are_refused_where_their_activations_cannot_be_kept(given, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        check_parent(config(RewardConfig, ["a"], **given), MODEL, 1)
+
+
+def test_frozen_layers_ask_for_no_dropout_in_the_parent_either():
+    check_parent(config(RewardConfig, ["a"], trainable_layers=1), MODEL, 1)
+    parent = MODEL.model_copy(update={"dropout": 0.2})
+    check_parent(config(RewardConfig, ["a"], trainable_layers=1, dropout=0.0), parent, 1)
+    with pytest.raises(ConfigError, match="dropout = 0.2 with trainable_layers = 1"):
+        check_parent(config(RewardConfig, ["a"], trainable_layers=1), parent, 1)
+
+
+def test_a_pipeline_cuts_the_layers_that_are_kept():
+    parent, parallel = MODEL.model_copy(update={"num_layers": 4}), {"pipeline_parallel_size": 4}
+    check_parent(config(RewardConfig, ["a"], parallel=parallel), parent, 1)
+    with pytest.raises(ConfigError, match="num_layers|pipeline_parallel_size"):
+        check_parent(config(RewardConfig, ["a"], keep_layers=2, parallel=parallel), parent, 1)
+
+
+@pytest.mark.parametrize("file", sorted((Path(__file__).parents[3] / "configs/reward").glob("*.yaml")), ids=lambda file: file.stem)
+def test_shipped_reward_configs_fit_the_model_that_they_start_from(file):
+    smollm2 = ModelConfig(
+        family="llama", num_layers=30, hidden_size=576, num_attention_heads=9, num_query_groups=3, ffn_hidden_size=1536, max_sequence_length=8192
+    )
+    check_parent(load_config(RewardConfig, file), smollm2, 2)

@@ -209,6 +209,22 @@ def test_kway_source_names_the_slice_and_multiplies_the_weight(tokenizer, rankin
     assert [(group.record.slice, group.weight) for group in split.valid] == [("r", 1.0), ("r", 3.0)]
 
 
+def test_kway_source_may_be_kept_out_of_the_held_out_side(tokenizer, tmp_path):
+    """Nothing of it is held out, and what opens like a held-out ranking is not trained on either."""
+
+    def rows(questions) -> list[dict]:
+        return [{"prompt": question, "answers": ["a", "b"], "ranks": [0, 1]} for question in questions]
+
+    split_file, kept_file = write(tmp_path / "s.jsonl", rows("abcdefgh")), write(tmp_path / "k.jsonl", rows("efghijkl"))
+    config = RecordsConfig(train=[split_file, {"path": kept_file, "hold_out": False}], valid_fraction=0.5, max_length=32)
+    split, dropped = load_rankings(config, tokenizer)
+    asked = {side: {(group.record.slice, group.record.prompt[0]["content"]) for group in groups} for side, groups in split._asdict().items()}
+    held_out = {question for _, question in asked["valid"]}
+    assert 0 < len(held_out) < 8 and {slice for slice, _ in asked["valid"]} == {"s"}
+    assert asked["train"] == {("s", q) for q in "abcdefgh" if q not in held_out} | {("k", q) for q in "efghijkl" if q not in held_out}
+    assert dropped["opens with a held-out prompt"] == len(held_out & set("efgh"))
+
+
 def test_kway_wholly_tied_rankings_are_read_but_give_no_group(tokenizer, ranking_file, tmp_path):
     tied = {"prompt": "three", "answers": ["a", "b", "c"], "ranks": [1, 1, None]}
     file = write(tmp_path / "t.jsonl", [tied])

@@ -164,12 +164,12 @@ def test_packing_puts_answers_of_like_length_together():
     members = [EncodedGroup((encoded_row(range(2, 2 + length)), encoded_row([1, 2])), ((0, 1),), Ranking((), ("a", "b"), (0, 1))) for length in (9, 3, 8, 4)]
     batches = replica_batches(members, OneRank(), 2, 0, torch.device("cpu"))
     assert [batch.tokens.shape for batch in batches] == [(4, 4), (4, 9)]
-    assert sorted(torch.cat([batch.lengths for batch in batches]).tolist()) == [2, 2, 2, 2, 3, 4, 8, 9]
+    assert sorted(place % batch.tokens.size(1) + 1 for batch in batches for place in batch.read_at.tolist()) == [2, 2, 2, 2, 3, 4, 8, 9]
 
 
 def test_a_lone_answer_is_scored_without_a_pair():
     (batch,) = replica_batches([EncodedGroup((encoded_row([1, 2, 3]),), (), Ranking((), ("a",), (0,)))], OneRank(), 1, 0, torch.device("cpu"))
-    assert batch.tokens.tolist() == [[1, 2, 3]] and batch.lengths.tolist() == [3] and not len(batch.winners) + len(batch.weights)
+    assert batch.tokens.tolist() == [[1, 2, 3]] and batch.read_at.tolist() == [2] and not len(batch.winners) + len(batch.weights)
 
 
 # ---------------------------------------------------------------- the scale
