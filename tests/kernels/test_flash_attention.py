@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from megagpt.kernels import apex, flash_attention, select
 from megagpt.model.attention import CausalAttention
+from megagpt.model.forward_pass import ForwardPass
 
 SEGMENTS = torch.tensor([[0, 0, 0, 1, 1, 2, 2, 2], [4, 4, 4, 4, 4, 4, 5, 5]])
 
@@ -47,7 +48,7 @@ def attention():
     """A layer's core attention on one rank, outside a model."""
     one = SimpleNamespace(rank=lambda: 0, size=lambda: 1)
     layer = CausalAttention(SimpleNamespace(), 1, pg_collection=SimpleNamespace(tp=one, cp=one))
-    layer.current = SimpleNamespace(value=SimpleNamespace(cache=None, segments=SEGMENTS))
+    layer.current = SimpleNamespace(value=ForwardPass(segments=SEGMENTS))
     layer.dropout_state = SimpleNamespace(active=False)
     return layer
 
