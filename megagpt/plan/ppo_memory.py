@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from megagpt.config.schema import RlhfConfig
-from megagpt.parallel.placement import TRAINED, reference_is_policy
+from megagpt.parallel.placement import TRAINED, reference_is_policy, rollout_parts
 from megagpt.plan import memory
 from megagpt.plan.job import Job, total
 from megagpt.plan.memory import Memory
@@ -17,7 +17,7 @@ BATCH_BYTES = 32
 def worst_phases(config: RlhfConfig, jobs: dict[str, Job]) -> dict[str, Memory]:
     """Phase -> its peak on the rank where that is highest; answers are sampled in an evaluation as in a round."""
     stages = {tuple(sorted((role, job.grid.coordinates(rank).pp) for role, job in jobs.items() if rank in job.grid)) for rank in all_ranks(jobs)}
-    rows, worst = max(config.ppo.rollout_batch_size, config.prompts.eval_prompts), {}
+    rows, worst = max(rows_of_a_part(config, jobs, number) for number in (config.ppo.rollout_batch_size, config.prompts.eval_prompts)), {}
     for roles in stages:
         for phase, found in phases(config, jobs, dict(roles), rows, config.prompts.max_prompt_length).items():
             worst[phase] = max(worst.get(phase, found), found, key=lambda each: each.total)
@@ -32,6 +32,11 @@ def all_ranks(jobs: dict[str, Job]) -> set[int]:
 def writer_of(jobs: dict[str, Job]) -> str:
     """The role that writes responses."""
     return "rollout" if "rollout" in jobs else "policy"
+
+
+def rows_of_a_part(config: RlhfConfig, jobs: dict[str, Job], num_rows: int) -> int:
+    """Answers that are sampled before they go to the models that score them."""
+    return num_rows // rollout_parts(config, {role: job.grid for role, job in jobs.items()}, num_rows)
 
 
 def stages_of(jobs: dict[str, Job], rank: int) -> dict[str, int]:
@@ -60,14 +65,15 @@ def phases(config: RlhfConfig, jobs: dict[str, Job], roles: dict[str, int], rows
     """Peak of each phase on a rank that holds these roles: role -> pipeline stage. All models stay where they are; what is added changes.
 
     Args:
-        rows: answers that all replicas of the policy sample together.
+        rows: answers that all replicas of what writes sample together: a part of a rollout.
         prompt_length: tokens of the longest prompt.
     """
     base = sum((held(config, jobs[role], role, stage) for role, stage in present(config, jobs, roles).items()), start=Memory())
     found, writer = {}, writer_of(jobs)
     if writer in roles:
         found["rollout"] = _rollout(config, jobs[writer], roles[writer], rows, prompt_length)
-    if scored := [_scoring(config, jobs[role], role, stage) for role, stage in roles.items() if role not in ("rollout", "held_out")]:
+    silent = {"rollout", "held_out"} | ({"policy"} if config.ppo.logprobs == "sampler" else set())
+    if scored := [_scoring(config, jobs[role], role, stage) for role, stage in roles.items() if role not in silent]:
         found["score"] = max(scored, key=lambda each: each.total)
     for role in TRAINED:
         if role in roles:

@@ -111,7 +111,8 @@ def predict(config: RlhfConfig, models: FourModels, starts: Starts, prompt_lengt
             found[role]["gradients"] = plan_memory.training_phases(jobs[role], stage)["reduce and step"].gradients
         if role == "value" or config.ppo.ema_decay is None:
             found[role].pop("average", None)
-    phases = ppo_memory.phases(config, jobs, roles, config.ppo.rollout_batch_size, prompt_length)
+    rows = ppo_memory.rows_of_a_part(config, jobs, config.ppo.rollout_batch_size)
+    phases = ppo_memory.phases(config, jobs, roles, rows, prompt_length)
     return {"models": found, "phases": {phase: whole.total for phase, whole in phases.items()}}
 
 

@@ -92,8 +92,8 @@ def test_cli_plan_ppo_adds_what_shares_a_rank(plan):
     weights = 4 * shared["num_parameters_of_roles"]["value"]
     assert shared["memory"]["update value"]["weights"] == pytest.approx(2 * weights, rel=0.001)
     assert apart["memory"]["update value"]["weights"] == pytest.approx(weights, rel=0.001)
-    # Keys and values of all rows of a rollout and all their tokens, in float32, on two tensor-parallel ranks.
-    assert apart["memory"]["rollout"]["kv_cache"] == 2 * 4 * 64 * (128 + 48) * 128 * 4 / 2
+    # Keys and values of a quarter of a rollout's rows (the others are scored, or wait) and all their tokens, in float32, on two tensor-parallel ranks.
+    assert apart["memory"]["rollout"]["kv_cache"] == 2 * 4 * (64 / 4) * (128 + 48) * 128 * 4 / 2
     assert all(apart["seconds_of_a_step"][phase] <= seconds for phase, seconds in shared["seconds_of_a_step"].items())
     assert apart["seconds_of_a_step"]["score"] < shared["seconds_of_a_step"]["score"]
 
@@ -107,7 +107,7 @@ def test_cli_plan_ppo_answers_the_evaluations_prompts_at_once_too(plan):
 
 def test_cli_plan_ppo_knows_how_many_rows_are_sampled_at_once_and_who_scores_them(plan):
     words = ("--config", SMOKE / "quickstart_rlhf.yaml", "--hardware", "cpu")
-    usual, fewer, again = plan(*words), plan(*words, "--set", "ppo.generation_batch_size=16"), plan(*words, "--set", "ppo.logprobs=trainer")
+    usual, fewer, again = plan(*words), plan(*words, "--set", "ppo.generation_batch_size=4"), plan(*words, "--set", "ppo.logprobs=trainer")
     assert fewer["memory"]["rollout"]["kv_cache"] == usual["memory"]["rollout"]["kv_cache"] / 4
     assert fewer["seconds_of_a_step"]["rollout"] > usual["seconds_of_a_step"]["rollout"]
     assert again["petaflop_s_days"] > usual["petaflop_s_days"]
