@@ -21,7 +21,6 @@ from megagpt.config.schema import (
     PpoConfig,
     PromptsConfig,
     RlhfConfig,
-    RoleConfig,
     RunConfig,
 )
 from megagpt.data.prompts import load_prompts
@@ -37,15 +36,12 @@ from tests.helpers.gather import held_here, merge_ranks
 from tests.helpers.plain import plain_init
 from tests.helpers.spawn import run_ranks
 from tests.helpers.tiny_checkpoint import make_checkpoint
+from tests.helpers.tiny_ppo import on
 from tests.helpers.tiny_run import prompts, toy_tokenizer, write_rows
 from tests.helpers.tolerance import KL_ABSOLUTE, LOG_PROBABILITY_ABSOLUTE, PARITY_RELATIVE, PPO_METRIC_RELATIVE, assert_tensors_close
 
 OPTIMIZER = OptimizerConfig(lr=3e-2, eps=1e-5, weight_decay=0.0, clip_grad=0.5)
 POLICY_LORA, VALUE_LORA = LoraConfig(rank=4, alpha=8.0), LoraConfig(rank=2, alpha=2.0, targets=("qkv", "fc2"))
-
-
-def on(*ranks: int, **layout: int) -> RoleConfig:
-    return RoleConfig(ranks=list(ranks), **layout)
 
 
 ONE_RANK = PlacementConfig(policy=on(0), reference=on(0), reward=on(0), value=on(0))

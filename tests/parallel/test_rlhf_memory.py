@@ -19,7 +19,6 @@ from megagpt.config.schema import (
     PpoConfig,
     PromptsConfig,
     RlhfConfig,
-    RoleConfig,
     RunConfig,
 )
 from megagpt.data.prompts import load_prompts
@@ -33,11 +32,8 @@ from megagpt.runtime.run_folder import RunFolder
 from megagpt.runtime.timeline import Timeline
 from tests.helpers.spawn import run_ranks
 from tests.helpers.tiny_checkpoint import make_checkpoint
+from tests.helpers.tiny_ppo import on
 from tests.helpers.tiny_run import prompts, toy_tokenizer, write_rows
-
-
-def on(*ranks: int, **layout: int | str) -> RoleConfig:
-    return RoleConfig(ranks=list(ranks), **layout)
 
 
 PLACEMENTS = {
