@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from megagpt.config.schema import RlhfConfig
 from megagpt.parallel.placement import TRAINED, reference_is_policy, rollout_parts
@@ -14,12 +15,33 @@ BATCH_BYTES = 32
 """Of each token of a rollout that is scored: the token, 8, and mask, three log-probabilities, value and return, 4 each."""
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What one replica answers at the same time."""
+
+    rows: int
+    longest: int
+    """Tokens of the longest prompt."""
+    tokens: int
+    """Of all prompts; one that several rows have is passed once."""
+
+    @classmethod
+    def of(cls, prompts: Sequence[Sequence[int]], rows: int) -> Asked:
+        """The first of these that run: a slot goes to the longest one first."""
+        first = sorted(prompts, key=len, reverse=True)[:rows]
+        return cls(len(first), len(first[0]), sum(map(len, {tuple(prompt) for prompt in first})))
+
+
 def worst_phases(config: RlhfConfig, jobs: dict[str, Job]) -> dict[str, Memory]:
     """Phase -> its peak on the rank where that is highest; answers are sampled in an evaluation as in a round."""
     stages = {tuple(sorted((role, job.grid.coordinates(rank).pp) for role, job in jobs.items() if rank in job.grid)) for rank in all_ranks(jobs)}
-    rows, worst = max(rows_of_a_part(config, jobs, number) for number in (config.ppo.rollout_batch_size, config.prompts.eval_prompts)), {}
+    asked, worst = [], {}
+    if (writer := jobs.get(writer_of(jobs))) is not None:
+        rows = max(rows_of_a_part(config, jobs, number) for number in (config.ppo.rollout_batch_size, config.prompts.eval_prompts))
+        rows, longest = rows_at_once(config, writer, rows), config.prompts.max_prompt_length
+        asked = [Asked(rows, longest, rows * longest)]
     for roles in stages:
-        for phase, found in phases(config, jobs, dict(roles), rows, config.prompts.max_prompt_length).items():
+        for phase, found in phases(config, jobs, dict(roles), asked).items():
             worst[phase] = max(worst.get(phase, found), found, key=lambda each: each.total)
     return worst
 
@@ -61,17 +83,16 @@ def held(config: RlhfConfig, job: Job, role: str, stage: int) -> Memory:
     return found
 
 
-def phases(config: RlhfConfig, jobs: dict[str, Job], roles: dict[str, int], rows: int, prompt_length: int) -> dict[str, Memory]:
+def phases(config: RlhfConfig, jobs: dict[str, Job], roles: dict[str, int], asked: Sequence[Asked]) -> dict[str, Memory]:
     """Peak of each phase on a rank that holds these roles: role -> pipeline stage. All models stay where they are; what is added changes.
 
     Args:
-        rows: answers that all replicas of what writes sample together: a part of a rollout.
-        prompt_length: tokens of the longest prompt.
+        asked: of a replica of what writes, in each part of a rollout.
     """
     base = sum((held(config, jobs[role], role, stage) for role, stage in present(config, jobs, roles).items()), start=Memory())
     found, writer = {}, writer_of(jobs)
     if writer in roles:
-        found["rollout"] = _rollout(config, jobs[writer], roles[writer], rows, prompt_length)
+        found["rollout"] = max((_rollout(config, jobs[writer], roles[writer], each) for each in asked), key=lambda each: each.total)
     silent = {"rollout", "held_out"} | ({"policy"} if config.ppo.logprobs == "sampler" else set())
     if scored := [_scoring(config, jobs[role], role, stage) for role, stage in roles.items() if role not in silent]:
         found["score"] = max(scored, key=lambda each: each.total)
@@ -81,15 +102,12 @@ def phases(config: RlhfConfig, jobs: dict[str, Job], roles: dict[str, int], rows
     return {phase: base + extra for phase, extra in found.items()}
 
 
-def _rollout(config: RlhfConfig, job: Job, stage: int, all_rows: int, prompt_length: int) -> Memory:
-    """As many rows of a replica as it answers at once: keys and values of every layer and token, and the prompts' first pass."""
-    rows, shape = rows_at_once(config, job, all_rows), job.shape
-    prompts = rows * prompt_length
-    passing = prompts * (2 * shape.ffn_hidden_size // job.grid.tp + 2 * shape.config.hidden_size) * job.num_bytes
-    cache = shape.cache_bytes(
-        rows, prompt_length + config.prompts.max_response_length, num_layers=sum(job.layers(stage)), tp=job.grid.tp, num_bytes=job.num_bytes
-    )
-    return Memory(kv_cache=cache, activations=passing + 2 * rows * shape.vocab_size * 4, buffers=memory.gathered_bytes(job, stage))
+def _rollout(config: RlhfConfig, job: Job, stage: int, asked: Asked) -> Memory:
+    """Keys and values of every layer and token, and the prompts' first pass."""
+    shape, length = job.shape, asked.longest + config.prompts.max_response_length
+    passing = asked.tokens * (2 * shape.ffn_hidden_size // job.grid.tp + 2 * shape.config.hidden_size) * job.num_bytes
+    cache = shape.cache_bytes(asked.rows, length, num_layers=sum(job.layers(stage)), tp=job.grid.tp, num_bytes=job.num_bytes)
+    return Memory(kv_cache=cache, activations=passing + 2 * asked.rows * shape.vocab_size * 4, buffers=memory.gathered_bytes(job, stage))
 
 
 def rows_at_once(config: RlhfConfig, job: Job, rows: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,11 @@ import torch.distributed as dist
 
 from megagpt.config.schema import RlhfConfig
 from megagpt.parallel.placement import TRAINED
+from megagpt.parallel.route import replica_rows
 from megagpt.plan import memory as plan_memory
 from megagpt.plan import ppo_memory
 from megagpt.plan.hardware import load_hardware
+from megagpt.plan.job import Job
 from megagpt.plan.ppo import jobs_of
 from megagpt.plan.show import size
 from megagpt.rlhf.four_models import FourModels, Starts
@@ -31,20 +33,21 @@ class MemoryMeter:
     """Measures one round, the second of this process where there is one: some optimizer states are made in the first.
 
     Args:
-        prompt_length: tokens of the longest prompt.
         folder: of the stage.
         step: the round to be measured.
     """
 
-    def __init__(self, config: RlhfConfig, models: FourModels, starts: Starts, prompt_length: int, device: torch.device, folder: Path, step: int) -> None:
-        self._models, self._device, self._folder, self._step = models, device, folder, step
+    def __init__(self, config: RlhfConfig, models: FourModels, starts: Starts, device: torch.device, folder: Path, step: int) -> None:
+        self._config, self._models, self._starts, self._device, self._folder, self._step = config, models, starts, device, folder, step
         self._now = 0
         self._measured: dict[str, int] = {}
-        self._predicted = predict(config, models, starts, prompt_length)
+        self._predicted: dict[str, dict[str, Any]] = {}
 
-    def begin(self, step: int) -> None:
-        """The round that comes."""
+    def begin(self, step: int, prompts: Sequence[Sequence[int]]) -> None:
+        """The round that comes, and what it asks: token ids of each row."""
         self._now = step
+        if step == self._step:
+            self._predicted = predict(self._config, self._models, self._starts, prompts)
 
     @contextlib.contextmanager
     def span(self, name: str) -> Iterator[None]:
@@ -96,8 +99,8 @@ class MemoryMeter:
         return sum(num_bytes for parts in self._held().values() for part, num_bytes in parts.items() if part != "gradients")
 
 
-def predict(config: RlhfConfig, models: FourModels, starts: Starts, prompt_length: int) -> dict[str, dict[str, Any]]:
-    """What the planner says of this rank: bytes of each model's parts, and of each phase of a round."""
+def predict(config: RlhfConfig, models: FourModels, starts: Starts, prompts: Sequence[Sequence[int]]) -> dict[str, dict[str, Any]]:
+    """What the planner says of this rank: bytes of each model's parts, and of each phase of a round that asks this."""
     grids = {role: grid for role, grid in models.grids.items() if role != "held_out"}
     sizes = {role: starts.of(role).model_config for role in models.grids}
     hardware = load_hardware("cpu").model_copy(update={"runtime_bytes": 0.0})  # tensors alone, which take the same on every device
@@ -111,9 +114,20 @@ def predict(config: RlhfConfig, models: FourModels, starts: Starts, prompt_lengt
             found[role]["gradients"] = plan_memory.training_phases(jobs[role], stage)["reduce and step"].gradients
         if role == "value" or config.ppo.ema_decay is None:
             found[role].pop("average", None)
-    rows = ppo_memory.rows_of_a_part(config, jobs, config.ppo.rollout_batch_size)
-    phases = ppo_memory.phases(config, jobs, roles, rows, prompt_length)
+    phases = ppo_memory.phases(config, jobs, roles, _asked(config, jobs, models, prompts))
     return {"models": found, "phases": {phase: whole.total for phase, whole in phases.items()}}
+
+
+def _asked(config: RlhfConfig, jobs: dict[str, Job], models: FourModels, prompts: Sequence[Sequence[int]]) -> list[ppo_memory.Asked]:
+    """Of this rank's replica, in each part of a rollout; nothing where it does not write."""
+    if (groups := models.groups[models.writer]) is None:
+        return []
+    rows = ppo_memory.rows_of_a_part(config, jobs, len(prompts))
+    at_once, found = ppo_memory.rows_at_once(config, jobs[models.writer], rows), []
+    for begin in range(0, len(prompts), rows):
+        mine = replica_rows(rows, groups.grid, groups.coordinates.dp)
+        found.append(ppo_memory.Asked.of([prompts[begin + row] for row in mine], at_once))
+    return found
 
 
 def _pairs(predicted: Any, measured: Any) -> Any:

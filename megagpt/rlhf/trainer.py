@@ -106,14 +106,14 @@ class _Stage:
         total = max(config.ppo.steps, resumed["step"])
         with StageRun(config, self.output.folder, total, resumed["step"], trainer.world.device) as self.around:
             step, self.opening = resumed["step"], resumed.get("opening")
-            memory = self._memory_meter(min(step + 2, total))
+            memory = MemoryMeter(config, self.models, self.starts, trainer.world.device, self.output.folder, min(step + 2, total))
             trainer.timeline = Timeline(trainer.world.device, lambda name: _both(self.around.phase(name), memory.span(name)))
             if self.opening is None:
                 self.opening, metrics = self.measure(0)
                 self.treat(0, metrics)
             while step < total:
                 step += 1
-                memory.begin(step)
+                memory.begin(step, trainer.questions(step).prompts)
                 with self.around.step(step):
                     metrics = trainer.step(step)
                 metrics |= memory.tell()
@@ -134,12 +134,6 @@ class _Stage:
             self.write_timeline()
         self._finish(checkpoint, closing)
         return checkpoint
-
-    def _memory_meter(self, step: int) -> MemoryMeter:
-        """Of that round."""
-        trainer = self.trainer
-        longest = max(len(prompt.tokens) for prompt in trainer.prompts)
-        return MemoryMeter(self.config, self.models, self.starts, longest, trainer.world.device, self.output.folder, step)
 
     def measure(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
         """What is kept of an evaluation, and its metrics."""

@@ -78,10 +78,10 @@ def measured_round(config: RlhfConfig) -> dict[str, float]:
     asked = load_prompts(config.prompts, tokenizer).train
     models = build_four_models(config, build_grids(config.placement, world.size), starts, world.device)
     trainer = ppo.Trainer(config, world, models, tokenizer, asked)
-    meter = MemoryMeter(config, models, starts, max(len(prompt.tokens) for prompt in asked), world.device, Path(config.run.root), step=2)
+    meter = MemoryMeter(config, models, starts, world.device, Path(config.run.root), step=2)
     trainer.timeline = Timeline(tell=meter.span)
     for step in (1, 2):
-        meter.begin(step)
+        meter.begin(step, trainer.questions(step).prompts)
         trainer.step(step)
         assert bool(metrics := meter.tell()) == (step == 2)
     for engine in (models.policy, models.value):
