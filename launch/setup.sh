@@ -90,7 +90,7 @@ install() {
     PATH=$megagpt_venv/bin:$PATH  # for ninja
     mapfile -t build < <(python setup.py pins build)
     step "installing ${build[*]}" "${pip[@]}" "${build[@]}"
-    step "installing megagpt, building megagpt._C" "${pip[@]}" --verbose --editable '.[test,mpi,gguf]'
+    step "installing megagpt, building megagpt._C" "${pip[@]}" --verbose --editable '.[test,mpi,ray,gguf]'
     grep 'built without fused kernels' "$megagpt_log" >&2 || true
     fingerprint >"$megagpt_stamp"
     say "done in $SECONDS s"

@@ -12,7 +12,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"config", "runtime"},
     {"kernels", "parallel"},
-    {"tokenizer", "data"},
+    {"tokenizer", "data", "prepare"},
     {"model"},
     {"engine", "checkpoint", "generation"},
     {"plan"},
