@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from megagpt.cli.options import add_config_options, read_config
+from megagpt.config.check import check_prepare
 from megagpt.config.load import ConfigError, load_data
 from megagpt.config.prepare import PrepareConfig
 from megagpt.config.reference import describe_keys
@@ -59,6 +60,7 @@ def _prepare(options: argparse.Namespace) -> int | None:
     config = read_config(options, PrepareConfig)
     if config is None:
         return None
+    check_prepare(config)
     from megagpt.prepare.run import run_prepare
     from megagpt.prepare.show import table_of_sources
     from megagpt.runtime.own_rank import rank_from_environment
