@@ -11,6 +11,7 @@ from typing import Any
 
 from megagpt.config.load import ConfigError
 from megagpt.config.prepare import PrepareConfig
+from megagpt.plan.show import size
 
 MEASURED = Path(__file__).parents[2] / "configs" / "data" / "measured.json"
 """What one core took for each phase, on a mixture of all kinds of source; its own header says where."""
@@ -114,9 +115,9 @@ def lines(plan: DataPlan, price: float | None) -> list[str]:
     found += [f"  {phase.name:<{width}}  {phase.core_hours:>12,.1f} core-hours in {phase.tasks:,} tasks   ({phase.sum})" for phase in plan.phases]
     cost = "" if price is None else f", {plan.core_hours * price:,.0f} at {price:g} a core-hour"
     found.append(f"  {'all':<{width}}  {plan.core_hours:>12,.1f} core-hours: {plan.hours:,.1f} hours{cost}")
-    while_running = sum(size for name, size in plan.disk.items() if name.startswith("work/"))
-    found.append(f"disk: {sum(plan.disk.values()) - while_running:,.4g} bytes stay, {while_running:,.4g} more while it runs".replace("e+", "e"))
-    found += [f"  {name}: {size / 1e12:,.3g} TB" for name, size in plan.disk.items()]
+    while_running = sum(num_bytes for name, num_bytes in plan.disk.items() if name.startswith("work/"))
+    found.append(f"disk: {size(sum(plan.disk.values()) - while_running)} stay, {size(while_running)} more while it runs")
+    found += [f"  {name}: {size(num_bytes)}" for name, num_bytes in plan.disk.items()]
     return found + plan.notes
 
 
