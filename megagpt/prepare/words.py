@@ -104,14 +104,24 @@ class TextView:
         return SPLITTER.word_tokenize(self.text)
 
     @cached_property
-    def words_with_letters_or_symbols(self) -> list[str]:
-        """Words that are not punctuation alone (datatrove's set of it)."""
-        return [word for word in self.words if word.strip(_PUNCTUATION)]
+    def not_alphabetic(self) -> list[str]:
+        """Words that are not of letters alone."""
+        return [word for word in self.words if not word.isalpha()]
+
+    @cached_property
+    def punctuation(self) -> list[str]:
+        """Words of nothing but what datatrove counts as punctuation (no letter is)."""
+        return [word for word in self.not_alphabetic if not word.strip(_PUNCTUATION)]
 
     @cached_property
     def lines(self) -> list[str]:
         r"""Pieces between `\n` that are not blank."""
         return [line for line in self.text.split("\n") if line and not line.isspace()]
+
+    @cached_property
+    def all_lines(self) -> list[str]:
+        """`splitlines()`: blank ones too, and cut at every character that Unicode knows for it."""
+        return self.text.splitlines()
 
     @cached_property
     def bigrams(self) -> Counter[tuple[str, str]]:
