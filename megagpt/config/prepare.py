@@ -10,6 +10,12 @@ from megagpt.config.schema import Frozen, RunConfig
 
 Share = Annotated[float, Field(ge=0, le=1)]
 """A part of a whole, or a probability."""
+Size = Annotated[int, Field(gt=0)]
+"""A number of things."""
+
+
+Kind = Literal["web", "books", "wikipedia", "code", "papers", "rows"]
+"""What a source is, which says how it is read and by which rules it is judged."""
 
 
 class SourceConfig(Frozen):
@@ -17,7 +23,7 @@ class SourceConfig(Frozen):
 
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
     """In ids, in the ledger, in the mixture."""
-    kind: Literal["web", "books", "wikipedia", "code", "papers", "rows"]
+    kind: Kind
     """`web`: WARC, ARC, WET. `books`: plain text, EPUB. `wikipedia`: XML dumps. `code`: repositories. `papers`: LaTeX, PDF, JATS, HTML, Markdown, man
     pages. `rows`: JSONL, parquet and text files that hold documents already."""
     files: list[str] = Field(min_length=1)
@@ -25,11 +31,198 @@ class SourceConfig(Frozen):
     licence: str = ""
     """Of documents that do not name their own."""
     language: str | None = None
-    """Keep documents of this language identification says otherwise of; default: as the language step says."""
+    """ISO 639 code of the language that all its documents are in: none is dropped for it, whatever identification says; default: identification
+    decides for each."""
 
 
 class EncodingConfig(Frozen):
-    """Mojibake, line endings, control characters (ftfy)."""
+    """Mojibake, HTML entities, control characters (ftfy), line endings. Reason: `undecodable`."""
+
+    mojibake: bool = True
+    """Decode again what was decoded with the wrong table (`schÃ¶n`); not in code, where such text is there on purpose."""
+    html_entities: bool = True
+    """`&amp;` is `&`, in lines before the first that has a `<`; not in code."""
+    normal_form: Literal["NFC", "NFKC"] | None = "NFC"
+    """Unicode's normal form: the same letter is the same bytes, whether its accent is a character of its own or not. `NFKC` makes ligatures, full-width
+    letters and superscripts plain ones too. Not in code."""
+    max_undecodable: Share = 0.01
+    """Drop a document of which more characters than this share are U+FFFD, what a decoder writes where it gave up."""
+
+
+class UrlConfig(Frozen):
+    """Where a document was found, as FineWeb does (Penedo et al. 2024, section 3.1). Documents without a URL pass. Reasons: `url_domain`,
+    `url_listed`, `url_word`, `url_soft_words`, `url_substring`."""
+
+    datatrove_lists: bool = True
+    """datatrove's own lists beside yours: 4.6 million domains (Université Toulouse Capitole: adult content, gambling, malware and the like), 20,000
+    addresses, English words. 36 MiB and 3 seconds in each process that meets a URL."""
+    domains: list[str] = []
+    """Files, one domain a line, `#` comments: it and all below it are dropped."""
+    urls: list[str] = []
+    """Files, one address a line, with or without `https://`."""
+    words: list[str] = []
+    """Files, one word a line: a URL with one of them between anything but letters and digits is dropped."""
+    soft_words: list[str] = []
+    """Files of words that are no proof alone."""
+    max_soft_words: int = Field(1, ge=0)
+    """Drop a URL with more different soft words than this."""
+    substrings: list[str] = []
+    """Files, one a line: dropped wherever they stand in the URL once all but letters and digits is taken out."""
+
+
+class LanguageConfig(Frozen):
+    """fastText's identification (Joulin et al. 2016). Reasons: `language_other`, `language_unsure`."""
+
+    model: str
+    """Path of `lid.176.bin` (126 MB) or `lid.176.ftz` (917 kB) from fasttext.cc, or of another fastText classifier of languages."""
+    languages: list[str] = Field(["en"], min_length=1)
+    """Kept; the model's codes, ISO 639."""
+    min_score: Share = 0.65
+    """Drop what the model gives its best language a lower probability for (0.65: Penedo et al. 2024, section 3.1)."""
+    kinds: list[Kind] = ["web", "books", "wikipedia", "papers", "rows"]
+    """Sources that are judged; the others pass without a language."""
+
+
+RuleSet = Literal["gopher_quality", "gopher_repetition", "c4", "fineweb", "code"]
+"""Heuristics of one paper."""
+
+
+class GopherQualityConfig(Frozen):
+    """Rae et al. 2021 (arXiv 2112.11446), A1.1, `Quality Filtering`; reasons as datatrove's `GopherQualityFilter`. null switches a rule off."""
+
+    min_words: int | None = Field(50, gt=0)
+    """Words, punctuation not counted (`gopher_short_doc`)."""
+    max_words: int | None = Field(100_000, gt=0)
+    """Likewise (`gopher_long_doc`)."""
+    min_mean_word_length: float | None = Field(3.0, gt=0)
+    """Characters (`gopher_below_avg_threshold`); no rule for languages that are written without spaces."""
+    max_mean_word_length: float | None = Field(10.0, gt=0)
+    """Characters (`gopher_above_avg_threshold`); likewise."""
+    max_symbols_per_word: float | None = Field(0.1, gt=0)
+    """Hashes (`gopher_too_many_hashes`) or ellipses (`gopher_too_many_ellipsis`)."""
+    max_bullet_lines: Share | None = 0.9
+    """Share of the lines that begin with a bullet (`gopher_too_many_bullets`)."""
+    max_ellipsis_lines: Share | None = 0.3
+    """Share of the lines that end with an ellipsis (`gopher_too_many_end_ellipsis`)."""
+    min_alphabetic_words: Share | None = 0.8
+    """Share of the words that hold a letter (`gopher_below_alpha_threshold`)."""
+    min_stop_words: int | None = Field(2, gt=0)
+    """Different words of the language's list (`gopher_enough_stop_words`); no rule where there is no list."""
+    stop_words: dict[str, list[str]] = {}
+    """Lists by language, instead of ours or beside them."""
+
+
+class GopherRepetitionConfig(Frozen):
+    """Rae et al. 2021, A1.1, `Repetition Removal`, table A1; reasons as datatrove's `GopherRepetitionFilter`. Shares are of the document's characters
+    where nothing else is said. null switches a rule off."""
+
+    max_duplicate_lines: Share | None = 0.3
+    """Share of the lines (`dup_line_frac`)."""
+    max_duplicate_paragraphs: Share | None = 0.3
+    """Share of the paragraphs (`dup_para_frac`)."""
+    max_duplicate_line_characters: Share | None = 0.2
+    """`dup_line_char_frac`."""
+    max_duplicate_paragraph_characters: Share | None = 0.2
+    """`dup_para_char_frac`."""
+    max_top_ngram: dict[Size, Share] = {2: 0.2, 3: 0.18, 4: 0.16}
+    """n -> share that the most frequent n words in a row make up (`top_2_gram`); {} switches them off."""
+    max_duplicate_ngrams: dict[Size, Share] = {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.1}
+    """n -> share of n words in a row that were there before (`duplicated_5_n_grams`); {} switches them off."""
+
+
+class C4Config(Frozen):
+    """Raffel et al. 2020, section 2.2, and the code behind it; reasons as datatrove's `C4QualityFilter`. Lines are taken out of the text, how many and
+    why is noted."""
+
+    terminal_punctuation: bool = True
+    """Take out lines without a mark of the end of a sentence. FineWeb leaves this rule out: it takes 30 % of the text (Penedo et al. 2024, section 3.6)."""
+    min_words_per_line: int | None = Field(3, gt=0)
+    """Take out shorter lines."""
+    max_word_length: int | None = Field(1000, gt=0)
+    """Take out lines with a longer word; characters."""
+    javascript: bool = True
+    """Take out lines that mention it."""
+    policy: bool = True
+    """Take out lines about cookies, terms of use and privacy."""
+    citations: bool = True
+    """Take out Wikipedia's `[1]`, `[edit]`, `[citation needed]`."""
+    lorem_ipsum: bool = True
+    """Drop the document (`lorem_ipsum`)."""
+    curly_bracket: bool = True
+    """Drop the document (`curly_bracket`): natural text has none, programs do."""
+    min_sentences: int | None = Field(5, gt=0)
+    """Drop the document with fewer in the lines that are left (`too_few_sentences`)."""
+
+
+class FineWebConfig(Frozen):
+    """Penedo et al. 2024 (arXiv 2406.17557), section 3.6; reasons as datatrove's `FineWebQualityFilter`. null switches a rule off."""
+
+    min_ended_lines: Share | None = 0.12
+    """Share of the lines that end with a mark of the end of a sentence (`line_punct_ratio`)."""
+    max_short_lines: Share | None = 0.67
+    """Share of the lines with at most `short_line_length` characters (`short_line_ratio`)."""
+    short_line_length: int = Field(30, gt=0)
+    """Characters."""
+    max_duplicate_line_characters: Share | None = 0.01
+    """Share of the characters that stand in lines that were there before (`char_dup_ratio`)."""
+    max_newlines_per_word: float | None = Field(0.3, gt=0)
+    """`list_ratio`."""
+
+
+class CodeConfig(Frozen):
+    """Chen et al. 2021 (arXiv 2107.03374), section 3.1, with the numbers of The Stack (Kocetkov et al. 2022) and StarCoder (Li et al. 2023,
+    section 3.2). null switches a rule off."""
+
+    max_line_length: int | None = Field(1000, gt=0)
+    """Characters of the longest line (`code_long_line`)."""
+    max_mean_line_length: float | None = Field(100.0, gt=0)
+    """Characters (`code_long_lines`)."""
+    min_alphanumeric: Share | None = 0.25
+    """Share of the characters that are letters or digits (`code_few_alphanumeric`)."""
+
+
+class LanguageRules(Frozen):
+    """Rule sets of one language; one that is not named is as for all."""
+
+    gopher_quality: GopherQualityConfig | None = None
+    """Length, symbols, stop words."""
+    gopher_repetition: GopherRepetitionConfig | None = None
+    """Lines, paragraphs and n-grams that come again."""
+    c4: C4Config | None = None
+    """Lines that are no sentences."""
+    fineweb: FineWebConfig | None = None
+    """Lists and menus."""
+
+
+class HeuristicsConfig(Frozen):
+    """Rules of published corpora that look at words, lines and repetition. The value that broke a rule is noted with its bound."""
+
+    web: list[RuleSet] = ["gopher_quality", "gopher_repetition", "c4", "fineweb"]
+    """Sets that judge documents of `web` sources, in this order. Their papers use them on web pages only, hence so little for other kinds."""
+    books: list[RuleSet] = ["gopher_repetition"]
+    """Of `books`."""
+    wikipedia: list[RuleSet] = ["gopher_repetition"]
+    """Of `wikipedia`."""
+    papers: list[RuleSet] = ["gopher_repetition"]
+    """Of `papers`; C4's rule on curly brackets would drop all of LaTeX."""
+    code: list[RuleSet] = ["code"]
+    """Of `code`."""
+    rows: list[RuleSet] = ["gopher_quality", "gopher_repetition"]
+    """Of `rows`."""
+    language: str = "en"
+    """Of documents that went through no identification."""
+    gopher_quality: GopherQualityConfig = GopherQualityConfig()
+    """Length, symbols, stop words."""
+    gopher_repetition: GopherRepetitionConfig = GopherRepetitionConfig()
+    """Lines, paragraphs and n-grams that come again."""
+    c4: C4Config = C4Config()
+    """Lines that are no sentences."""
+    fineweb: FineWebConfig = FineWebConfig()
+    """Lists and menus."""
+    code_rules: CodeConfig = CodeConfig()
+    """Generated and minified code."""
+    by_language: dict[str, LanguageRules] = {}
+    """Language -> rules with other thresholds, in place of those above."""
 
 
 class StepsConfig(Frozen):
@@ -37,6 +230,12 @@ class StepsConfig(Frozen):
 
     encoding: EncodingConfig | None = EncodingConfig()
     """Repair what was decoded wrongly."""
+    url: UrlConfig | None = None
+    """Drop by where it was found; `{}` for the lists of datatrove."""
+    language: LanguageConfig | None = None
+    """Keep some languages."""
+    heuristics: HeuristicsConfig | None = None
+    """Drop what does not look like good text; `{}` for the rules and thresholds of the papers."""
 
 
 class SlurmConfig(Frozen):
