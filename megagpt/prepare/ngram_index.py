@@ -25,8 +25,8 @@ from megagpt.runtime.atomic import sync, write_json
 
 BASE = np.uint64(0x9E3779B97F4A7C15)
 START = np.uint64(0xD1B54A32D192ED03)
-SIEVE_BITS_PER_GRAM = 8
-"""One place in so many of the sieve is taken: it passes one n-gram in eight that is not in the index."""
+SIEVE_PLACES_PER_GRAM = 16
+"""At most one place in so many of the sieve is taken, which lets pass as small a part of the n-grams that are not in the index; bytes."""
 
 
 def hash_word(word: str) -> int:
@@ -99,7 +99,8 @@ class NgramIndex:
     @classmethod
     def load(cls, folder: Path) -> NgramIndex:
         facts = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-        return cls(facts, **{name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in cls.ARRAYS})
+        # asarray: numpy's own class of mapped arrays costs microseconds wherever one is indexed.
+        return cls(facts, **{name: np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)) for name in cls.ARRAYS})
 
     @cached_property
     def _shift(self) -> np.uint64:
@@ -107,16 +108,23 @@ class NgramIndex:
 
     def find(self, words: np.ndarray, also_common: bool = False) -> Matches:
         """N-grams of a text (hashes of its words, [words]) that are in the index, without common ones unless they are asked for."""
-        found = []
-        for length, hashes in gram_hashes(words, self.facts["lengths"]):
-            positions = np.flatnonzero(self.sieve[hashes >> self._shift])
-            grams = np.minimum(np.searchsorted(self.grams, hashes[positions]), max(len(self.grams) - 1, 0))
-            true = (self.grams[grams] == hashes[positions]) & (also_common | ~self.common[grams])
-            found.append((positions[true], np.full(true.sum(), length), grams[true]))
-        return Matches(*map(np.concatenate, zip(*found, strict=True))) if found else Matches(*(np.zeros(0, np.int64) for _ in range(3)))
+        by_length = list(gram_hashes(words, self.facts["lengths"]))
+        if not by_length:
+            return Matches(*(np.zeros(0, np.int64) for _ in range(3)))
+        hashes = np.concatenate([hashes for _, hashes in by_length])
+        places = np.flatnonzero(self.sieve[hashes >> self._shift])
+        grams = np.minimum(np.searchsorted(self.grams, hashes[places]), len(self.grams) - 1)
+        is_found = (self.grams[grams] == hashes[places]) & (also_common | ~self.common[grams])
+        places, grams = places[is_found], grams[is_found]
+        ends = np.cumsum([len(hashes) for _, hashes in by_length])
+        part = np.searchsorted(ends, places, "right")
+        begins = np.append(0, ends[:-1])
+        return Matches(places - begins[part], np.array([length for length, _ in by_length])[part], grams)
 
     def shares(self, grams: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Items that have any of these n-grams, ascending, and the share of each one's different n-grams that is among them; [items touched]."""
+        if not len(grams):
+            return np.zeros(0, np.uint32), np.zeros(0)
         items, counts = np.unique(self._items_of(np.unique(grams)), return_counts=True)
         return items, counts / self.sizes[items]
 
@@ -132,7 +140,7 @@ class NgramIndex:
 def write_index(folder: Path, sets: list[str], items: Iterable[Item], n: int, min_words: int, key: str) -> None:
     """Index the items: the n-grams of each text; a text under n words as a whole, if it has min_words; shorter ones not at all.
 
-    Held in memory: about 40 bytes an n-gram of the evaluation sets. The folder appears when it is whole.
+    Held in memory: about 60 bytes an n-gram of the evaluation sets. The folder appears when it is whole.
     """
     numbers = word_hashes()
     hashes: list[np.ndarray] = []
@@ -149,7 +157,7 @@ def write_index(folder: Path, sets: list[str], items: Iterable[Item], n: int, mi
     pairs = np.concatenate(hashes or [np.zeros(0, np.uint64)])
     order = np.argsort(pairs, kind="stable")
     grams, starts = np.unique(pairs[order], return_index=True)
-    sieve = np.zeros(1 << max(len(grams) * SIEVE_BITS_PER_GRAM - 1, 255).bit_length(), bool)
+    sieve = np.zeros(1 << max(len(grams) * SIEVE_PLACES_PER_GRAM - 1, 255).bit_length(), bool)
     sieve[grams >> _shift_of(len(sieve))] = True
     arrays = {
         "grams": grams,

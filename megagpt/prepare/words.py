@@ -9,7 +9,7 @@ import numpy as np
 
 _ALONE = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 """Kana and ideographs: written without spaces, so that each of them counts as a word."""
-WORD = re.compile(rf"[{_ALONE}]|[^\W_{_ALONE}]+(?:['’][^\W_{_ALONE}]+)*")
+WORD = re.compile(rf"[^\W_{_ALONE}]++(?:['’][^\W_{_ALONE}]++)*+|[{_ALONE}]")
 """Letters and digits, with the apostrophes between them (`don't`); all other punctuation parts words."""
 
 MAX_REMEMBERED = 1 << 18
