@@ -96,7 +96,7 @@ class RepresentationConfig(Frozen):
     """Sentiment is that of so many words on each side of a term."""
     min_ratio: Share = 0.8
     """Flag a group or term whose documents are kept at less than this ratio of the rate at which all documents are (four-fifths rule)."""
-    min_documents: int = Field(20, gt=0)
+    min_documents: int = Field(50, gt=0)
     """Flag nothing that fewer documents name: chance moves their rate too far."""
     reweighting: ReweightingConfig | None = None
     """Weigh documents after cleaning; default: all weigh 1."""
