@@ -73,7 +73,7 @@ class Representation:
 
     def counts(self) -> Counts:
         """As JSON has it; those of several tasks become one by `merge`."""
-        return {source: self._counts_of(sums) for source, sums in sorted(self._sources.items())}
+        return merge([{source: self._counts_of(sums) for source, sums in self._sources.items()}])
 
     def _counts_of(self, sums: _Sums) -> dict[str, Any]:
         groups = np.zeros((len(self._groups), len(COLUMNS)), np.int64)
@@ -102,7 +102,7 @@ class _Sums:
 
 
 def _named(names: list[str], rows: np.ndarray) -> dict[str, dict[str, int]]:
-    return {name: dict(zip(COLUMNS, row.tolist(), strict=True)) for name, row in sorted(zip(names, rows, strict=True)) if row[0]}
+    return {name: dict(zip(COLUMNS, row.tolist(), strict=True)) for name, row in zip(names, rows, strict=True) if row[0]}
 
 
 def merge(counts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
