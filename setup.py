@@ -41,6 +41,7 @@ PINS = {
         "ftfy": "6.3.1",
         "fasttext-numpy2-wheel": "0.9.2",
         "xxhash": "4.1.0",
+        "vaderSentiment": "3.3.2",  # its lexicon
         "phonenumbers": "9.0.43",
         "scikit-learn": "1.9.1",
         "duckdb": "2.0.1",
@@ -194,6 +195,7 @@ setup(
     description="Trains a GPT end to end: pre-training, SFT, reward model and PPO on Megatron-core and DeepSpeed",
     python_requires=">=3.11,<3.12",
     packages=find_packages(include=["megagpt", "megagpt.*"]),
+    package_data={"megagpt.prepare": ["*.yaml"]},
     install_requires=pins("build", "run"),
     extras_require={group: pins(group) for group in ("test", "mpi", "gguf", "wandb", "gpu")},
     entry_points={"console_scripts": ["megagpt = megagpt.cli.main:main"]},
