@@ -292,6 +292,34 @@ class RepresentationConfig(Frozen):
     """Weigh documents after cleaning; default: all weigh 1."""
 
 
+RuledKind = Literal["EMAIL", "IP", "PHONE", "CARD", "IBAN", "SSN", "ADDRESS"]
+"""Personal data that rules find."""
+PersonalDataKind = Literal[RuledKind, "NAME"]
+
+
+class PersonalDataConfig(Frozen):
+    """E-mail, IP and postal addresses, telephone, card, account and social security numbers, names."""
+
+    kinds: tuple[RuledKind, ...] = Field(("EMAIL", "IP", "PHONE", "CARD", "IBAN", "SSN", "ADDRESS"), min_length=1)
+    """What is looked for."""
+    engine: Literal["rules", "presidio"] = "rules"
+    """`presidio`: names of persons too (NAME), by the model below; all other kinds by rules in any case."""
+    presidio_model: str = "en_core_web_lg"
+    """spaCy's name of an installed model, or the folder of one."""
+    presidio_language: str = Field("en", pattern=r"^[a-z]{2}$")
+    """Of the model; two letters."""
+    ip_addresses: Literal["public", "all"] = "public"
+    """`public`: private, loopback, documentation and reserved ranges stay, which name nobody."""
+    phone_regions: tuple[str, ...] = Field(
+        ("US", "GB", "DE", "FR", "ES", "IT", "NL", "PT", "PL", "SE", "AT", "CH", "BE", "IE", "AU", "NZ", "IN", "BR", "MX", "JP"), min_length=1
+    )
+    """Countries whose national numbers are known; international ones (`+49 ...`) are known of all. Each costs time."""
+    replacement: Literal["placeholder", "form"] = "placeholder"
+    """`placeholder`: `<EMAIL>`, `<PHONE>` and so on. `form`: what looks alike and belongs to nobody: `name@example.com`, digits as 0, letters as x."""
+    drop_above: dict[PersonalDataKind, Annotated[int, Field(ge=0)]] = {}
+    """Drop a document that has more of a kind than this; default: redact, however many there are."""
+
+
 class StepsConfig(Frozen):
     """What documents pass through, in this order; a step that is not named is left out."""
 
@@ -303,6 +331,8 @@ class StepsConfig(Frozen):
     """Keep some languages."""
     heuristics: HeuristicsConfig | None = None
     """Drop what does not look like good text; `{}` for the rules and thresholds of the papers."""
+    personal_data: PersonalDataConfig | None = None
+    """Find and redact it, or drop documents with too much of it."""
     decontamination: DecontaminationConfig | None = None
     """Take out what evaluation sets ask."""
     representation: RepresentationConfig | None = None
