@@ -5,7 +5,7 @@ Two documents whose shingle sets have Jaccard similarity s have the same minimum
 `NearDuplicatesConfig`:
 
     s           0.5    0.6    0.7    0.8    0.9
-    found     0.118  0.364  0.751  0.977  0.99997
+    found     0.118  0.365  0.747  0.977  0.99997
 
     0.8^7 = 0.2097;  (1 - 0.2097)^16 = 0.0232;  1 - 0.0232 = 0.977
 
