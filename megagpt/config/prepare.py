@@ -18,6 +18,9 @@ Kind = Literal["web", "books", "wikipedia", "code", "papers", "rows"]
 """What a source is, which says how it is read and by which rules it is judged."""
 
 
+Kind = Literal["web", "books", "wikipedia", "code", "papers", "rows"]
+
+
 class SourceConfig(Frozen):
     """Files of one corpus."""
 
@@ -320,6 +323,62 @@ class PersonalDataConfig(Frozen):
     """Drop a document that has more of a kind than this; default: redact, however many there are."""
 
 
+class RepeatedParagraphsConfig(Frozen):
+    """Blocks of text between blank lines that stand in several documents: all but the first are cut."""
+
+    min_characters: int = Field(100, gt=0)
+    """Shorter ones stay, however often they occur; counted without superfluous spaces."""
+    min_documents: int = Field(2, gt=0)
+    """Ones that stand in fewer documents stay; with 1, those repeated within one document are cut as well."""
+
+
+class RepeatedLinesConfig(Frozen):
+    """Lines that stand in many documents, as the boilerplate of web pages does: all but the first are cut."""
+
+    min_characters: int = Field(30, gt=0)
+    """Shorter ones stay, however often they occur; counted without superfluous spaces."""
+    min_documents: int = Field(10, gt=0)
+    """Ones that stand in fewer documents stay; with 1, those repeated within one document are cut as well."""
+
+
+class ExactDuplicatesConfig(Frozen):
+    """What is equal but for case and spacing."""
+
+    documents: bool = True
+    """Of equal documents the one of the best quality is kept, the first where several are equally good."""
+    paragraphs: RepeatedParagraphsConfig | None = None
+    """Cut repeated paragraphs out of the documents that are kept; default: leave them."""
+    lines: RepeatedLinesConfig | None = None
+    """Cut repeated lines out of the documents that are kept; default: leave them."""
+    exempt_kinds: list[Kind] = ["code"]
+    """Sources of these kinds keep all paragraphs and lines, and give none that others could repeat."""
+    min_characters_left: int = Field(200, ge=0)
+    """A document that is shorter after the cuts is dropped as `duplicate_paragraphs`."""
+    tasks: int = Field(16, gt=0)
+    """Into how many tasks each search is split; more of them need less disk for one task, and more files."""
+
+
+class NearDuplicatesConfig(Frozen):
+    """Documents that share most of their shingles (runs of words): MinHash finds candidates, exact Jaccard similarity decides."""
+
+    threshold: float = Field(0.8, gt=0, le=1)
+    """Jaccard similarity of shingles from which two documents are duplicates."""
+    shingle_words: int = Field(5, gt=0)
+    """Words in a shingle; documents of fewer words have no near-duplicates."""
+    buckets: int = Field(16, gt=0)
+    """Documents that agree in one bucket are candidates: with similarity s a share of 1 - (1 - s^hashes)^buckets is found, 0.977 at 0.8."""
+    hashes: int = Field(7, gt=0)
+    """Minimum hashes in a bucket."""
+    seed: int = 1
+    """Of the hash functions."""
+    exempt_kinds: list[Kind] = []
+    """Sources of these kinds are left out."""
+    tasks_per_bucket: int = Field(1, gt=0)
+    """Into how many tasks the search of one bucket is split."""
+    tasks: int = Field(16, gt=0)
+    """Into how many tasks the verification of candidates is split."""
+
+
 class StepsConfig(Frozen):
     """What documents pass through, in this order; a step that is not named is left out."""
 
@@ -331,6 +390,10 @@ class StepsConfig(Frozen):
     """Keep some languages."""
     heuristics: HeuristicsConfig | None = None
     """Drop what does not look like good text; `{}` for the rules and thresholds of the papers."""
+    exact_duplicates: ExactDuplicatesConfig | None = None
+    """Documents, paragraphs and lines that occur more than once."""
+    near_duplicates: NearDuplicatesConfig | None = None
+    """Documents that are almost the same; looked for among those that exact_duplicates keeps."""
     personal_data: PersonalDataConfig | None = None
     """Find and redact it, or drop documents with too much of it."""
     decontamination: DecontaminationConfig | None = None
