@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from megagpt.config.load import ConfigError
+from megagpt.config.load import ConfigError, nearest
 from megagpt.config.schema import (
     BatchConfig,
     DpoConfig,
@@ -22,6 +22,7 @@ from megagpt.config.schema import (
     RlhfConfig,
     SftConfig,
     TokenFilesConfig,
+    TokenizeConfig,
 )
 from megagpt.config.stages import stage_layers
 
@@ -118,6 +119,21 @@ def num_microbatches(batch: BatchConfig, dp: int, where: str = "batch") -> int:
             f"{where}.global_batch_size = {batch.global_batch_size}: not a multiple of micro_batch_size {batch.micro_batch_size} x {dp} replicas"
         )
     return batch.global_batch_size // (batch.micro_batch_size * dp)
+
+
+def check_tokenize(config: TokenizeConfig) -> None:
+    """Can these sources be mixed?"""
+    mixture = config.mixture
+    if mixture is None:
+        return
+    if not config.by_source:
+        raise ConfigError("mixture with by_source = false: only token files of single sources can be mixed; set by_source: true")
+    if mixture.input not in config.inputs:
+        raise ConfigError(f"mixture.input = {mixture.input}: is none of inputs{nearest(mixture.input, list(config.inputs))}")
+    if (mixture.weights is None) == (mixture.epochs is None):
+        raise ConfigError(f"mixture: {'neither' if mixture.weights is None else 'both'} of weights and epochs; give one of them")
+    if mixture.epochs is not None and mixture.tokens is not None:
+        raise ConfigError(f"mixture.tokens = {mixture.tokens} with epochs: the length follows from the epochs; leave it out, or give weights")
 
 
 def check_pretrain(config: PretrainConfig, dp: int) -> None:
