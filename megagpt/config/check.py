@@ -23,6 +23,7 @@ from megagpt.config.schema import (
     SftConfig,
     TokenFilesConfig,
     TokenizeConfig,
+    TokenizerTrainConfig,
 )
 from megagpt.config.stages import stage_layers
 
@@ -119,6 +120,14 @@ def num_microbatches(batch: BatchConfig, dp: int, where: str = "batch") -> int:
             f"{where}.global_batch_size = {batch.global_batch_size}: not a multiple of micro_batch_size {batch.micro_batch_size} x {dp} replicas"
         )
     return batch.global_batch_size // (batch.micro_batch_size * dp)
+
+
+def check_tokenizer(config: TokenizerTrainConfig, *, trains: bool, foreign: bool) -> None:
+    """Is it clear what is to be learned, and from what?"""
+    if trains and foreign:
+        raise ConfigError("--tokenizer with train: training makes the run's own tokenizer; measure another with `tokenizer report`")
+    if config.source_weights and config.sampling == "first":
+        raise ConfigError("source_weights with sampling = first: the first documents are taken as they come; set sampling: spread")
 
 
 def check_tokenize(config: TokenizeConfig) -> None:

@@ -241,7 +241,8 @@ class TokenizerTrainConfig(Frozen):
     documents: list[str] = Field(min_length=1)
     """Documents to learn from: files, folders, patterns (`prepare/documents/train-*.parquet`)."""
     kind: Literal["bpe", "unigram", "byte_bpe"] = "bpe"
-    """`bpe`, `unigram`: sentencepiece with byte fallback. `byte_bpe`: byte-level BPE as GPT-2 has it, with Hugging Face's library."""
+    """`bpe`, `unigram`: sentencepiece with byte fallback. `byte_bpe`: byte-level BPE as GPT-2 has it, with Hugging Face's library. A model with a
+    `unigram` vocabulary cannot be exported to Hugging Face: its library cuts some words otherwise."""
     vocab_size: int = Field(gt=300)
     """Number of ids, special and byte tokens included."""
     sample_characters: int = Field(20_000_000, gt=0)
