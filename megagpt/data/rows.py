@@ -15,6 +15,8 @@ from megagpt.data.errors import DataError, require_file
 
 MAX_LINE_BYTES = 64 << 20
 """Longest JSONL line; a longer one means that the file is not JSONL."""
+PARQUET_BYTES = 4 << 20
+"""Unpacked rows of a parquet file in memory at a time; a group of rows may hold gigabytes."""
 
 ROW_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet")
 """Files of rows; any other file is plain text."""
@@ -115,12 +117,18 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
     row_number = 0
     try:
         with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches():
-                for row in batch.to_pylist():
-                    row_number += 1
-                    yield row_number, row
+            for group in range(file.num_row_groups):
+                for batch in file.iter_batches(_rows_in_memory(file.metadata.row_group(group)), row_groups=[group]):
+                    for row in batch.to_pylist():
+                        row_number += 1
+                        yield row_number, row
     except (ArrowException, OSError) as error:
         raise DataError(path, f"damaged parquet file: {str(error).splitlines()[0]}", row_number + 1) from error
+
+
+def _rows_in_memory(row_group: Any) -> int:
+    """Rows that are read at a time: as many as fit into PARQUET_BYTES by the mean of their group."""
+    return max(1, min(row_group.num_rows, PARQUET_BYTES * row_group.num_rows // max(1, row_group.total_byte_size)))
 
 
 def _parse(text: str, path: Path, first_line: int) -> Any:
