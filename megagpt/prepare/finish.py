@@ -14,7 +14,7 @@ from megagpt.prepare.clean import CLEANED, SEEN, from_row, pass_through, to_json
 from megagpt.prepare.dedup.verdicts import Verdict, Verdicts, cut, reason_after_cut
 from megagpt.prepare.ledger import Ledger, read_ledger
 from megagpt.prepare.phase import Phase, TaskStep
-from megagpt.prepare.representation_counts import AFTER, Counts
+from megagpt.prepare.representation_counts import AFTER, DROPPED, Counts
 from megagpt.prepare.steps.build import FINISH, build_steps
 from megagpt.prepare.tables import DOCUMENTS, Table, read_table, task_file
 from megagpt.prepare.timing import Times
@@ -50,6 +50,7 @@ class Finish(TaskStep):
         with ExitStack() as files:
             verdicts = Verdicts(work, task, config.steps)
             counts = files.enter_context(Counts(work / AFTER, task, config.steps.representation))
+            drops = files.enter_context(Counts(work / DROPPED[1], task, config.steps.representation))
             ledger = files.enter_context(Ledger(self.place.ledger(task), task, config))
             documents = {split: files.enter_context(Table(self.place.documents(split, task), DOCUMENTS)) for split in SPLITS}
             for seen in read_ledger(task_file(work / SEEN, task)):
@@ -62,7 +63,9 @@ class Finish(TaskStep):
                 reason = _without_duplicates(document, verdict, config)
                 dropped = ("duplicates", reason) if reason is not None else pass_through(document, steps, times)
                 split = None
-                if dropped is None:
+                if dropped is not None:
+                    drops.add(row["source"], row["text"], heading=dropped[0])
+                else:
                     counts.add(document.metadata["source"], document.text)
                     split = "valid" if share(document.id) < config.valid_fraction else "train"
                     known = document.metadata

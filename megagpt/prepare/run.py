@@ -18,11 +18,11 @@ from megagpt.prepare.reweigh import reweigh_phases
 from megagpt.prepare.reweighting import check_targets
 from megagpt.prepare.shards import plan_shards, read_plan, write_plan
 from megagpt.prepare.steps.decontamination import build_index
-from megagpt.prepare.summary import STATISTICS, summary_phase
+from megagpt.prepare.summary import CONTAMINATION, REPRESENTATION, STATISTICS, summary_phase
 from megagpt.prepare.timing import gather
 
 WORK = "work"
-RESULTS = ("documents", "ledger", "problems.parquet", STATISTICS)
+RESULTS = ("documents", "ledger", "problems.parquet", REPRESENTATION, CONTAMINATION, STATISTICS)
 
 
 def run_prepare(config: PrepareConfig, folder: Path) -> dict[str, Any] | None:
