@@ -81,6 +81,9 @@ PINS = {
         "trl": "0.24.0",
         "datasets": "5.0.1",
         "accelerate": "1.15.0",
+        "spacy": "3.8.18",  # the words of datatrove's filters; its other needs are those of `run`
+        "fasteners": "0.20",
+        "orjson": "3.13.0",
     },
     # Nothing here yet from the package index. NVIDIA's apex is built from source in docker/Dockerfile.train: `apex` on the index is
     # another project.

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property, lru_cache
 
@@ -122,11 +121,6 @@ class TextView:
     def all_lines(self) -> list[str]:
         """`splitlines()`: blank ones too, and cut at every character that Unicode knows for it."""
         return self.text.splitlines()
-
-    @cached_property
-    def bigrams(self) -> Counter[tuple[str, str]]:
-        """Pairs of neighbouring words with their counts, in the order of the first of each."""
-        return Counter(zip(self.words, self.words[1:]))
 
 
 @lru_cache(maxsize=1)

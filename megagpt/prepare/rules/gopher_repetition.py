@@ -1,15 +1,14 @@
 """Gopher's repetition rules (Rae et al. 2021, A1.1 and table A1), with the verdicts and reasons of datatrove's `GopherRepetitionFilter`.
 
-n-grams cost most of it, so an upper bound comes first and what no document below the bound can break is not counted: an n-gram is no more frequent
-than its first two words, and n words that were there before are made of shorter ones that were.
+n-grams cost most of it, so bounds from above come first; the few documents beyond one are counted word by word.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
 
+import numpy as np
 from datatrove.pipeline.filters.gopher_repetition_filter import find_all_duplicate, find_duplicates
 
 from megagpt.config.prepare import GopherRepetitionConfig
@@ -18,6 +17,8 @@ from megagpt.prepare.words import TextView
 
 _PARAGRAPH = re.compile(r"\n{2,}")
 _LINES = re.compile(r"\n+")
+_FACTOR = np.uint64(0x9E3779B97F4A7C15)
+"""2^64 over the golden ratio (Knuth, The Art of Computer Programming 6.4)."""
 
 
 def judge(view: TextView, rules: GopherRepetitionConfig, scores: dict[str, float]) -> Broken | None:
@@ -27,8 +28,7 @@ def judge(view: TextView, rules: GopherRepetitionConfig, scores: dict[str, float
     return (
         _pieces("para", "duplicate_paragraphs", paragraphs, view, rules.max_duplicate_paragraphs, rules.max_duplicate_paragraph_characters, scores)
         or _pieces("line", "duplicate_lines", lines, view, rules.max_duplicate_lines, rules.max_duplicate_line_characters, scores)
-        or _top_ngrams(view, rules.max_top_ngram)
-        or _duplicate_ngrams(view, rules.max_duplicate_ngrams)
+        or _ngrams(view, rules)
     )
 
 
@@ -51,51 +51,72 @@ def count_duplicates(pieces: list[str]) -> tuple[int, int]:
     return (0, 0) if len(set(pieces)) == len(pieces) else find_duplicates(pieces)
 
 
-def _top_ngrams(view: TextView, bounds: dict[int, float]) -> Broken | None:
-    """Characters of the most frequent n-gram (of several the first), a space between its words, times its number."""
-    if not bounds or not view.bigrams:
-        return None
-    longest, most = max(map(len, view.words)), max(view.bigrams.values())
-    for n, bound in bounds.items():
-        if n > 2 and most * (n * longest + n - 1) <= bound * len(view.text):
-            continue
-        counts: Counter[Sequence[str]] = view.bigrams if n == 2 else Counter(_ngrams(view.words, n))  # type: ignore[assignment]
-        if not counts:
-            continue
-        number = max(counts.values())
-        top = next(ngram for ngram, count in counts.items() if count == number)
-        found = share(number * (sum(map(len, top)) + n - 1), len(view.text))
-        if found > bound:
+def _ngrams(view: TextView, rules: GopherRepetitionConfig) -> Broken | None:
+    bounds, size = NgramBounds(view.words), len(view.text)
+    most = bounds.most_frequent(2)
+    for n, bound in rules.max_top_ngram.items():
+        # No n-gram is more frequent than the two words that it begins with.
+        if (n == 1 or most * bounds.longest(n) > bound * size) and bounds.largest(n) > bound * size and (found := share(top_ngram(view.words, n), size)) > bound:
             return Broken(f"top_{n}_gram", found, bound)
+    duplicates = rules.max_duplicate_ngrams
+    if duplicates and bounds.repeated(min(duplicates)) > min(duplicates.values()) * size:
+        for n, bound in duplicates.items():
+            if (found := share(find_all_duplicate(view.words, n), size)) > bound:
+                return Broken(f"duplicated_{n}_n_grams", found, bound)
     return None
 
 
-def _duplicate_ngrams(view: TextView, bounds: dict[int, float]) -> Broken | None:
-    """Characters of n-grams that were there before, none of them counted twice."""
-    if not bounds or repeated_characters(view.words, min(bounds)) <= min(bounds.values()) * len(view.text):
-        return None
-    for n, bound in bounds.items():
-        found = share(find_all_duplicate(view.words, n), len(view.text))
-        if found > bound:
-            return Broken(f"duplicated_{n}_n_grams", found, bound)
-    return None
+def top_ngram(words: list[str], n: int) -> int:
+    """Characters of the most frequent n-gram (of several the first), a space between its words, times its number."""
+    counts = Counter(zip(*(words[first:] for first in range(n))))
+    number = max(counts.values(), default=0)
+    top = next((ngram for ngram, count in counts.items() if count == number), ())
+    return number * (sum(map(len, top)) + n - 1)
 
 
-def repeated_characters(words: list[str], n: int) -> int:
-    """Characters of all words that are part of an n-gram which stands further in front too: for any m >= n at least the characters of the m-grams
-    that come again."""
-    ngrams = list(_ngrams(words, n))
-    if len(set(ngrams)) == len(ngrams):
-        return 0
-    seen, total, covered = set(), 0, 0
-    for start, ngram in enumerate(ngrams):
-        if ngram in seen:
-            total += sum(map(len, words[max(start, covered) : start + n]))
-            covered = start + n
-        else:
-            seen.add(ngram)
-    return total
+class NgramBounds:
+    """Bounds from above on what n-grams make up, all in characters.
 
+    n-grams are compared by 64-bit codes, made of Python's hashes, which are others in each process: where two n-grams have the same code a bound is
+    higher than it must be, and no verdict changes.
+    """
 
-def _ngrams(words: list[str], n: int) -> zip[tuple[str, ...]]:
-    return zip(*(words[first:] for first in range(n)))
+    def __init__(self, words: list[str]) -> None:
+        self._hashes = np.fromiter(map(hash, words), dtype=np.int64, count=len(words)).view(np.uint64)
+        self._lengths = np.fromiter(map(len, words), dtype=np.int64, count=len(words))
+        self._ends = np.concatenate(([0], np.cumsum(self._lengths)))
+
+    def longest(self, n: int) -> int:
+        """Of the longest n-gram, a space between its words."""
+        return int((self._ends[n:] - self._ends[:-n]).max(initial=0)) + n - 1
+
+    def most_frequent(self, n: int) -> int:
+        """How often the most frequent n-gram is there; this is a number."""
+        codes = np.sort(self._codes(n))
+        firsts = np.concatenate(([0], np.flatnonzero(codes[1:] != codes[:-1]) + 1, [len(codes)]))
+        return int(np.diff(firsts).max())
+
+    def largest(self, n: int) -> int:
+        """Of one n-gram with all its repetitions, a space between words: at least what the most frequent one makes up."""
+        codes = self._codes(n)
+        _, first, counts = np.unique(codes, return_index=True, return_counts=True)
+        return int(((self._ends[first + n] - self._ends[first] + n - 1) * counts).max(initial=0))
+
+    def repeated(self, n: int) -> int:
+        """Of all words that are part of an n-gram which stands further in front too: for any m >= n at least what m-grams that come again make up,
+        since they are made of n-grams that do."""
+        codes = self._codes(n)
+        order = np.argsort(codes, kind="stable")
+        again = order[1:][codes[order[1:]] == codes[order[:-1]]]
+        covered = np.zeros(len(self._lengths), dtype=bool)
+        for place in range(n):
+            covered[again + place] = True
+        return int(self._lengths[covered].sum())
+
+    def _codes(self, n: int) -> np.ndarray:
+        """[words - n + 1]: a polynomial of the words' hashes, modulo 2^64."""
+        count = max(len(self._hashes) - n + 1, 0)
+        codes = np.zeros(count, dtype=np.uint64)
+        for place in range(n):
+            codes = codes * _FACTOR + self._hashes[place : place + count]
+        return codes
