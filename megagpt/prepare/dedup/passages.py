@@ -50,7 +50,7 @@ def without(text: str, cut_paragraphs: Container[int], cut_lines: Container[int]
             continue
         else:
             kept.append(line)
-            after_cut = after_cut and not line.strip()
+            after_cut = False
     if after_cut:
         while kept and not kept[-1].strip():
             kept.pop()
