@@ -21,12 +21,16 @@ Kind = Literal["web", "books", "wikipedia", "code", "papers", "rows"]
 Kind = Literal["web", "books", "wikipedia", "code", "papers", "rows"]
 
 
+SourceKind = Literal["web", "books", "wikipedia", "code", "papers", "rows"]
+
+
 class SourceConfig(Frozen):
     """Files of one corpus."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
     """In ids, in the ledger, in the mixture."""
     kind: Kind
+    kind: SourceKind
     """`web`: WARC, ARC, WET. `books`: plain text, EPUB. `wikipedia`: XML dumps. `code`: repositories. `papers`: LaTeX, PDF, JATS, HTML, Markdown, man
     pages. `rows`: JSONL, parquet and text files that hold documents already."""
     files: list[str] = Field(min_length=1)
@@ -379,6 +383,49 @@ class NearDuplicatesConfig(Frozen):
     """Into how many tasks the verification of candidates is split."""
 
 
+class QualityConfig(Frozen):
+    """A classifier of `megagpt data train-quality` scores documents: 0 is raw crawl, 1 is reference text."""
+
+    classifier: str
+    """Folder of the classifier, as runs/NAME/quality."""
+    kinds: list[SourceKind] = ["web"]
+    """Sources of these kinds are judged; the others pass without a score."""
+    keep: Literal["threshold", "pareto"] = "pareto"
+    """`threshold`: documents that score at least so much. `pareto`: GPT-3's way, good ones and now and then a bad one (Brown et al. 2020, appendix A):
+    where a draw from Lomax's distribution with `alpha` is more than 1 - score."""
+    threshold: Share = 0.5
+    """For `keep: threshold`."""
+    alpha: float = Field(9.0, gt=0, allow_inf_nan=False)
+    """For `keep: pareto`: a document of score s stays with probability (2 - s)^-alpha; 9 keeps one of 500 at score 0, all at score 1."""
+    seed: int = 1234
+    """The draw is a function of this number and the document's id."""
+
+
+class ToxicityRule(Frozen):
+    """What becomes of toxic documents. A document is scored in windows: toxic is one whose worst window or whose mean scores too high."""
+
+    action: Literal["drop", "weigh", "score"] = "drop"
+    """`weigh`: keep it and see it less often (`weight`); `score`: only note the scores."""
+    max_threshold: Share | None = 0.99
+    """Toxic where a window scores at least so much; null: windows do not count by themselves."""
+    mean_threshold: Share | None = 0.8
+    """Toxic where the mean of the windows is at least so much; null: the mean does not count."""
+    weight: float = Field(0.25, gt=0, lt=1)
+    """For `weigh`: the factor of the document's weight in the mixture."""
+
+
+class ToxicityConfig(Frozen):
+    """A classifier of `megagpt data train-toxicity` scores documents: 1 is toxic. It learned from short texts and over-flags some dialects and groups
+    (its report.html says how much), so `weigh` is the milder choice for books and other edited text."""
+
+    classifier: str
+    """Folder of the classifier, as runs/NAME/toxicity."""
+    default: ToxicityRule = ToxicityRule()
+    """For all kinds of sources but those of `by_kind`."""
+    by_kind: dict[SourceKind, ToxicityRule] = {"books": ToxicityRule(action="weigh")}
+    """Other rules for some kinds."""
+
+
 class StepsConfig(Frozen):
     """What documents pass through, in this order; a step that is not named is left out."""
 
@@ -390,10 +437,14 @@ class StepsConfig(Frozen):
     """Keep some languages."""
     heuristics: HeuristicsConfig | None = None
     """Drop what does not look like good text; `{}` for the rules and thresholds of the papers."""
+    quality: QualityConfig | None = None
+    """Drop what does not read like reference text; off without a classifier."""
     exact_duplicates: ExactDuplicatesConfig | None = None
     """Documents, paragraphs and lines that occur more than once."""
     near_duplicates: NearDuplicatesConfig | None = None
     """Documents that are almost the same; looked for among those that exact_duplicates keeps."""
+    toxicity: ToxicityConfig | None = None
+    """Drop or down-weight what is toxic; off without a classifier."""
     personal_data: PersonalDataConfig | None = None
     """Find and redact it, or drop documents with too much of it."""
     decontamination: DecontaminationConfig | None = None
@@ -455,3 +506,114 @@ class PrepareConfig(Frozen):
     """Keep what the phases leave for each other (`work/`) when all is done."""
     valid_fraction: float = Field(0.005, ge=0, lt=1)
     """Share of the documents that is held out for validation, by a hash of their id."""
+
+
+# ---------------------------------------------------------------- the two classifiers
+
+
+class NgramsConfig(Frozen):
+    """What a classifier sees of a text: which runs of characters and words occur in it, hashed into a table of weights."""
+
+    character_sizes: list[Annotated[int, Field(ge=1, le=8)]] = [3, 4, 5]
+    """Lengths of runs of characters, spaces and punctuation among them; none: words alone."""
+    max_words: int = Field(2, ge=0, le=4)
+    """Single words, pairs, … up to so many consecutive words; 0: characters alone."""
+    hash_bits: int = Field(18, ge=8, le=24)
+    """The table has 2^hash_bits weights of 4 bytes."""
+
+
+class WindowsConfig(Frozen):
+    """Parts of a text that are scored; they bound the work for a long document."""
+
+    characters: int = Field(2000, ge=50, le=1 << 20)
+    """Length of a window; a shorter text is one window."""
+    most: int = Field(16, gt=0)
+    """A text of more than so many windows is scored by so many of them, in equal steps from its begin to its end."""
+
+
+class TextFiles(Frozen):
+    """Documents to learn from."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    """In the report."""
+    files: list[str] = Field(min_length=1)
+    """Files and patterns (`crawl/*.warc.gz`): JSONL or parquet of documents, plain text, and WARC, ARC, WET with all text of their pages, menus too."""
+    document: Literal["file", "line"] = "file"
+    """What a document is in a plain text file."""
+    max_documents: int = Field(50_000, gt=0)
+    """Learn from so many at most, chosen by a hash of their ids; they are held in memory."""
+
+
+class WordListConfig(Frozen):
+    """Terms whose occurrence is one more feature; never a verdict."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    """In the report."""
+    path: str
+    """A term a line; `.csv` with a header, `.txt` and `.tsv` may have columns between tabs. Only hashes of the terms enter the classifier."""
+    column: int = Field(0, ge=0)
+    """Which column holds the term, from 0."""
+
+
+class TrainingConfig(Frozen):
+    run: RunConfig
+    ngrams: NgramsConfig = NgramsConfig()
+    windows: WindowsConfig = WindowsConfig()
+    inverse_regularisation: float = Field(3.0, gt=0, allow_inf_nan=False)
+    """scikit-learn's C of the logistic regression: smaller is smoother."""
+    folds: int = Field(5, ge=2)
+    """One of so many parts is held out, chosen by a hash; all that belongs together (windows of a document, copies of a text) is in one part."""
+    prior: float = Field(0.5, gt=0, lt=1)
+    """Scores are probabilities where so much of the text is of class 1 (reference; toxic)."""
+    num_failures: int = Field(20, ge=0)
+    """Most confident errors that the report shows, for each class."""
+
+
+class TrainQualityConfig(TrainingConfig):
+    """A quality classifier: reference text against raw crawl (Brown et al. 2020, appendix A). Writes runs/NAME/quality: classifier, report.html."""
+
+    stage: Literal["train-quality"] = "train-quality"
+    """Which stage this file is for."""
+    reference: list[TextFiles] = Field(min_length=1)
+    """Text that documents should be like: books, encyclopedias, edited news."""
+    raw: list[TextFiles] = Field(min_length=1)
+    """Text as the crawl gives it, before anything is cleaned. Take it from many sites: pages of one site share their menus."""
+    max_windows_per_document: int = Field(64, gt=0)
+    """Learn from so many windows of a document, in equal steps; one long book should not be the whole reference."""
+    min_auc: float | None = Field(0.9, gt=0.5, le=1)
+    """Gate: ROC-AUC on held-out documents."""
+
+
+class FairnessConfig(Frozen):
+    """Labels of tweets call African American English toxic far more often than other English, and words for groups of people too (Sap et al. 2019;
+    Davidson et al. 2019). What is done against it in training."""
+
+    ignore_identity_terms: bool = True
+    """The classifier does not see words for groups of people."""
+    reweigh: float = Field(1.5, ge=0, le=4)
+    """Weight texts by (P(slice) P(label) / P(slice, label))^reweigh, slices being dialect and mention of a group (Kamiran & Calders 2012): 1 makes slice
+    and label independent, 0 changes nothing."""
+
+
+class TrainToxicityConfig(TrainingConfig):
+    """A toxicity classifier from labelled texts, with its errors by dialect and group. Writes runs/NAME/toxicity: classifier, report.html."""
+
+    stage: Literal["train-toxicity"] = "train-toxicity"
+    """Which stage this file is for."""
+    windows: WindowsConfig = WindowsConfig(characters=400, most=32)
+    files: list[str] = Field(min_length=1)
+    """JSONL or parquet rows with `text` and a label; files and patterns."""
+    label: str = "label"
+    """Field of the label."""
+    toxic: list[str] = Field(["hate", "offensive"], min_length=1)
+    """Labels of class 1."""
+    not_toxic: list[str] = Field(["neither"], min_length=1)
+    """Labels of class 0."""
+    word_lists: list[WordListConfig] = []
+    """Lists of terms as further features."""
+    fairness: FairnessConfig | None = FairnessConfig()
+    """null: learn the labels as they are. The report shows both."""
+    report_rate: float = Field(0.1, gt=0, lt=1)
+    """False-positive rates of slices are compared at the threshold at which so much of all harmless text is flagged."""
+    min_auc: float | None = Field(0.93, gt=0.5, le=1)
+    """Gate: ROC-AUC on held-out texts."""
