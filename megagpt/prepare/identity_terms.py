@@ -13,13 +13,22 @@ from megagpt.config.load import ConfigError, read_yaml
 from megagpt.prepare.word_numbers import WORD, WordNumbers
 
 TABLE = Path(__file__).parent / "identity_terms.yaml"
-PERSONS = (
-    "people person persons man men woman women boy boys girl girls guy guys male males female females child children kid kids baby babies teen teens "
-    "teenager teenagers youth youths adult adults student students family families couple couples community communities citizen citizens neighbor "
-    "neighbors neighbour neighbours population populations immigrant immigrants migrant migrants refugee refugees voter voters worker workers "
-    "individual individuals folk folks parent parents mother mothers father fathers american americans"
-).split()
+PERSONS = frozenset(
+    "people person persons man men woman women boy boys girl girls guy guys male males female females lady ladies gentleman gentlemen child children "
+    "kid kids baby babies teen teens teenager teenagers youth youths adult adults student students pupil pupils family families couple couples "
+    "community communities citizen citizens neighbor neighbors neighbour neighbours resident residents population populations immigrant immigrants "
+    "migrant migrants refugee refugees voter voters worker workers individual individuals folk folks parent parents mother mothers father fathers "
+    "friend friends wife husband girlfriend boyfriend doctor doctors nurse nurses teacher teachers professor professors lawyer lawyers artist artists "
+    "actor actors actress actresses singer singers rapper rappers musician musicians writer writers author authors poet poets athlete athletes player "
+    "players politician politicians leader leaders president soldier soldiers officer officers driver drivers farmer farmers businessman businessmen "
+    "candidate candidates employee employees customer customers patient patients prisoner prisoners victim victims suspect suspects veteran veterans "
+    "american americans".split()
+)
 """What may stand for `*` at the end of a term."""
+PRONOUNS, COPULAS = frozenset("i he she they we you who".split()), frozenset("is was are were am be been being".split())
+"""A term with `*` counts behind one of each too: "she is blind", but not "it is old"."""
+CONTRACTIONS = frozenset("i'm he she they're we're you're who".split())
+"""And behind both in one word, which lose `'s` in normal form."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +41,8 @@ class Term:
     """As it stands in the table."""
     words: tuple[str, ...]
     """Normal form of its words, without `*`."""
-    before_person: bool
-    """Counts only before a word of PERSONS."""
+    is_adjective: bool
+    """Counts only where it says something of persons: before a word of PERSONS, or behind a pronoun and a copula."""
 
     @property
     def group_key(self) -> str:
@@ -59,7 +68,7 @@ def read_terms(file: str | None) -> list[Term]:
     terms = {term.key: term for path in paths for term in _read(path)}
     owner: dict[tuple[str, tuple[str, ...], bool], Term] = {}
     for term in terms.values():
-        other = owner.setdefault((term.category, term.words, term.before_person), term)
+        other = owner.setdefault((term.category, term.words, term.is_adjective), term)
         if other is not term:
             raise ConfigError(f"{paths[-1]}: {term.text!r} is in {term.category}.{other.group} and {term.group} (as {other.text!r}); one of them must go")
     return [terms[key] for key in sorted(terms)]
@@ -71,16 +80,18 @@ class TermFinder:
     def __init__(self, terms: list[Term], further: Iterable[str] = ()):
         """`further`: words in normal form that need a number of their own."""
         self.terms = terms
-        known = {word for term in terms for word in term.words} | set(PERSONS) | set(further)
+        known = {word for term in terms for word in term.words} | PERSONS | PRONOUNS | COPULAS | CONTRACTIONS | set(further)
         self.vocabulary = {word: number for number, word in enumerate(sorted(known), 1)}
         self.numbers = WordNumbers(lambda word: self.vocabulary.get(normal(word), 0), np.int32)
         """Text -> number of each word, 0 for words that are not in the vocabulary; [words]."""
-        self._persons = frozenset(self.vocabulary[word] for word in PERSONS)
+        self._persons, self._pronouns, self._copulas, self._contractions = (
+            frozenset(self.vocabulary[word] for word in words) for words in (PERSONS, PRONOUNS, COPULAS, CONTRACTIONS)
+        )
         self._at: dict[int, list[tuple[int, str, tuple[int, ...], bool]]] = {}
-        longest_first = sorted(enumerate(terms), key=lambda pair: (len(pair[1].words), pair[1].before_person), reverse=True)
+        longest_first = sorted(enumerate(terms), key=lambda pair: (len(pair[1].words), pair[1].is_adjective), reverse=True)
         for place, term in longest_first:
             first, *rest = (self.vocabulary[word] for word in term.words)
-            self._at.setdefault(first, []).append((place, term.category, tuple(rest), term.before_person))
+            self._at.setdefault(first, []).append((place, term.category, tuple(rest), term.is_adjective))
         self._begins = self.mask(term.words[0] for term in terms)
 
     def mask(self, words: Iterable[str]) -> np.ndarray:
@@ -100,15 +111,21 @@ class TermFinder:
         words = numbers.tolist()
         found, ends = [], {}
         for begin in candidates:
-            for place, category, rest, before_person in self._at[words[begin]]:
+            for place, category, rest, is_adjective in self._at[words[begin]]:
                 end = begin + 1 + len(rest)
                 if ends.get(category, 0) > begin or (rest and tuple(words[begin + 1 : end]) != rest):
                     continue
-                if before_person and (end >= len(words) or words[end] not in self._persons):
+                if is_adjective and not self._is_of_person(words, begin, end):
                     continue
                 ends[category] = end
                 found.append((place, begin, end))
         return np.array(found, np.int64).reshape(-1, 3)
+
+    def _is_of_person(self, words: list[int], begin: int, end: int) -> bool:
+        before = words[max(begin - 2, 0) : begin]
+        is_before_person = end < len(words) and words[end] in self._persons
+        is_predicate = len(before) == 2 and before[0] in self._pronouns and before[1] in self._copulas
+        return is_before_person or is_predicate or (bool(before) and before[-1] in self._contractions)
 
 
 def _read(path: Path) -> list[Term]:
