@@ -34,6 +34,8 @@ PINS = {
         # What datatrove's steps and ours read and clean text with.
         "warcio": "1.8.1",
         "trafilatura": "2.3.1",
+        "lxml": "6.1.3",
+        "charset-normalizer": "3.5.3",
         "lxml-html-clean": "0.4.6",  # jusText, which trafilatura asks for, imports it and does not name it
         "mwparserfromhell": "0.7.2",
         "pylatexenc": "2.11",
@@ -198,9 +200,9 @@ setup(
     description="Trains a GPT end to end: pre-training, SFT, reward model and PPO on Megatron-core and DeepSpeed",
     python_requires=">=3.11,<3.12",
     packages=find_packages(include=["megagpt", "megagpt.*"]),
-    package_data={"megagpt.prepare": ["*.yaml"]},
+    package_data={"megagpt.prepare": ["*.yaml", "readers/*.yaml"]},
     install_requires=pins("build", "run"),
-    extras_require={group: pins(group) for group in ("test", "mpi", "gguf", "wandb", "gpu")},
+    extras_require={group: pins(group) for group in ("test", "mpi", "ray", "gguf", "wandb", "gpu")},
     entry_points={"console_scripts": ["megagpt = megagpt.cli.main:main"]},
     **extension(),
 )

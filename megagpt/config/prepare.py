@@ -35,6 +35,8 @@ class SourceConfig(Frozen):
     pages. `rows`: JSONL, parquet and text files that hold documents already."""
     files: list[str] = Field(min_length=1)
     """Files, folders (all files below) and patterns (`crawl/**/*.warc.gz`), relative to the working directory."""
+    text_files: Literal["document", "lines"] = "document"
+    """Of `rows`: a plain text file is one document, or each of its lines is one."""
     licence: str = ""
     """Of documents that do not name their own."""
 

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import difflib
-import glob
 import os
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from megagpt.config.prepare import SourceConfig
 from megagpt.data.errors import DataError
 
-_PATTERN = "*?["
+_SIGNS = "*?["
 
 
 def find_files(source: SourceConfig) -> list[Path]:
-    """Files of a source in order of their names, each once, whatever its names (compared by real path; the first name stays).
+    """Files of a source in order of their names, each once (by its real path; of several names the first stays).
 
-    Of folders and patterns, hidden files and folders (`.git`) are left out, and so are links that lead out of the folder, to nothing, or round in a
-    circle: a folder gives the files that lie in it, wherever the run is started. A file that is named itself may be a link to anywhere.
+    A folder gives all files below it, a pattern those whose names fit (`**` is any number of folders). Both leave out hidden files and folders (`.git`),
+    and follow no links: a link leads out of the folder, round in a circle, or to what is found without it. A file that is named itself may be a link.
 
     Raises:
         DataError: an entry matches no file.
@@ -29,54 +29,61 @@ def find_files(source: SourceConfig) -> list[Path]:
         if not paths:
             raise DataError(entry, f"source {source.name}: {_nothing(entry)}")
         for path in paths:
-            found.setdefault(os.path.realpath(path), path)
+            real = os.path.realpath(path)
+            found[real] = min(path, found.get(real, path))
     return sorted(found.values())
 
 
 def _match(entry: str) -> Iterator[Path]:
     path = Path(entry)
     if path.is_dir():
-        yield from _below(path, os.path.realpath(path), frozenset())
-    elif path.exists():
+        yield from _below(path)
+    elif path.is_file():
         yield path
-    elif any(sign in entry for sign in _PATTERN):
-        folder = os.path.realpath(_fixed_part(entry))
-        for name in glob.iglob(entry, recursive=True):  # `*` and `**` pass over hidden names
-            if os.path.isfile(name) and _inside(name, folder):
-                yield Path(name)
+    elif _is_pattern(entry):
+        folder = _fixed_part(path)
+        signs = path.parts[len(folder.parts) :]
+        yield from (found for found in _below(folder) if _fits(found.parts[len(folder.parts) :], signs))
 
 
-def _below(folder: Path, root: str, parents: frozenset[str]) -> Iterator[Path]:
-    real = os.path.realpath(folder)
-    if real in parents:  # a link to a folder that holds it
+def _below(folder: Path) -> Iterator[Path]:
+    if not folder.is_dir():
         return
     for entry in os.scandir(folder):
-        if entry.name.startswith(".") or not _inside(entry.path, root):
+        if entry.name.startswith("."):
             continue
-        if os.path.isdir(entry.path):
-            yield from _below(Path(entry.path), root, parents | {real})
-        elif os.path.isfile(entry.path):  # neither a socket nor a link to nothing
+        if entry.is_dir(follow_symlinks=False):
+            yield from _below(Path(entry.path))
+        elif entry.is_file(follow_symlinks=False):
             yield Path(entry.path)
 
 
-def _inside(path: str, root: str) -> bool:
-    return os.path.realpath(path).startswith(root.rstrip(os.sep) + os.sep)
+def _fits(names: tuple[str, ...], signs: tuple[str, ...]) -> bool:
+    if not signs:
+        return not names
+    if signs[0] == "**":
+        return any(_fits(names[i:], signs[1:]) for i in range(len(names) + 1))
+    return bool(names) and fnmatchcase(names[0], signs[0]) and _fits(names[1:], signs[1:])
 
 
-def _fixed_part(pattern: str) -> Path:
+def _fixed_part(pattern: Path) -> Path:
     """The folder that a pattern starts from: `crawl/**/*.gz` gives crawl."""
-    parts = Path(pattern).parts
-    return Path(*parts[: next(i for i, part in enumerate(parts) if any(sign in part for sign in _PATTERN))])
+    return Path(*pattern.parts[: next(i for i, part in enumerate(pattern.parts) if _is_pattern(part))])
+
+
+def _is_pattern(text: str) -> bool:
+    return any(sign in text for sign in _SIGNS)
 
 
 def _nothing(entry: str) -> str:
     path = Path(entry)
     if path.is_dir():
-        return "a folder without files"
-    if any(sign in entry for sign in _PATTERN):
-        return "a pattern that matches no file"
-    parent = path.parent
-    if not parent.is_dir():
-        return f"no such file or folder (there is no folder {parent})"
-    nearest = difflib.get_close_matches(path.name, os.listdir(parent), n=1, cutoff=0.5)
+        return "a folder without files (hidden ones and links are left out)"
+    if path.exists():
+        return "neither a file nor a folder"
+    if _is_pattern(entry):
+        return "a pattern that matches no file (hidden ones and links are left out)"
+    if not path.parent.is_dir():
+        return f"no such file or folder (there is no folder {path.parent})"
+    nearest = difflib.get_close_matches(path.name, os.listdir(path.parent), n=1, cutoff=0.5)
     return f"no such file or folder{f'; did you mean {nearest[0]}?' if nearest else ''}"

@@ -72,7 +72,8 @@ def _argument(source: str, macro: str) -> str:
 def _to_text(source: str) -> str:
     converter = latex2text.LatexNodes2Text(latex_context=_CONTEXT, math_mode="verbatim", strict_latex_spaces=False, keep_comments=False)
     nodes, _, _ = latexwalker.LatexWalker(source, tolerant_parsing=True).get_latex_nodes()
-    lines = [line.strip() for line in _ITEM.sub("- ", converter.nodelist_to_text(nodes)).split("\n")]
+    text = converter.nodelist_to_text(nodes).replace("\xa0", " ")
+    lines = [line.strip() for line in _ITEM.sub("- ", text).split("\n")]
     text = re.sub(r"[ \t]{2,}", " ", "\n".join(lines))
     text = re.sub(r" +([.,;:])", r"\1", text)  # where a citation was
     return re.sub(r"\n{3,}", "\n\n", text).strip()

@@ -72,17 +72,17 @@ def _joined(found: re.Match[str], text: str) -> str:
 
 
 def _without_edges(pages: list[list[str]]) -> list[list[str]]:
-    """Lines at the edges that stand on at least half of the pages (of three or more), their numbers aside, and page numbers alone."""
+    """Without the lines at the edges of pages (of three or more) that are repeated: on half of the pages, or on three with a number that may be the page's,
+    and without numbers alone."""
     pages = [[line for line in page if line.strip()] for page in pages]
     if len(pages) < 3:
         return pages
     edges = Counter(mask for page in pages for mask in {_mask(line) for line in (*page[:_EDGE_LINES], *page[-_EDGE_LINES:])})
-    repeated = {mask for mask, count in edges.items() if count * 2 >= len(pages) and count >= 3}
-    kept = []
-    for page in pages:
-        last = len(page) - _EDGE_LINES
-        kept.append([line for i, line in enumerate(page) if not (_mask(line) in repeated and (i < _EDGE_LINES or i >= last))])
-    return kept
+    repeated = {mask for mask, count in edges.items() if count >= 3 and (count * 2 >= len(pages) or "#" in mask)}
+    return [
+        [line for i, line in enumerate(page) if _EDGE_LINES <= i < len(page) - _EDGE_LINES or _mask(line) not in repeated]
+        for page in pages
+    ]
 
 
 def _mask(line: str) -> str:

@@ -50,7 +50,7 @@ def read_whole(path: Path, limit: int = MAX_FILE_BYTES) -> bytes:
     with open_unpacked(path) as stream:
         content = stream.read(limit + 1)
     if len(content) > limit:
-        raise Damaged(f"more than {size(limit)} in one document")
+        raise Damaged(f"more than {size(limit)}, unpacked, in a file that is read whole")
     if not content:
         raise Damaged("the file is empty")
     return content
