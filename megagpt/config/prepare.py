@@ -12,16 +12,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 """A part of a whole, or a probability."""
 Size = Annotated[int, Field(gt=0)]
 """A number of things."""
-
-
 Kind = Literal["web", "books", "wikipedia", "code", "papers", "rows"]
 """What a source is, which says how it is read and by which rules it is judged."""
-
-
-Kind = Literal["web", "books", "wikipedia", "code", "papers", "rows"]
-
-
-SourceKind = Literal["web", "books", "wikipedia", "code", "papers", "rows"]
 
 
 class SourceConfig(Frozen):
@@ -30,7 +22,6 @@ class SourceConfig(Frozen):
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
     """In ids, in the ledger, in the mixture."""
     kind: Kind
-    kind: SourceKind
     """`web`: WARC, ARC, WET. `books`: plain text, EPUB. `wikipedia`: XML dumps. `code`: repositories. `papers`: LaTeX, PDF, JATS, HTML, Markdown, man
     pages. `rows`: JSONL, parquet and text files that hold documents already."""
     files: list[str] = Field(min_length=1)
@@ -39,6 +30,9 @@ class SourceConfig(Frozen):
     """Of `rows`: a plain text file is one document, or each of its lines is one."""
     licence: str = ""
     """Of documents that do not name their own."""
+    language: str | None = None
+    """ISO 639 code of the language that all its documents are in: none is dropped for it, whatever identification says; default: identification
+    decides for each."""
 
 
 class EncodingConfig(Frozen):
@@ -390,7 +384,7 @@ class QualityConfig(Frozen):
 
     classifier: str
     """Folder of the classifier, as runs/NAME/quality."""
-    kinds: list[SourceKind] = ["web"]
+    kinds: list[Kind] = ["web"]
     """Sources of these kinds are judged; the others pass without a score."""
     keep: Literal["threshold", "pareto"] = "pareto"
     """`threshold`: documents that score at least so much. `pareto`: GPT-3's way, good ones and now and then a bad one (Brown et al. 2020, appendix A):
@@ -424,7 +418,7 @@ class ToxicityConfig(Frozen):
     """Folder of the classifier, as runs/NAME/toxicity."""
     default: ToxicityRule = ToxicityRule()
     """For all kinds of sources but those of `by_kind`."""
-    by_kind: dict[SourceKind, ToxicityRule] = {"books": ToxicityRule(action="weigh")}
+    by_kind: dict[Kind, ToxicityRule] = {"books": ToxicityRule(action="weigh")}
     """Other rules for some kinds."""
 
 

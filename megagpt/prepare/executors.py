@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -61,14 +62,14 @@ class _Tasks(PipelineExecutor):
 
     def task(self, number: int) -> str | None:
         """Run one; what went wrong, in one line."""
-        datatrove_logger.disable("datatrove")  # else each task prints its pipeline, and a foreseen end its traceback
+        # Else each task prints its pipeline, and an error the values of all variables on its way, which are documents.
+        datatrove_logger.disable("datatrove")
         try:
             self._run_for_rank(number)
         except (Foreseen, OSError) as error:
             return f"{self.phase.name}, task {number}: {error}"
         except Exception as error:
-            datatrove_logger.enable("datatrove")
-            datatrove_logger.exception(error)
+            traceback.print_exc()
             return f"{self.phase.name}, task {number}: {type(error).__name__}: {error} (traceback above)"
         return None
 

@@ -38,7 +38,7 @@ def make_corpus(folder: Path, seed: int = 1, num_articles: int = 60) -> dict[str
     articles = [article(source, source.randint(10, 22)) for _ in range(num_articles)]
     rows: list[dict[str, Any] | str] = [{"text": text, "url": f"https://example.org/{number}"} for number, text in enumerate(articles)]
     for number in range(5):
-        rows.append({"text": articles[number].upper() if number == 0 else articles[number]})
+        rows.append({"text": articles[number].replace("\n\n", "\n \n") if number == 0 else articles[number]})
         words = articles[10 + number].split(" ")
         words[len(words) // 2] = "elephant"
         rows.append({"text": " ".join(words)})
