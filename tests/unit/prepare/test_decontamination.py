@@ -264,3 +264,5 @@ def test_decontamination_settings_that_contradict_each_other_are_refused(tmp_pat
         build_index(DecontaminationConfig(sets=[missing, missing]), tmp_path)
     with pytest.raises(ConfigError, match="min_words = 8: must be at most n = 5"):
         build_index(DecontaminationConfig(sets=[missing], n=5), tmp_path)
+    with pytest.raises(ConfigError, match=r"ignore = '\(' of set: missing \)"):
+        build_index(DecontaminationConfig(sets=[EvaluationSetConfig(name="set", files=["x"], ignore="(")]), tmp_path)
