@@ -121,7 +121,8 @@ def build_index(config: DecontaminationConfig, work: Path) -> Path:
             raise ConfigError(f"steps.decontamination.sets: ignore = {evaluation.ignore!r} of {evaluation.name}: {error}") from error
     files = [(evaluation, path) for evaluation in config.sets for path in find_files(evaluation)]
     inputs = [[*evaluation.model_dump(include={"name", "columns", "ignore"}).values(), str(path), sha256_file(path)] for evaluation, path in files]
-    key = hashlib.sha256(json.dumps([config.n, config.min_words, inputs]).encode()).hexdigest()
+    # max_documents too: marks of common n-grams belong to it.
+    key = hashlib.sha256(json.dumps([config.n, config.min_words, config.max_documents, inputs]).encode()).hexdigest()
     folder = index_folder(work)
     if not (folder / "index.json").exists() or json.loads((folder / "index.json").read_text(encoding="utf-8"))["key"] != key:
         items = (item for evaluation, path in files for item in read_items(evaluation, path))
