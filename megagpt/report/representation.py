@@ -36,7 +36,7 @@ def draw(table: Sequence[Row], path: Path) -> None:
             _draw_counts(left, rows, title)
             _draw_sentiment(right, rows, min(bound * 1.08, 4.0))
         axes[-1][0].set_xlabel("mentions per million words (in brackets: documents before)")
-        axes[-1][1].set_xlabel("mean valence of the words around (−4 to 4)")
+        axes[-1][1].set_xlabel("valence of words around (−4 to 4)")
         handles = [
             Patch(color=BEFORE, label="before cleaning"), Patch(color=BLUE, label="after"),
             Line2D([], [], color=VERMILION, marker="s", linestyle="none", label="documents kept less often than others (ratio beside the bar)"),
