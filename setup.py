@@ -46,6 +46,7 @@ PINS = {
         "vaderSentiment": "3.3.2",  # its lexicon
         "phonenumbers": "9.0.43",
         "scikit-learn": "1.9.1",
+        "scipy": "1.17.1",
         "duckdb": "2.0.1",
         "pyarrow": "26.0.1",
         "tqdm": "4.70.1",

@@ -269,9 +269,8 @@ Target = Literal["uniform"] | dict[str, Annotated[float, Field(gt=0, allow_inf_n
 class ReweightingConfig(Frozen):
     """Weights of documents by whom they speak of."""
 
-    targets: dict[str, Target] = Field({"gender": "uniform"}, min_length=1)
-    """Category -> the shares that its groups should have of all its mentions: `uniform`, or group -> share (normalised; groups without one keep
-    their weight)."""
+    targets: dict[str, Target] = Field({"gender": {"women": 1.0, "men": 1.0}}, min_length=1)
+    """Category -> the shares that its groups should have of all its mentions: `uniform`, or group -> share (normalised; others are left out)."""
     strength: Share = 1.0
     """0: as it is; 1: the target; between them the geometric mean of both."""
     min_weight: float = Field(0.5, gt=0, le=1)

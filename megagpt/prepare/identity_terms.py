@@ -18,11 +18,11 @@ PERSONS = frozenset(
     "kid kids baby babies teen teens teenager teenagers youth youths adult adults student students pupil pupils family families couple couples "
     "community communities citizen citizens neighbor neighbors neighbour neighbours resident residents population populations immigrant immigrants "
     "migrant migrants refugee refugees voter voters worker workers individual individuals folk folks parent parents mother mothers father fathers "
-    "friend friends wife husband girlfriend boyfriend doctor doctors nurse nurses teacher teachers professor professors lawyer lawyers artist artists "
-    "actor actors actress actresses singer singers rapper rappers musician musicians writer writers author authors poet poets athlete athletes player "
-    "players politician politicians leader leaders president soldier soldiers officer officers driver drivers farmer farmers businessman businessmen "
-    "candidate candidates employee employees customer customers patient patients prisoner prisoners victim victims suspect suspects veteran veterans "
-    "american americans".split()
+    "friend friends wife husband girlfriend boyfriend doctor doctors nurse nurses teacher teachers professor professors lawyer lawyers artist "
+    "artists actor actors actress actresses singer singers rapper rappers musician musicians writer writers author authors poet poets athlete "
+    "athletes player players politician politicians leader leaders president soldier soldiers officer officers driver drivers farmer farmers "
+    "businessman businessmen candidate candidates employee employees customer customers patient patients prisoner "
+    "prisoners victim victims suspect suspects veteran veterans american americans".split()
 )
 """What may stand for `*` at the end of a term."""
 PRONOUNS, COPULAS = frozenset("i he she they we you who".split()), frozenset("is was are were am be been being".split())
@@ -70,7 +70,8 @@ def read_terms(file: str | None) -> list[Term]:
     for term in terms.values():
         other = owner.setdefault((term.category, term.words, term.is_adjective), term)
         if other is not term:
-            raise ConfigError(f"{paths[-1]}: {term.text!r} is in {term.category}.{other.group} and {term.group} (as {other.text!r}); one of them must go")
+            where = f"{term.category}.{other.group} and {term.group}"
+            raise ConfigError(f"{paths[-1]}: {term.text!r} is in {where} (as {other.text!r}); one of them must go")
     return [terms[key] for key in sorted(terms)]
 
 

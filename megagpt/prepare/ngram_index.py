@@ -106,6 +106,16 @@ class NgramIndex:
     def _shift(self) -> np.uint64:
         return _shift_of(len(self.sieve))
 
+    @cached_property
+    def names(self) -> list[str]:
+        """Of the sets."""
+        return [facts["name"] for facts in self.facts["sets"]]
+
+    @cached_property
+    def first_items(self) -> np.ndarray:
+        """Number of each set's first item; [sets]. Items of a set follow each other."""
+        return np.searchsorted(self.sets, np.arange(len(self.names)))
+
     def find(self, words: np.ndarray, also_common: bool = False) -> Matches:
         """N-grams of a text (hashes of its words, [words]) that are in the index, without common ones unless they are asked for."""
         by_length = list(gram_hashes(words, self.facts["lengths"]))
@@ -140,7 +150,7 @@ class NgramIndex:
 def write_index(folder: Path, sets: list[str], items: Iterable[Item], n: int, min_words: int, key: str) -> None:
     """Index the items: the n-grams of each text; a text under n words as a whole, if it has min_words; shorter ones not at all.
 
-    Held in memory: about 60 bytes an n-gram of the evaluation sets. The folder appears when it is whole.
+    Held in memory: about 80 bytes an n-gram of the evaluation sets. The folder appears when it is whole.
     """
     numbers = word_hashes()
     hashes: list[np.ndarray] = []

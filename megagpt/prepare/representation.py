@@ -12,17 +12,19 @@ from typing import Any
 
 import numpy as np
 
-from megagpt.config.prepare import RepresentationConfig
+from megagpt.config.prepare import RepresentationConfig, Target
 from megagpt.prepare.identity_terms import TermFinder, read_terms
 from megagpt.prepare.sentiment import SCALE, read_lexicon, read_negations, valences
 
 Counts = dict[str, Any]
-"""Source -> `documents`, `words`, `terms` (category/group/term -> columns), `groups` (category/group -> columns); what is 0 is left out."""
+"""Source -> `documents`, `words`, `terms` (category/group/term -> columns), `groups` (category/group -> columns), and where documents are to be
+re-weighted `together` (category/group -> category/group -> A of reweighting.py, in millionths); what is 0 is left out."""
 
 COLUMNS = ("documents", "occurrences", "positive", "negative", "valence", "weighted")
 """Documents that have it; times it occurs; words of positive and of negative valence around it, and the sum of their valences, in thousandths;
 occurrences by the weights of their documents, in thousandths."""
 WEIGHT_SCALE = 1000
+TOGETHER_SCALE = 1_000_000
 
 
 class Representation:
@@ -38,6 +40,12 @@ class Representation:
         self._is_negation = self._finder.mask(negations)
         self._groups = list(dict.fromkeys(term.group_key for term in terms))
         self._group_of = np.array([self._groups.index(term.group_key) for term in terms])
+        targets = config.reweighting.targets if config.reweighting else {}
+        self._targeted = [
+            np.array([place for place, group in enumerate(self._groups) if is_target(group, category, target)], np.int64)
+            for category, target in sorted(targets.items())
+        ]
+        """Of each category with targets, the places of its groups that have one."""
         self._sources: dict[str, _Sums] = {}
 
     def add(self, source: str, text: str, weight: float = 1.0) -> None:
@@ -60,7 +68,12 @@ class Representation:
         rows[:, 5] = round(weight * WEIGHT_SCALE)
         np.add.at(sums.terms, terms, rows)
         sums.terms[np.unique(terms), 0] += 1
-        sums.group_documents[np.unique(self._group_of[terms])] += 1
+        mentions = np.bincount(self._group_of[terms], minlength=len(self._groups))
+        sums.group_documents += mentions > 0
+        for targeted in self._targeted:
+            named = targeted[mentions[targeted] > 0]
+            total = max(mentions[named].sum(), 1)
+            sums.together[np.ix_(named, named)] += (TOGETHER_SCALE * np.outer(mentions[named], mentions[named]) + total // 2) // total
 
     def _around(self, numbers: np.ndarray, begins: np.ndarray, ends: np.ndarray) -> np.ndarray:
         """Positive and negative words and the sum of valences in the window around each term; [found, 3]."""
@@ -79,11 +92,13 @@ class Representation:
         groups = np.zeros((len(self._groups), len(COLUMNS)), np.int64)
         np.add.at(groups, self._group_of, sums.terms)
         groups[:, 0] = sums.group_documents
+        together = {self._groups[place]: sums.together[place] for place in np.flatnonzero(sums.together.any(axis=1))}
         return {
             "documents": sums.documents,
             "words": sums.words,
             "terms": _named([term.key for term in self._finder.terms], sums.terms),
             "groups": _named(self._groups, groups),
+            "together": {group: {self._groups[place]: int(row[place]) for place in np.flatnonzero(row)} for group, row in together.items()},
         }
 
 
@@ -95,10 +110,18 @@ class _Sums:
     """[terms, COLUMNS]"""
     group_documents: np.ndarray
     """[groups]"""
+    together: np.ndarray
+    """[groups, groups], millionths"""
 
     @classmethod
     def zero(cls, num_terms: int, num_groups: int) -> _Sums:
-        return cls(0, 0, np.zeros((num_terms, len(COLUMNS)), np.int64), np.zeros(num_groups, np.int64))
+        return cls(0, 0, np.zeros((num_terms, len(COLUMNS)), np.int64), np.zeros(num_groups, np.int64), np.zeros((num_groups, num_groups), np.int64))
+
+
+def is_target(group: str, category: str, target: Target) -> bool:
+    """Whether a `category/group` is among those that the target of a category speaks of."""
+    of, name = group.split("/")
+    return of == category and (target == "uniform" or name in target)
 
 
 def _named(names: list[str], rows: np.ndarray) -> dict[str, dict[str, int]]:
@@ -168,7 +191,7 @@ def table(
 
 
 def _of_source(counts: Counts, source: str | None) -> dict[str, Any]:
-    none = {"documents": 0, "words": 0, "terms": {}, "groups": {}}
+    none: Counts = {"documents": 0, "words": 0, "terms": {}, "groups": {}}
     return merge([none, *(counts.values() if source is None else [counts.get(source, {})])])
 
 
@@ -189,11 +212,10 @@ def _row(kind: str, key: str, seen: dict, left: dict, drops: dict[str, dict], co
     for step, counts in drops.items():
         steps[step] = _kept(mine, mine - column(counts, "documents"), all_, all_ - counts["documents"], config)
         mine, all_ = mine - column(counts, "documents"), all_ - counts["documents"]
-    pairs = (seen, left)
-    return Row(
-        category, group, "".join(term), tuple(column(counts, "documents") for counts in pairs), tuple(map(per_million, pairs)),
-        tuple(map(sentiment, pairs)), _kept(column(seen, "documents"), column(left, "documents"), seen["documents"], left["documents"], config), steps,
-    )  # fmt: skip
+    documents = column(seen, "documents"), column(left, "documents")
+    kept = _kept(*documents, seen["documents"], left["documents"], config)
+    per_million_words, valence = (per_million(seen), per_million(left)), (sentiment(seen), sentiment(left))
+    return Row(category, group, "".join(term), documents, per_million_words, valence, kept, steps)
 
 
 def _kept(seen: int, left: int, all_seen: int, all_left: int, config: RepresentationConfig) -> Kept:

@@ -1,12 +1,20 @@
-"""Weights of documents that bring the shares in which groups are named nearer to a target.
+"""Weights of documents that bring the shares in which groups are named to a target, or near it.
 
-In a category let q_g be the share of group g in the occurrences of its targeted groups, p_g its target and s the strength. The factor of g is
+Let n_dg be the mentions of group g of a category in document d, among the groups that have a target, and n_d their sum. With a factor f_g for each
+group the document weighs
 
-    f_g = (p_g / q_g)^s / Σ_h q_h (p_h / q_h)^s
+    w_d = Σ_g (n_dg / n_d) f_g,
 
-and a document's weight the product over categories of the mean of f over its occurrences in them, within the limits; without any it is 1. If each
-document names one group of a category, and no limit is met, the weighted occurrences of g have the share q_g f_g ∝ q_g^(1-s) p_g^s: between what is
-and the target, and the target for s = 1; their sum stays what it was, since Σ q_g f_g = 1. Documents that name several groups bring it less far.
+the mean of the factors over its mentions. The weighted mentions of g are then linear in the factors,
+
+    Σ_d n_dg w_d = Σ_h A_gh f_h    with    A_gh = Σ_d n_dg n_dh / n_d,
+
+and A, which is small, is counted in one pass. With q_g the share of g among the N mentions, p_g its target and s the strength, the wanted shares are
+r_g = q_g^(1-s) p_g^s / Σ_h q_h^(1-s) p_h^s, and f is what makes Σ_g ((A f)_g / N - r_g)² / q_g least within the limits of weights. It is divided by
+q since then the weighted mentions remain N in all wherever no limit is met (Σ_h A_hg = N q_g, so that the sum of the normal equations says so). Where
+each document names one group, f_g = r_g / q_g.
+
+A document that several categories speak of has the product of their means, within the limits; one that names nobody weighs 1.
 """
 
 from __future__ import annotations
@@ -15,11 +23,15 @@ import difflib
 from typing import Any
 
 import numpy as np
+from scipy.optimize import lsq_linear
 
 from megagpt.config.load import ConfigError
 from megagpt.config.prepare import RepresentationConfig, ReweightingConfig
 from megagpt.prepare.identity_terms import TermFinder, read_terms
-from megagpt.prepare.representation import WEIGHT_SCALE, Counts, merge
+from megagpt.prepare.representation import WEIGHT_SCALE, Counts, is_target, merge
+
+RIDGE = 1e-4
+"""Weight of |f - 1|: so small that it moves the factor of a group with a share of q by about its square over q."""
 
 
 def check_targets(config: RepresentationConfig) -> None:
@@ -41,7 +53,8 @@ def check_targets(config: RepresentationConfig) -> None:
 def _require(name: str, names: list[str], where: str) -> None:
     if name not in names:
         nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
-        raise ConfigError(f"{where}: {name!r} has no terms; {f'did you mean {nearest[0]}?' if nearest else 'known are ' + ', '.join(dict.fromkeys(names))}")
+        hint = f"did you mean {nearest[0]}?" if nearest else f"known are {', '.join(dict.fromkeys(names))}"
+        raise ConfigError(f"{where}: {name!r} has no terms; {hint}")
 
 
 def distribution(counts: Counts, column: str = "occurrences") -> dict[str, dict[str, float]]:
@@ -54,18 +67,37 @@ def distribution(counts: Counts, column: str = "occurrences") -> dict[str, dict[
 
 
 def weights(counts: Counts, config: RepresentationConfig) -> dict[str, float]:
-    """`category/group` -> factor f, for the groups that have a target and occur."""
+    """`category/group` -> factor f, for the groups that have a target and occur.
+
+    Raises:
+        ValueError: counts that were made without these targets.
+    """
     settings = _settings(config)
-    is_now = distribution(counts)
-    factors = {}
+    total = merge(counts.values())
+    together = total.get("together", {})
+    factors: dict[str, float] = {}
     for category, target in sorted(settings.targets.items()):
-        groups = {group: share for group, share in is_now.get(category, {}).items() if target == "uniform" or group in target}
-        q = np.array(list(groups.values()))
-        p = np.array([1.0 if target == "uniform" else target[group] for group in groups])
-        ratio = ((p / p.sum()) / (q / q.sum())) ** settings.strength
-        f = ratio / (q / q.sum() * ratio).sum()
-        factors |= {f"{category}/{group}": value for group, value in zip(groups, f.tolist(), strict=True)}
+        groups = [group for group in total.get("groups", {}) if is_target(group, category, target)]
+        if not together.keys() >= set(groups):
+            raise ValueError(f"the counts were made without targets for {category}: nothing is known of groups that documents name together")
+        if groups:
+            a = np.array([[together[group].get(other, 0) for other in groups] for group in groups], float)
+            p = np.array([1.0 if target == "uniform" else target[group.split("/")[1]] for group in groups])
+            factors |= zip(groups, _factors(a, p, settings).tolist(), strict=True)
     return factors
+
+
+def _factors(a: np.ndarray, p: np.ndarray, settings: ReweightingConfig) -> np.ndarray:
+    """f of the module's formula; a: [groups, groups] in any unit, p: [groups], not normalised."""
+    a = a / a.sum()  # its rows sum to n_g, all of it to N
+    q = a.sum(axis=1)
+    r = q ** (1 - settings.strength) * p**settings.strength
+    r /= r.sum()
+    # Groups that are never named apart have no f of their own: of all that fit as well, the one nearest to 1.
+    rows = np.concatenate([a / np.sqrt(q)[:, None], RIDGE * np.eye(len(p))])
+    goal = np.concatenate([r / np.sqrt(q), np.full(len(p), RIDGE)])
+    limits = (settings.min_weight, settings.max_weight)
+    return np.full(len(p), 1.0) if limits[0] == limits[1] else lsq_linear(rows, goal, limits, method="bvls").x
 
 
 class Weigher:

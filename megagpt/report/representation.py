@@ -23,7 +23,8 @@ ROW_INCHES, HEAD_INCHES = 0.32, 0.75
 def draw(table: Sequence[Row], path: Path) -> None:
     """Write the picture of the groups of a table (`megagpt.prepare.representation.table`); its terms are left to the table itself."""
     groups = [row for row in table if not row.term]
-    strips = [(category, _most_named([row for row in groups if row.category == category])) for category in dict.fromkeys(row.category for row in groups)]
+    categories = dict.fromkeys(row.category for row in groups)
+    strips = [(category, _most_named([row for row in groups if row.category == category])) for category in categories]
     heights = [HEAD_INCHES + ROW_INCHES * len(rows) for _, rows in strips] or [HEAD_INCHES]
     with rc_context(STYLE | {"axes.grid.axis": "x"}):
         figure = Figure(figsize=(9.0, sum(heights) + 0.7), dpi=160, layout="constrained")
@@ -35,7 +36,7 @@ def draw(table: Sequence[Row], path: Path) -> None:
             _draw_counts(left, rows, title)
             _draw_sentiment(right, rows, min(bound * 1.08, 4.0))
         axes[-1][0].set_xlabel("mentions per million words (in brackets: documents before)")
-        axes[-1][1].set_xlabel("mean valence of the words around (−4 to 4)")
+        axes[-1][1].set_xlabel("valence of words around (−4 to 4)")
         handles = [
             Patch(color=BEFORE, label="before cleaning"), Patch(color=BLUE, label="after"),
             Line2D([], [], color=VERMILION, marker="s", linestyle="none", label="documents kept less often than others (ratio beside the bar)"),
@@ -54,7 +55,8 @@ def _draw_counts(axes: Axes, rows: list[Row], title: str) -> None:
         axes.barh(place - HEIGHT / 2, before, HEIGHT, color=BEFORE)
         axes.barh(place + HEIGHT / 2, after, HEIGHT, color=VERMILION if row.kept.is_flagged else BLUE)
         if row.kept.is_flagged:
-            axes.annotate(f"× {row.kept.ratio:.2f}", (max(before, after), place), (5, 0), textcoords="offset points", va="center", color=VERMILION, fontsize=8.5)
+            end = (max(before, after), place)
+            axes.annotate(f"× {row.kept.ratio:.2f}", end, (5, 0), textcoords="offset points", va="center", color=VERMILION, fontsize=8.5)
     axes.set_title(title)
     axes.set_xmargin(0.1)
     _name_rows(axes, [f"{row.group.replace('_', ' ')}  ({row.documents[0]:,})" for row in rows])

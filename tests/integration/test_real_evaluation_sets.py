@@ -8,10 +8,9 @@ import json
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from megagpt.config.prepare import DecontaminationConfig, EvaluationSetConfig, ReweightingConfig, RepresentationConfig
+from megagpt.config.prepare import DecontaminationConfig, EvaluationSetConfig, RepresentationConfig, ReweightingConfig
 from megagpt.data.records import Document, read_documents
 from megagpt.prepare.document import to_flow
 from megagpt.prepare.evaluation_sets import find_files, read_items
@@ -100,7 +99,7 @@ def test_documents_that_never_saw_the_sets_are_left_alone(work):
 
 
 RECALL = {"race-color": 0.6, "nationality": 0.4, "gender": 0.8, "religion": 0.88, "age": 0.5, "disability": 0.5, "sexual-orientation": 0.8}
-"""Of CrowS-Pairs, the pairs of which a sentence names a group of the pair's category; the others hint at it (first names, watermelons, `a Mexican`)."""
+"""Of CrowS-Pairs, the pairs of which a sentence names a group of the pair's category; others hint at it (first names, `a Mexican`)."""
 CATEGORY = {"race-color": "origin", "nationality": "origin", "sexual-orientation": "sexual_orientation"}
 
 
@@ -126,5 +125,26 @@ def test_dropping_labelled_tweets_hits_some_groups_more():
         is_kept = row["label"] == "neither"
         before.add("tweets", row["text"])
         (after if is_kept else dropped).add("tweets", row["text"])
-    for row in table(before.counts(), after.counts(), config, {"toxicity": dropped.counts()}):
-        if not row.term: print(row)
+    rows = table(before.counts(), after.counts(), config, {"toxicity": dropped.counts()})
+    flagged = {row.group: row.kept.ratio for row in rows if not row.term and row.kept.is_flagged}
+    assert flagged.keys() == {"women", "gay_and_lesbian"}
+    assert flagged["women"] == pytest.approx(0.51, abs=0.02) and flagged["gay_and_lesbian"] == pytest.approx(0.38, abs=0.02)
+    assert all(row.steps == {"toxicity": row.kept} for row in rows)
+    women = next(row for row in rows if row.group == "women" and not row.term)
+    assert women.sentiment[0] < -0.5 < 0 < women.sentiment[1]  # insults go, and with them the words near women
+
+
+def test_weights_bring_real_text_to_a_target():
+    """In web pages and news three mentions in four are of men; weights between 0.2 and 5 make them as many as those of women."""
+    reweighting = ReweightingConfig(targets={"gender": {"women": 1.0, "men": 1.0}}, min_weight=0.2, max_weight=5.0)
+    config = RepresentationConfig(reweighting=reweighting)
+    texts = corpus()
+    before, after = Representation(config), Representation(config)
+    for text in texts:
+        before.add("all", text)
+    weigher = Weigher(config, weights(before.counts(), config))
+    for text in texts:
+        after.add("all", text, weigher.weight_of(text))
+    men, women = effect(before.counts(), after.counts(), config)
+    assert men["share"] > 0.7
+    assert women["weighted"] == pytest.approx(0.5, abs=0.01)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,6 @@ class Decontamination:
     def __init__(self, config: DecontaminationConfig, work: Path):
         self._config = config
         self._index = NgramIndex.load(index_folder(work))
-        self._first_items = np.searchsorted(self._index.sets, np.arange(len(config.sets)))
         self._numbers = word_hashes()
 
     def __call__(self, document: Document) -> str | None:
@@ -61,10 +61,8 @@ class Decontamination:
         return None
 
     def _by_set(self, items: np.ndarray) -> dict[str, list[int]]:
-        sets = self._index.sets[items]
-        return {
-            self._config.sets[number].name: (items[sets == number] - self._first_items[number]).tolist() for number in np.unique(sets).tolist()
-        }
+        index, sets = self._index, self._index.sets[items]
+        return {index.names[number]: (items[sets == number] - index.first_items[number]).tolist() for number in np.unique(sets).tolist()}
 
 
 def cut(text: str, positions: np.ndarray, lengths: np.ndarray, window: int) -> list[str]:
@@ -116,9 +114,15 @@ def build_index(config: DecontaminationConfig, work: Path) -> Path:
         raise ConfigError(f"steps.decontamination.sets: two are called {twice[0]}")
     if config.min_words > config.n:
         raise ConfigError(f"steps.decontamination.min_words = {config.min_words}: must be at most n = {config.n}")
+    for evaluation in config.sets:
+        try:
+            re.compile(evaluation.ignore or "")
+        except re.error as error:
+            raise ConfigError(f"steps.decontamination.sets: ignore = {evaluation.ignore!r} of {evaluation.name}: {error}") from error
     files = [(evaluation, path) for evaluation in config.sets for path in find_files(evaluation)]
     inputs = [[*evaluation.model_dump(include={"name", "columns", "ignore"}).values(), str(path), sha256_file(path)] for evaluation, path in files]
-    key = hashlib.sha256(json.dumps([config.n, config.min_words, inputs]).encode()).hexdigest()
+    # max_documents too: marks of common n-grams belong to it.
+    key = hashlib.sha256(json.dumps([config.n, config.min_words, config.max_documents, inputs]).encode()).hexdigest()
     folder = index_folder(work)
     if not (folder / "index.json").exists() or json.loads((folder / "index.json").read_text(encoding="utf-8"))["key"] != key:
         items = (item for evaluation, path in files for item in read_items(evaluation, path))
@@ -163,17 +167,16 @@ def touched(work: Path, notes: Iterable[dict[str, Any]]) -> list[dict[str, Any]]
         any), and `most` (the ten items that most documents held: file, line, documents).
     """
     index = NgramIndex.load(index_folder(work))
-    names = [facts["name"] for facts in index.facts["sets"]]
-    first_items = np.searchsorted(index.sets, np.arange(len(names)))
-    documents = np.zeros(len(names), np.int64)
+    documents = np.zeros(len(index.names), np.int64)
     found = np.zeros(len(index.sizes), np.int64)
     for note in notes:
         for name, places in note["items"].items():
-            documents[names.index(name)] += 1
-            found[first_items[names.index(name)] + np.array(places)] += 1
+            number = index.names.index(name)
+            documents[number] += 1
+            found[index.first_items[number] + np.array(places)] += 1
     rows = []
     for number, facts in enumerate(index.facts["sets"]):
-        of_set = first_items[number] + np.arange(facts["items"])
+        of_set = index.first_items[number] + np.arange(facts["items"])
         most = [int(item) for item in of_set[np.argsort(-found[of_set], kind="stable")][:MOST] if found[item]]
         rows.append(
             {"set": facts["name"], "items": facts["items"], "too_short": facts["too_short"]}

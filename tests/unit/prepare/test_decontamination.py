@@ -170,6 +170,7 @@ def test_decontamination_ignores_what_many_documents_share(tmp_path):
     assert seen(find, documents[3])[2] == 1.0
     again = count_documents(NgramIndex.load(tmp_path / "evaluation_index"), documents)
     assert (again == sum(counts)).all()  # a phase that is done again counts what was marked before
+    assert seen(step(tmp_path, [phrase, ITEM]), documents[0])[2] == 1.0  # without max_documents nothing is common
 
 
 def test_decontamination_report_names_the_items_that_were_touched(tmp_path):
@@ -264,3 +265,5 @@ def test_decontamination_settings_that_contradict_each_other_are_refused(tmp_pat
         build_index(DecontaminationConfig(sets=[missing, missing]), tmp_path)
     with pytest.raises(ConfigError, match="min_words = 8: must be at most n = 5"):
         build_index(DecontaminationConfig(sets=[missing], n=5), tmp_path)
+    with pytest.raises(ConfigError, match=r"ignore = '\(' of set: missing \)"):
+        build_index(DecontaminationConfig(sets=[EvaluationSetConfig(name="set", files=["x"], ignore="(")]), tmp_path)
