@@ -11,7 +11,7 @@ from megagpt.prepare.personal_data.span import Span
 # ---------------------------------------------------------------- cards
 
 _CARD = re.compile(
-    r"(?<!\w)(?<!\d[.-])(?<![/&?])(?:\d{12,19}|\d{4}(?P<fours>[ .-])\d{4}(?P=fours)\d{4}(?P=fours)\d{4}(?:(?P=fours)\d{3})?|\d{4}(?P<six>[ .-])\d{6}(?P=six)\d{4,5})"
+    r"[0-9](?<![\w/&?][0-9])(?<!\d[.-][0-9])(?:\d{11,18}|\d{3}(?P<fours>[ .-])\d{4}(?P=fours)\d{4}(?P=fours)\d{4}(?:(?P=fours)\d{3})?|\d{3}(?P<six>[ .-])\d{6}(?P=six)\d{4,5})"
     r"(?!\w|[.-]\d)",
     re.ASCII,
 )
@@ -29,7 +29,8 @@ _ISSUERS: list[tuple[range, set[int], bool]] = [
     (range(380000, 400000), {14, 16}, False),
     (range(601100, 601200), {16, 19}, True),  # Discover
     (range(644000, 660000), {16, 19}, True),
-    (range(352800, 359000), {16, 19}, True),  # JCB
+    (range(352800, 359000), {16, 19}, True),  # JCB, and what is written as one in examples
+    (range(350000, 360000), {16}, False),
     (range(213100, 213200), {15}, False),
     (range(180000, 180100), {15}, False),
     (range(620000, 630000), {16, 17, 18, 19}, False),  # UnionPay
@@ -73,7 +74,7 @@ _LENGTHS = {
     for country in countries.split()
 }  # fmt: skip
 """Characters in all (ISO 13616, the registry of SWIFT)."""
-_IBAN = re.compile(r"(?<![A-Za-z0-9])([A-Za-z]{2})[ -]?\d{2}(?=[ -]?[A-Za-z0-9])", re.ASCII)
+_IBAN = re.compile(r"[0-9](?:(?<=(?<![A-Za-z0-9])[A-Za-z]{2}[0-9])|(?<=(?<![A-Za-z0-9])[A-Za-z]{2}[ -][0-9]))[0-9](?=[ -]?[A-Za-z0-9])", re.ASCII)
 _REST = {length: re.compile(rf"(?:[ -]?[A-Za-z0-9]){{{length - 4}}}(?![A-Za-z0-9])", re.ASCII) for length in set(_LENGTHS.values())}
 _REGULAR = re.compile(r"[A-Za-z0-9]+|[A-Za-z0-9]{4}(?:([ -])[A-Za-z0-9]{4})(?:\1[A-Za-z0-9]{4})*(?:\1[A-Za-z0-9]{1,3})?", re.ASCII)
 
@@ -81,17 +82,18 @@ _REGULAR = re.compile(r"[A-Za-z0-9]+|[A-Za-z0-9]{4}(?:([ -])[A-Za-z0-9]{4})(?:\1
 def ibans(text: str) -> Iterator[Span]:
     """Account numbers: the length of their country and the remainder 1 modulo 97 (ISO 7064). In one piece or in fours; in other groups where the word
     IBAN stands before it."""
-    for head in _IBAN.finditer(text):
-        length = _LENGTHS.get(head[1].upper())
-        rest = length and _REST[length].match(text, head.end())
+    for check in _IBAN.finditer(text):
+        start = check.start() - (2 if text[check.start() - 1].isalpha() else 3)
+        length = _LENGTHS.get(text[start : start + 2].upper())
+        rest = length and _REST[length].match(text, check.end())
         if not rest:
             continue
-        written = text[head.start() : rest.end()]
+        written = text[start : rest.end()]
         number = re.sub("[ -]", "", written)
         if not (number.isupper() or number.islower()) or not remainder_is_one(number.upper()):
             continue
-        if _REGULAR.fullmatch(written) or said_before(text, head.start()) == "IBAN":
-            yield Span(head.start(), rest.end(), "IBAN")
+        if _REGULAR.fullmatch(written) or said_before(text, start) == "IBAN":
+            yield Span(start, rest.end(), "IBAN")
 
 
 def remainder_is_one(number: str) -> bool:
@@ -101,7 +103,7 @@ def remainder_is_one(number: str) -> bool:
 
 # ---------------------------------------------------------------- SSN
 
-_SSN = re.compile(r"(?<!\w)(?<![\w/][.-])(?<!\d[ /])(?!000|666|9)\d{3}(?P<mark>[ -]?)(?!00)\d{2}(?P=mark)(?!0000)\d{4}(?!\w|[./-]\d)", re.ASCII)
+_SSN = re.compile(r"[0-8](?<!\w[0-8])(?<![\w/][.-][0-8])(?<!\d[ /][0-8])(?<!/[0-8])(?!(?<=0)00|(?<=6)66)\d{2}(?P<mark>[ -]?)(?!00)\d{2}(?P=mark)(?!0000)\d{4}(?!\w|[./-]\d)", re.ASCII)
 
 
 def ssns(text: str) -> Iterator[Span]:
