@@ -24,7 +24,7 @@ _WORDS: dict[Said, str] = {
     "SSN": "ssn ssns ss",
     "IP": "ip ips ipv address addresses addr adresse direcciones dirección indirizzo adres host hosts server servers dns ping gateway proxy client subnet port"
     " router routers login",
-    "VERSION": "v ver version versions versión versione versie release build firmware update updates upgrade driver kernel section chapter clause rule sec ch",
+    "VERSION": "v ver version versions versión versione versie release build firmware update updates upgrade driver kernel section sections chapter chapters clause rule sec ch",
     "OTHER": "isbn issn ean upc sku ref réf part model doi arxiv pmid pmc patent case page pages pp vol lat lon lng gps total totals lot batch hash md sha"
     " commit id ids uuid imei date dated datum fecha price prices prix precio prezzo preis",
 }
@@ -50,9 +50,9 @@ _LETTERS = re.compile(r"[^\W\d_]+")
 _NAMED_BEHIND = re.compile(r"[ ,]{0,2}[(\[]?(?:office|fax|mobile|cell|home|work|tel|telephone|phone|desk|direct|toll[- ]free|whatsapp)\b", re.IGNORECASE)
 
 
-def said_before(text: str, start: int) -> Said | None:
-    """The nearest word before the place that says what kind of number follows; None where no word does."""
-    left = max(0, start - BEFORE)
+def said_before(text: str, start: int, within: int = BEFORE) -> Said | None:
+    """The nearest word before the place that says what kind of number follows; None where none of so many characters does."""
+    left = max(0, start - within)
     left = max(left, text.rfind("\n\n", left, start))
     words = list(_LETTERS.finditer(text, left, start))
     for place in range(len(words) - 1, -1, -1):

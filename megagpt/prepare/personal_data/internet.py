@@ -123,8 +123,8 @@ def _is_ipv6(text: str, *, public_only: bool) -> bool:
         return False
     parts = text.split(":")
     if "::" in text:
-        # `std::dead::beef` of a program and `::` alone are valid too; addresses that hosts have begin with a wide number.
-        if len(parts[0]) < 3 or not any(character.isdigit() for character in text):
+        # `std::dead::beef` of a program and `::` alone are valid too; addresses of hosts begin with a wide number, and those of networks end with ::.
+        if len(parts[0]) < 3 or text.endswith("::") or not any(character.isdigit() for character in text):
             return False
     elif all(len(part) == 2 for part in parts):
         return False  # a hardware address (EUI-64)
