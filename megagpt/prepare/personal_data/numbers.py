@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from megagpt.prepare.personal_data.context import said_before
+from megagpt.prepare.personal_data.context import said_before, said_card_behind
+from megagpt.prepare.personal_data.phones import MAX_DIGITS
 from megagpt.prepare.personal_data.span import Span
 
 # ---------------------------------------------------------------- cards
@@ -16,24 +17,24 @@ _CARD = re.compile(
     re.ASCII,
 )
 _ISSUERS: list[tuple[range, set[int], bool]] = [
-    # First numbers, lengths, whether number and checksum are enough without a word: one of ten other numbers of that length passes Luhn.
-    (range(400000, 500000), {16}, True),  # Visa
-    (range(400000, 500000), {13, 19}, False),
+    # First numbers, lengths, and whether these and the checksum are enough without a word. Of other numbers one in ten passes Luhn, and short ones
+    # (EAN, times in milliseconds) and those of Maestro's wide ranges are frequent.
+    (range(400000, 500000), {16, 19}, True),  # Visa
+    (range(400000, 500000), {13}, False),
     (range(510000, 560000), {16}, True),  # Mastercard
     (range(222100, 272100), {16}, True),
     (range(340000, 350000), {15}, True),  # American Express
     (range(370000, 380000), {15}, True),
-    (range(300000, 306000), {14, 16}, False),  # Diners Club
-    (range(309500, 309600), {14, 16}, False),
-    (range(360000, 370000), {14, 16}, False),
-    (range(380000, 400000), {14, 16}, False),
+    (range(300000, 306000), {14, 16}, True),  # Diners Club
+    (range(309500, 309600), {14, 16}, True),
+    (range(360000, 370000), {14, 16}, True),
+    (range(380000, 400000), {14, 16}, True),
     (range(601100, 601200), {16, 19}, True),  # Discover
     (range(644000, 660000), {16, 19}, True),
-    (range(352800, 359000), {16, 19}, True),  # JCB, and what is written as one in examples
-    (range(350000, 360000), {16}, False),
-    (range(213100, 213200), {15}, False),
-    (range(180000, 180100), {15}, False),
-    (range(620000, 630000), {16, 17, 18, 19}, False),  # UnionPay
+    (range(350000, 360000), {16, 19}, True),  # JCB (3528 to 3589, and what examples write)
+    (range(213100, 213200), {15}, True),
+    (range(180000, 180100), {15}, True),
+    (range(620000, 630000), {16, 17, 18, 19}, True),  # UnionPay
     (range(220000, 220500), {16}, True),  # Mir
     (range(500000, 510000), set(range(12, 20)), False),  # Maestro, RuPay, Elo
     (range(560000, 590000), set(range(12, 20)), False),
@@ -48,10 +49,14 @@ def cards(text: str) -> Iterator[Span]:
         digits = re.sub(r"\D", "", match[0])
         if not luhn(digits):
             continue
+        certain = {sure for first, lengths, sure in _ISSUERS if int(digits[:6]) in first and len(digits) in lengths}
+        if not certain:
+            continue
         said = said_before(text, match.start())
         grouped = len(digits) < len(match[0])
-        certain = {sure for first, lengths, sure in _ISSUERS if int(digits[:6]) in first and len(digits) in lengths}
-        if certain and (said == "CARD" or (True in certain and (grouped or said not in ("OTHER", "PHONE", "VERSION")))):
+        named = said == "CARD" or said_card_behind(text, match.end())
+        other = said in ("OTHER", "VERSION") or (said == "PHONE" and len(digits) <= MAX_DIGITS)
+        if named or (True in certain and (grouped or not other)):
             yield Span(match.start(), match.end(), "CARD")
 
 

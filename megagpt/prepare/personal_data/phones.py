@@ -66,6 +66,8 @@ def _numbers_within(text: str, candidate: re.Match[str], regions: tuple[str, ...
             if not MIN_DIGITS <= sum(digits[first : last + 1]) <= MAX_DIGITS + EXTENSION_DIGITS:
                 continue
             start, end = words[first][0], words[last][1]
+            while text[start] == "(" and text.count("(", start, end) > text.count(")", start, end):
+                start += 1  # the number as a whole stands in brackets
             number = _without_extension(text, start, end, candidate)
             # A number in one piece may be a count of anything: its word must be near.
             named = (close if number.isdigit() else said == "PHONE") or (after and end == candidate.end())
