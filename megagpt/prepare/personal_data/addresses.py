@@ -119,13 +119,16 @@ def addresses(text: str) -> Iterator[Span]:
     for start, end in _streets(text):
         town = _CODE_AND_TOWN.match(text, end)
         parts.append((start, town.end() if town else end))
-    last: tuple[int, int] | None = None
+    joined: list[tuple[int, int]] = []
     for start, end in sorted([*parts, *_places(text)]):
-        if last and (start <= last[1] or (start - last[1] <= LONGEST_GAP and _BETWEEN.fullmatch(text, last[1], start))):
-            last = last[0], max(end, last[1])
-            continue
-        if last:
-            yield Span(*last, "ADDRESS")
-        last = start, end
-    if last:
-        yield Span(*last, "ADDRESS")
+        if joined and _follows(text, joined[-1][1], start):
+            joined[-1] = joined[-1][0], max(end, joined[-1][1])
+        else:
+            joined.append((start, end))
+    for start, end in joined:
+        yield Span(start, end - (text[end - 1] == "."), "ADDRESS")  # it may end the sentence as well as an abbreviation
+
+
+def _follows(text: str, end: int, start: int) -> bool:
+    """Whether nothing, or the name of a town, stands between two parts of an address."""
+    return start <= end or (start - end <= LONGEST_GAP and _BETWEEN.fullmatch(text, end, start) is not None)
