@@ -77,6 +77,9 @@ PINS = {
     "gguf": {
         "gguf": "0.19.0",  # for `megagpt convert` from GGUF files
     },
+    "presidio": {
+        "presidio-analyzer": "2.2.366",  # for steps.personal_data.engine: presidio; its spaCy model is installed apart from it
+    },
     "wandb": {
         "wandb": "0.31.0",  # for run.wandb_project
     },
@@ -203,7 +206,7 @@ setup(
     packages=find_packages(include=["megagpt", "megagpt.*"]),
     package_data={"megagpt.prepare": ["*.yaml", "readers/*.yaml"]},
     install_requires=pins("build", "run"),
-    extras_require={group: pins(group) for group in ("test", "mpi", "ray", "gguf", "wandb", "gpu")},
+    extras_require={group: pins(group) for group in ("test", "mpi", "ray", "gguf", "presidio", "wandb", "gpu")},
     entry_points={"console_scripts": ["megagpt = megagpt.cli.main:main"]},
     **extension(),
 )

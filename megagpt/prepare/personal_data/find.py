@@ -25,7 +25,7 @@ def find(text: str, config: PersonalDataConfig) -> list[Span]:
         DataError: presidio or its model is asked for and not installed.
     """
     kinds = {*config.kinds, *(["NAME"] if config.engine == "presidio" else [])}
-    return without_overlaps((span for span in _spans(plain(text), config) if span.kind in kinds), len(text))
+    return [span for span in without_overlaps(_spans(plain(text), config), len(text)) if span.kind in kinds]
 
 
 def _spans(text: str, config: PersonalDataConfig) -> Iterator[Span]:

@@ -81,8 +81,13 @@ def _start_of_local(text: str, at: re.Match[str], end: int) -> int | None:
 
 # ---------------------------------------------------------------- IP
 
-_IPV4 = re.compile(r"(?<![\w.])(?<![A-Za-z][-/])(?:0|[1-9]\d{0,2})(?:\.(?:0|[1-9]\d{0,2})){3}(?!\w|\.\w|-[A-Za-z])", re.ASCII)
-_IPV6 = re.compile(r"(?<![\w:.])[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7}(?:\.\d{1,3}){0,3}(?![\w:]|\.\w)", re.ASCII)
+# Patterns begin with what is rare in texts, so that the search for it runs fast; what must not stand before it is looked at behind that.
+_IPV4 = re.compile(r"[0-9](?<![\w.][0-9])(?<![A-Za-z]-[0-9])[0-9]{0,2}(?:\.(?:0|[1-9]\d{0,2})){3}(?!\w|\.\w|-[A-Za-z])", re.ASCII)
+_COLONS = re.compile(":[0-9A-Fa-f]{0,4}:")
+_FIRST_PART = re.compile(r"(?<![\w:.])[0-9A-Fa-f]{0,4}$", re.ASCII)
+_IPV6 = re.compile(r"[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7}(?:\.\d{1,3}){0,3}(?![\w:]|\.\w)", re.ASCII)
+_PRODUCT = re.compile(r"[A-Za-z]/$")
+"""Of a user agent: `Chrome/120.0.0.0`."""
 SMALL_PART = 32
 """Four numbers below this are as likely a version or a section: they count where a word speaks of hosts. One random address in 4,096 is such."""
 
@@ -98,13 +103,16 @@ def ips(text: str, *, public_only: bool) -> Iterator[Span]:
             address = ipaddress.IPv4Address(match[0])
         except ValueError:
             continue
+        if _PRODUCT.search(text, max(0, match.start() - 2), match.start()) and address.packed[1] == 0:
+            continue
         said = said_before(text, match.start())
         if said == "VERSION" or (said != "IP" and max(address.packed) < SMALL_PART):
             continue
         if not public_only or (address.is_global and not address.is_multicast):
             yield Span(match.start(), match.end(), "IP")
-    for match in _IPV6.finditer(text):
-        if _is_ipv6(match[0], public_only=public_only):
+    for colons in _COLONS.finditer(text):
+        first = _FIRST_PART.search(text, max(0, colons.start() - 5), colons.start())
+        if first and (match := _IPV6.match(text, first.start())) and _is_ipv6(match[0], public_only=public_only):
             yield Span(match.start(), match.end(), "IP")
 
 
@@ -115,8 +123,8 @@ def _is_ipv6(text: str, *, public_only: bool) -> bool:
         return False
     parts = text.split(":")
     if "::" in text:
-        # `std::dead::beef` of a program and `::` alone are valid too; addresses that hosts have begin with a wide number.
-        if len(parts[0]) < 3 or not any(character.isdigit() for character in text):
+        # `std::dead::beef` of a program and `::` alone are valid too; addresses of hosts begin with a wide number, and those of networks end with ::.
+        if len(parts[0]) < 3 or text.endswith("::") or not any(character.isdigit() for character in text):
             return False
     elif all(len(part) == 2 for part in parts):
         return False  # a hardware address (EUI-64)

@@ -28,11 +28,11 @@ def load(model: str, language: str) -> Any:
         from presidio_analyzer.nlp_engine import NlpEngineProvider
         from presidio_analyzer.predefined_recognizers import SpacyRecognizer
     except ImportError:
-        raise DataError("steps.personal_data.engine = presidio: the package is not installed (pip install 'megagpt[presidio]')") from None
+        raise DataError("steps.personal_data.engine", "presidio is not installed (pip install 'megagpt[presidio]')") from None
     try:
         spacy.load(model, exclude=["tok2vec", "ner", "parser", "tagger", "lemmatizer", "attribute_ruler"])
     except OSError:
-        raise DataError(f"steps.personal_data.presidio_model = {model!r}: spaCy has no such model (python -m spacy download {model})") from None
+        raise DataError("steps.personal_data.presidio_model", f"{model!r} is no installed model (python -m spacy download {model})") from None
     models = [{"lang_code": language, "model_name": model}]
     engine = NlpEngineProvider(nlp_configuration={"nlp_engine_name": "spacy", "models": models}).create_engine()
     recogniser = SpacyRecognizer(supported_language=language, supported_entities=["PERSON"])
