@@ -47,6 +47,8 @@ class Url:
         self._substrings = sorted(_words(config, "substrings", "banned_subwords.txt"))
 
     def __call__(self, document: Document) -> str | None:
+        if document.metadata["kind"] not in self.config.kinds:
+            return None
         url = document.metadata["url"].strip()
         found = self._find(url, domains) if (domains := _domains(url)) else None
         if found is None:

@@ -27,8 +27,8 @@ def integrated() -> Url:
     return Url(UrlConfig())
 
 
-def judged(step: Url, url: str) -> tuple[str | None, str | None]:
-    document = flowing("text", url=url)
+def judged(step: Url, url: str, kind: str = "web") -> tuple[str | None, str | None]:
+    document = flowing("text", kind, url=url)
     return step(document), document.metadata["notes"].get("url")
 
 
@@ -56,6 +56,11 @@ def judged(step: Url, url: str) -> tuple[str | None, str | None]:
 )
 def test_url_own_lists(own, url, reason, found):
     assert judged(own, url) == (reason, found)
+
+
+def test_url_of_an_encyclopaedia_passes(own):
+    assert judged(own, "https://good.example/Casino", "wikipedia") == (None, None)
+    assert judged(own, "https://good.example/Casino", "rows") == ("url_word", "casino")
 
 
 def test_url_lists_of_datatrove(integrated):
