@@ -50,12 +50,14 @@ class EncodingConfig(Frozen):
 
 
 class UrlConfig(Frozen):
-    """Where a document was found, as FineWeb does (Penedo et al. 2024, section 3.1). Documents without a URL pass. Reasons: `url_domain`,
+    """Where a document was found, as FineWeb does (Penedo et al. 2024, section 3.1). Documents without a host in their URL pass. Reasons: `url_domain`,
     `url_listed`, `url_word`, `url_soft_words`, `url_substring`."""
 
+    kinds: list[Kind] = ["web", "rows"]
+    """Sources that are judged: an encyclopaedia may have an article on what is blocked elsewhere."""
     datatrove_lists: bool = True
     """datatrove's own lists beside yours: 4.6 million domains (Université Toulouse Capitole: adult content, gambling, malware and the like), 20,000
-    addresses, English words. 36 MiB and 3 seconds in each process that meets a URL."""
+    addresses, English words. 36 MiB and 2 seconds in each process that meets a URL."""
     domains: list[str] = []
     """Files, one domain a line, `#` comments: it and all below it are dropped."""
     urls: list[str] = []

@@ -11,9 +11,9 @@ datatrove's filters takes it too (`GopherQualityFilter(language=SPLITTER)`). A w
 from __future__ import annotations
 
 import re
-import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property, lru_cache
+from unicodedata import category
 
 from datatrove.utils.text import PUNCTUATION_SET, TERMINAL_PUNCTUATION
 from datatrove.utils.word_tokenizers import WordTokenizer
@@ -29,25 +29,30 @@ _JOINERS = frozenset({0x00AD, 0x200C, 0x200D})
 _PUNCTUATION = "".join(sorted(PUNCTUATION_SET))
 
 
-def _ranges(pairs: tuple[tuple[int, int], ...]) -> str:
-    return "".join(f"\\U{first:08x}-\\U{last:08x}" for first, last in pairs)
+def _members(codes: Iterable[int]) -> str:
+    """Of a character class, as ranges."""
+    ordered = sorted(codes)
+    firsts = [code for before, code in zip([-2, *ordered], ordered) if code != before + 1]
+    lasts = [code for code, after in zip(ordered, [*ordered[1:], -2]) if code + 1 != after]
+    return _ranges(zip(firsts, lasts, strict=True))
+
+
+def _ranges(pairs: Iterable[tuple[int, int]]) -> str:
+    return "".join(f"{re.escape(chr(first))}-{re.escape(chr(last))}" for first, last in pairs)
 
 
 def _word_pattern() -> re.Pattern[str]:
-    """Classes are listed character by character, because `\\w` of `re` leaves out combining marks, which cut words of Hindi or Arabic in two; `re`
+    """Classes are made from Unicode's categories, because `\\w` of `re` leaves out combining marks, which cut words of Hindi or Arabic in two; `re`
     makes one table of each class, which is twice as fast as the `regex` library's properties."""
     spaceless = {code for first, last in _SPACELESS for code in range(first, last + 1)}
-    kinds = {code: unicodedata.category(chr(code))[0] for code in range(0x10000)}
-    marks = {code for code, kind in kinds.items() if kind == "M"} | _JOINERS
-    word = {code for code, kind in kinds.items() if kind in "LMN"} | _JOINERS | {ord("_")}
+    kinds = [category(chr(code))[0] for code in range(0x10000)]
+    marks = {code for code, kind in enumerate(kinds) if kind == "M"} | _JOINERS
+    word = {code for code, kind in enumerate(kinds) if kind in "LMN"} | _JOINERS | {ord("_")}
     characters = {code for code in spaceless if kinds[code] in "LN"}
 
-    def members(codes: set[int]) -> str:
-        return "".join(f"\\u{code:04x}" for code in sorted(codes))
-
-    one = f"[{members(characters)}{_ranges(_ASTRAL_SPACELESS)}][{members(marks)}]*"
-    run = f"[{members(word - characters)}{_ranges(_ASTRAL_WORD)}]+"
-    other = f"[^\\s{members(word)}{_ranges(_ASTRAL_WORD + _ASTRAL_SPACELESS)}]+"
+    one = f"[{_members(characters)}{_ranges(_ASTRAL_SPACELESS)}][{_members(marks)}]*"
+    run = f"[{_members(word - characters)}{_ranges(_ASTRAL_WORD)}]+"
+    other = f"[^\\s{_members(word)}{_ranges(_ASTRAL_WORD + _ASTRAL_SPACELESS)}]+"
     return re.compile(f"{run}(?:['’.\\-]{run})*|{one}|{other}")
 
 

@@ -13,6 +13,7 @@ from ftfy.chardata import HTML_ENTITY_RE
 from megagpt.config.prepare import EncodingConfig
 from megagpt.data.repair import repair_text
 
+_LINE = re.compile(r"[^\n]*\n|[^\n]+")
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
 _ODD = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f\u206a-\u206f\ufeff\ufff9-\ufffc\ud800-\udfff]")
 """What ftfy removes or replaces wherever it stands: control characters, half surrogate pairs."""
@@ -51,13 +52,14 @@ class Encoding:
 
     def fix(self, text: str, repairs: set[str]) -> str:
         """`ftfy.fix_text` with our settings; adds what it did to `repairs`."""
-        if not self._is_suspect(text, self.config.html_entities):
+        html_entities = self.config.html_entities
+        if text.isascii() and not self._is_suspect(text, html_entities):
             return text
-        fixed, html_entities = [], self.config.html_entities
-        for line in text.split("\n"):
+        fixed = []
+        for line in _LINE.findall(text):
             html_entities = html_entities and "<" not in line
             fixed.append(self._fix_line(line, html_entities, repairs) if self._is_suspect(line, html_entities) else line)
-        return "\n".join(fixed)
+        return "".join(fixed)
 
     def _fix_line(self, line: str, html_entities: bool, repairs: set[str]) -> str:
         settings, pieces = self._fixer if html_entities else self._fixer._replace(unescape_html=False), []
@@ -67,14 +69,14 @@ class Encoding:
             pieces.append(piece)
         return "".join(pieces)
 
-    def _is_suspect(self, text: str, html_entities: bool) -> bool:
-        """Whether ftfy might change a line of this text; where it is not, it does not."""
-        if _ODD.search(text) or html_entities and "&" in text and HTML_ENTITY_RE.search(text):
+    def _is_suspect(self, line: str, html_entities: bool) -> bool:
+        """Whether ftfy might change this line; where not, it does not."""
+        if _ODD.search(line) or html_entities and "&" in line and HTML_ENTITY_RE.search(line):
             return True
         return (
             self.config.mojibake
-            and not text.isascii()
-            and any(BADNESS_RE.search(text, max(0, run.start() - _REACH), run.end() + _REACH) for run in _NOT_ASCII.finditer(text))
+            and not line.isascii()
+            and any(BADNESS_RE.search(line, max(0, run.start() - _REACH), run.end() + _REACH) for run in _NOT_ASCII.finditer(line))
         )
 
     def _normalise(self, text: str, repairs: set[str]) -> str:

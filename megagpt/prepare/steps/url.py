@@ -47,6 +47,8 @@ class Url:
         self._substrings = sorted(_words(config, "substrings", "banned_subwords.txt"))
 
     def __call__(self, document: Document) -> str | None:
+        if document.metadata["kind"] not in self.config.kinds:
+            return None
         url = document.metadata["url"].strip()
         found = self._find(url, domains) if (domains := _domains(url)) else None
         if found is None:
@@ -91,7 +93,11 @@ class Hashes:
     """A set of strings that only knows whether it has one: 8 bytes for each, sorted."""
 
     def __init__(self, entries: Iterable[bytes]) -> None:
-        self._sorted = np.sort(np.frombuffer(array("Q", map(xxh3_64_intdigest, entries)), dtype=np.uint64))
+        hashes = np.sort(np.frombuffer(array("Q", map(xxh3_64_intdigest, entries)), dtype=np.uint64))
+        self._sorted = hashes[np.append(True, hashes[1:] != hashes[:-1])[: len(hashes)]]
+
+    def __len__(self) -> int:
+        return len(self._sorted)
 
     def has(self, entry: str) -> bool:
         wanted = np.uint64(xxh3_64_intdigest(entry.encode(errors="replace")))
