@@ -21,7 +21,7 @@ from datatrove.pipeline.dedup.minhash import MinhashConfig, MinhashDedupSignatur
 from datatrove.utils.text import TextNormConfig
 
 from megagpt.config.prepare import NearDuplicatesConfig
-from megagpt.prepare.dedup.words import Words
+from megagpt.prepare.dedup.words import Words, encoded_words
 
 EXPONENT = np.uint64(61)
 PRIME = np.uint64((1 << 61) - 1)
@@ -42,7 +42,7 @@ def minhash_config(config: NearDuplicatesConfig) -> MinhashConfig:
 
 
 class Signature(MinhashDedupSignature):
-    """datatrove's shingles and minima, equal to the bit, in about half the time.
+    """datatrove's shingles and minima, equal to the bit, in half the time.
 
     Its time goes into 64-bit divisions over a table of shingles x hash functions that no cache holds. Here the table comes in blocks, and a
     Mersenne prime's remainder takes no division: since 2^61 = 1 modulo PRIME, x is congruent to (x mod 2^61) + (x div 2^61).
@@ -54,9 +54,9 @@ class Signature(MinhashDedupSignature):
 
     def get_shingles(self, text: str) -> np.ndarray:
         """xxHash64 of every run of words, uint64 [number of runs, 1], in order and with repetitions."""
-        words = self.word_tokenizer.word_tokenize(text.lower())
-        runs = map(" ".join, zip(*(words[start:] for start in range(self.config.n_grams)), strict=False))
-        return np.fromiter(map(xxhash.xxh64_intdigest, map(str.encode, runs)), np.uint64).reshape(-1, 1)  # xxhash 4 takes bytes only
+        words = encoded_words(text.lower())
+        runs = map(b" ".join, zip(*(words[start:] for start in range(self.config.n_grams)), strict=False))
+        return np.fromiter(map(xxhash.xxh64_intdigest, runs), np.uint64).reshape(-1, 1)
 
     def minima(self, shingles: np.ndarray) -> np.ndarray:
         """The least value of each hash function over shingles [n, 1], n > 0: uint64 [buckets * hashes]."""

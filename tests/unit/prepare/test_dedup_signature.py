@@ -1,6 +1,7 @@
 """Signatures equal datatrove's to the bit, and find what the arithmetic says."""
 
 import random
+import re
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from datatrove.pipeline.dedup.minhash import MinhashDedupSignature
 from megagpt.config.prepare import NearDuplicatesConfig
 from megagpt.prepare.dedup import signature
 from megagpt.prepare.dedup.signature import PRIME, Signature, minhash_config, recall
-from megagpt.prepare.dedup.words import Words
+from megagpt.prepare.dedup.words import UNSPACED, Words
 from tests.helpers.dedup import Item, prepare_config, sentences, with_changes, write_clean
 
 CONFIG = NearDuplicatesConfig()
@@ -93,7 +94,18 @@ def test_dedup_recall_by_measurement():
 
 
 def test_dedup_words_split_scripts_without_spaces():
-    assert Words().word_tokenize("naïve_1 Straße—x 東京へ行く。 ไทย") == ["naïve_1", "Straße", "x", *"東京へ行く", *"ไทย"]
+    assert Words().word_tokenize("naïve_1 Straße—x 東京へ行く。v2 ไทย") == ["naïve_1", "Straße", "x", *"東京へ行く", "v2", *"ไทย"]
+
+
+def test_dedup_words_equal_a_regular_expression():
+    r"""Every character but the surrogates, and its neighbours: `\w+` apart from the scripts without spaces."""
+    plain = re.compile(rf"(?!\W)[{UNSPACED}]|[^\W{UNSPACED}]+").findall
+    every = "".join(chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000)
+    shuffled = "".join(random.Random(0).sample(every, 200_000))
+    for text in (every, shuffled, "", " ", "a"):
+        assert Words().word_tokenize(text) == plain(text)
+    latin = "".join(chr(code) for code in range(0x500) for _ in range(2))
+    assert Words().word_tokenize(latin) == re.findall(r"\w+", latin)
 
 
 def test_dedup_signature_forgives_few_changes():
