@@ -19,7 +19,7 @@ from megagpt.config.prepare import TrainingConfig
 from megagpt.prepare.classifier import Classifier, sigmoid
 from megagpt.prepare.ngrams import Ngrams
 
-MAX_ITERATIONS = 200
+MAX_ITERATIONS, TOLERANCE = 200, 1e-4
 CALIBRATION_FOLDS = 10
 """One of so many training texts calibrates."""
 
@@ -85,6 +85,6 @@ def to_classifier(fitted: Fitted, purpose: str, ngrams: Ngrams, config: Training
 def _logistic(features: csr_matrix | np.ndarray, labels: np.ndarray, weights: np.ndarray, inverse_regularisation: float) -> tuple[np.ndarray, float]:
     from sklearn.linear_model import LogisticRegression
 
-    model = LogisticRegression(C=inverse_regularisation, solver="liblinear", random_state=0, max_iter=MAX_ITERATIONS)
+    model = LogisticRegression(C=inverse_regularisation, max_iter=MAX_ITERATIONS, tol=TOLERANCE)
     model.fit(features, labels, sample_weight=weights)
     return model.coef_[0], float(model.intercept_[0])

@@ -83,7 +83,7 @@ def train_toxicity(config: TrainToxicityConfig, folder: Path) -> dict[str, Any]:
     final = variants.get(MITIGATED, plain)
     measured = {name: _measure(texts, variant, config) for name, variant in variants.items()}
     report = {
-        "purpose": "toxicity", "classes": CLASSES, "prior": config.prior, "labels": {name: int((texts.names == name).sum()) for name in sorted(set(texts.names))},
+        "purpose": "toxicity", "classes": CLASSES, "prior": config.prior, "labels": {name: int((texts.names == name).sum()) for name in sorted(set(texts.names.tolist()))},
         "report_rate": config.report_rate, "shipped": MITIGATED if config.fairness else AS_LABELLED, "variants": measured,
         "held_out": measured[MITIGATED if config.fairness else AS_LABELLED]["held_out"], "word_lists": {name: len(one.hashes) for name, one in lists.items()},
         "failures": [_failures(texts, final, label, config.num_failures) for label in (0, 1)], "left_out": dict(sorted(read.left_out.items())),
