@@ -58,7 +58,7 @@ class ToxicityRule(Frozen):
 
     action: Literal["drop", "weigh", "score"] = "drop"
     """`weigh`: keep it and see it less often (`weight`); `score`: only note the scores."""
-    max_threshold: Share | None = 0.99
+    max_threshold: Share | None = 0.9
     """Toxic where a window scores at least so much; null: windows do not count by themselves."""
     mean_threshold: Share | None = 0.8
     """Toxic where the mean of the windows is at least so much; null: the mean does not count."""
@@ -241,7 +241,8 @@ class TrainToxicityConfig(TrainingConfig):
 
     stage: Literal["train-toxicity"] = "train-toxicity"
     """Which stage this file is for."""
-    windows: WindowsConfig = WindowsConfig(characters=400, most=32)
+    windows: WindowsConfig = WindowsConfig(characters=200, most=64)
+    """About as long as the texts that are learned from: a longer window dilutes what is toxic in it. (Texts are cut to ten windows in training.)"""
     files: list[str] = Field(min_length=1)
     """JSONL or parquet rows with `text` and a label; files and patterns."""
     label: str = "label"

@@ -94,7 +94,7 @@ def _roc(axes: Any, report: dict[str, Any]) -> None:
         label = f"{name or 'held out'}: AUC {one['held_out']['roc_auc']:.3f}"
         axes.plot(curve["false_positive"], curve["true_positive"], color=COLOURS.get(name, BLUE), label=label)
     axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
-    axes.set(xlabel=f"{report['classes'][0]}, flagged", ylabel=f"{report['classes'][1]}, found", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+    axes.set(xlabel=f"share of {report['classes'][0]} above a threshold", ylabel=f"share of {report['classes'][1]} above it", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
     axes.legend(loc="lower right")
 
 
@@ -127,7 +127,7 @@ def _slices(axes: Any, report: dict[str, Any]) -> None:
         axes.barh(places, [rate["value"] for rate in rates], height, xerr=errors, color=COLOURS[variant], ecolor=GREY, error_kw={"linewidth": 0.9}, label=variant)
     axes.axvline(report["report_rate"], color=GREY, linestyle="--", linewidth=1)
     axes.set_yticks(range(len(names)), [f"{name}, {first[name]['false_positives']['texts']:,}" for name in names])
-    axes.set_xlabel(f"false-positive rate where {report['report_rate']:.0%} of all harmless texts are flagged; lines: 95 % intervals")
+    axes.set_xlabel(f"false-positive rate (95 % interval) where {report['report_rate']:.0%} of all are flagged")
     axes.grid(axis="x")
     axes.grid(visible=False, axis="y")
     axes.invert_yaxis()

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from megagpt.config.prepare import FairnessConfig, TrainToxicityConfig
 from megagpt.data.split import share
-from megagpt.prepare.classifier import cut, save_classifier
+from megagpt.prepare.classifier import save_classifier
 from megagpt.prepare.ngrams import Ngrams, WordList
 from megagpt.prepare.training import slices as slices_
 from megagpt.prepare.training.fit import Fitted, features_of, fit, to_classifier
@@ -24,6 +24,8 @@ REPORT = "report.json"
 CLASSES = ("not toxic", "toxic")
 AS_LABELLED, MITIGATED = "labels as they are", "mitigated"
 EXCERPT = 280
+MAX_WINDOWS = 10
+"""A labelled text is learned from as a whole, up to so many windows."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def train_toxicity(config: TrainToxicityConfig, folder: Path) -> dict[str, Any]:
 
 
 def _texts(rows: list[Labelled], config: TrainToxicityConfig) -> Texts:
-    texts = [cut(row.text, config.windows, 1)[0] for row in rows]
+    texts = [row.text[: MAX_WINDOWS * config.windows.characters] for row in rows]
     return Texts(
         texts=texts,
         names=np.array([row.label for row in rows]),
