@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from megagpt.config.schema import Frozen, RunConfig
 
@@ -403,7 +403,7 @@ class ToxicityRule(Frozen):
 
     action: Literal["drop", "weigh", "score"] = "drop"
     """`weigh`: keep it and see it less often (`weight`); `score`: only note the scores."""
-    max_threshold: Share | None = 0.99
+    max_threshold: Share | None = 0.9
     """Toxic where a window scores at least so much; null: windows do not count by themselves."""
     mean_threshold: Share | None = 0.8
     """Toxic where the mean of the windows is at least so much; null: the mean does not count."""
@@ -511,12 +511,19 @@ class PrepareConfig(Frozen):
 class NgramsConfig(Frozen):
     """What a classifier sees of a text: which runs of characters and words occur in it, hashed into a table of weights."""
 
-    character_sizes: list[Annotated[int, Field(ge=1, le=8)]] = [3, 4, 5]
+    character_sizes: list[int] = [3, 4, 5]
     """Lengths of runs of characters, spaces and punctuation among them; none: words alone."""
     max_words: int = Field(2, ge=0, le=4)
     """Single words, pairs, … up to so many consecutive words; 0: characters alone."""
     hash_bits: int = Field(18, ge=8, le=24)
     """The table has 2^hash_bits weights of 4 bytes."""
+
+    @field_validator("character_sizes")
+    @classmethod
+    def _in_order(cls, sizes: list[int]) -> list[int]:
+        if sizes != sorted(set(sizes) & set(range(1, 9))):
+            raise ValueError("must be different numbers from 1 to 8 in ascending order")
+        return sizes
 
 
 class WindowsConfig(Frozen):
@@ -558,7 +565,7 @@ class TrainingConfig(Frozen):
     windows: WindowsConfig = WindowsConfig()
     inverse_regularisation: float = Field(3.0, gt=0, allow_inf_nan=False)
     """scikit-learn's C of the logistic regression: smaller is smoother."""
-    folds: int = Field(5, ge=2)
+    folds: int = Field(4, ge=2)
     """One of so many parts is held out, chosen by a hash; all that belongs together (windows of a document, copies of a text) is in one part."""
     prior: float = Field(0.5, gt=0, lt=1)
     """Scores are probabilities where so much of the text is of class 1 (reference; toxic)."""
@@ -597,7 +604,8 @@ class TrainToxicityConfig(TrainingConfig):
 
     stage: Literal["train-toxicity"] = "train-toxicity"
     """Which stage this file is for."""
-    windows: WindowsConfig = WindowsConfig(characters=400, most=32)
+    windows: WindowsConfig = WindowsConfig(characters=200, most=64)
+    """About as long as the texts that are learned from: a longer window dilutes what is toxic in it. (Texts are cut to ten windows in training.)"""
     files: list[str] = Field(min_length=1)
     """JSONL or parquet rows with `text` and a label; files and patterns."""
     label: str = "label"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -50,6 +50,19 @@ class WordList:
 
 
 @dataclass(frozen=True)
+class Features:
+    """Of several texts, as entries of a sparse matrix."""
+
+    num_texts: int
+    rows: np.ndarray
+    """[entries]: which text."""
+    numbers: np.ndarray
+    """[entries]: which feature."""
+    values: np.ndarray
+    """[entries] of float64."""
+
+
+@dataclass(frozen=True)
 class Ngrams:
     """Features of a text: `2^hash_bits` hashed ones, then two for each word list: whether a term occurs, and terms for each word."""
 
@@ -66,105 +79,149 @@ class Ngrams:
     def _ignored(self) -> WordList:
         return WordList.of(self.ignored)
 
-    def features(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        """([n] ascending numbers of features, [n] values in float64)."""
-        codes = normalise(text)
-        sums, words = _word_hashes(codes)
+    def features(self, texts: Sequence[str]) -> Features:
+        """Of all texts at once, each as if it stood alone."""
+        codes = normalise(texts)
+        words = _words(codes)
         if self.ignored and (ignored := self._ignored.has(words.hashes)).any():
             codes = _without(codes, words.starts[ignored], words.ends[ignored])
-            sums, words = _word_hashes(codes)
-        hashes = [_mix(_runs(sums, n) ^ np.uint64(n)) for n in self.config.character_sizes if len(codes) >= n]
-        hashes += [_mix(_chained(words.hashes, n) ^ (_WORDS + np.uint64(n))) for n in range(1, self.config.max_words + 1)]
-        numbers = _distinct(np.concatenate([np.empty(0, np.uint64), *hashes]) >> np.uint64(64 - self.config.hash_bits))
-        values = np.full(len(numbers), 1 / np.sqrt(max(len(numbers), 1)))
-        if self.lists:
-            more = self._list_features(words.hashes)
-            numbers = np.concatenate([numbers, (1 << self.config.hash_bits) + np.flatnonzero(more)])
-            values = np.concatenate([values, more[more > 0]])
-        return numbers, values
+            words = _words(codes)
+        parts = [_runs(codes, words.sums, n) for n in self.config.character_sizes]
+        parts += [_chained(words, n, _WORDS + np.uint64(n)) for n in range(1, self.config.max_words + 1)]
+        rows, numbers = _distinct(parts, self.config.hash_bits)
+        values = 1 / np.sqrt(np.maximum(np.bincount(rows, minlength=len(texts)), 1))[rows]
+        found = Features(len(texts), rows, numbers, values)
+        return self._with_lists(found, words) if self.lists else found
 
-    def _list_features(self, words: np.ndarray) -> np.ndarray:
-        """[2 x lists]."""
+    def _with_lists(self, found: Features, words: _Words) -> Features:
+        num_words = np.maximum(np.bincount(words.rows, minlength=found.num_texts), 1)
         terms = [_chained(words, n) for n in range(1, MAX_TERM_WORDS + 1)]
-        counts = np.array([sum(int(one.has(term).sum()) for term in terms) for one in self.lists.values()], np.float64)
-        return np.stack([counts > 0, counts / max(len(words), 1)], axis=1).ravel()
+        rows, numbers, values = [found.rows], [found.numbers], [found.values]
+        for place, one in enumerate(self.lists.values()):
+            counts = sum(np.bincount(term_rows[one.has(hashes)], minlength=found.num_texts) for term_rows, hashes in terms)
+            present = np.flatnonzero(counts)
+            rows += [present, present]
+            numbers += [np.full(len(present), (1 << self.config.hash_bits) + 2 * place + part) for part in (0, 1)]
+            values += [np.ones(len(present)), counts[present] / num_words[present]]
+        return Features(found.num_texts, *map(np.concatenate, (rows, numbers, values)))
 
 
-def normalise(text: str) -> np.ndarray:
-    """[n] code points in lower case, between two spaces; digits are 0, runs of spaces one, links and names of users are marks without a name."""
-    text = _ADDRESS.sub(lambda found: "@" if found[0][0] == "@" else "//", text) if "@" in text or "://" in text else text
-    codes = np.frombuffer(f" {text.lower()} ".replace("\u2019", "'").encode("utf-32-le", "surrogatepass"), np.uint32)
+@dataclass(frozen=True)
+class Codes:
+    """Characters of several texts, one behind the other."""
+
+    codes: np.ndarray
+    """[n] code points."""
+    rows: np.ndarray
+    """[n]: which text."""
+
+
+def normalise(texts: Sequence[str]) -> Codes:
+    """Code points in lower case, each text between two spaces; digits are 0, runs of spaces one, links and names of users are marks without a name."""
+    clean = [f" {_without_names(text).lower()} " for text in texts]
+    codes = np.frombuffer("".join(clean).replace("\u2019", "'").encode("utf-32-le", "surrogatepass"), np.uint32)
+    rows = np.repeat(np.arange(len(clean), dtype=np.uint32), [len(text) for text in clean])
     codes = np.where((codes >= _ZERO) & (codes <= _NINE), np.uint32(_ZERO), codes)
     codes = np.where(_IS_SPACE[np.minimum(codes, 0xFFFF)], np.uint32(_SPACE), codes)
-    return _single_spaces(codes)
+    return _single_spaces(codes, rows)
+
+
+def _without_names(text: str) -> str:
+    if "@" in text or "://" in text:
+        return _ADDRESS.sub(lambda found: "@" if found[0][0] == "@" else "//", text)
+    return text
 
 
 @dataclass(frozen=True)
 class _Words:
+    """Runs of letters, digits and apostrophes: where they are, in which text, and their polynomial hashes."""
+
+    sums: np.ndarray
     starts: np.ndarray
     ends: np.ndarray
+    rows: np.ndarray
     hashes: np.ndarray
 
 
-def _word_hashes(codes: np.ndarray) -> tuple[np.ndarray, _Words]:
-    """([n + 1] prefix sums, words: runs of letters, digits and apostrophes)."""
-    powers, _ = _powers(1 << int(len(codes)).bit_length())
-    sums = np.zeros(len(codes) + 1, np.uint64)
-    np.cumsum((codes.astype(np.uint64) + np.uint64(1)) * powers[: len(codes)], out=sums[1:])
-    is_word = _IS_WORD[np.minimum(codes, 0xFFFF)]
+def _words(text: Codes) -> _Words:
+    num_codes = len(text.codes)
+    powers, inverses = _powers(num_codes)
+    sums = np.zeros(num_codes + 1, np.uint64)
+    np.cumsum((text.codes.astype(np.uint64) + np.uint64(1)) * powers[:num_codes], out=sums[1:])
+    is_word = _IS_WORD[np.minimum(text.codes, 0xFFFF)]
     edges = np.flatnonzero(is_word[1:] != is_word[:-1]) + 1
     starts, ends = edges[::2], edges[1::2]
-    return sums, _Words(starts, ends, _polynomial(sums, starts, ends))
+    return _Words(sums, starts, ends, text.rows[starts], (sums[ends] - sums[starts]) * inverses[starts])
 
 
-def _polynomial(sums: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    _, inverses = _powers(1 << int(len(sums) - 1).bit_length())
-    return (sums[ends] - sums[starts]) * inverses[starts]
+def _runs(text: Codes, sums: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """(rows, hashes) of all n consecutive characters of one text."""
+    if len(text.codes) < n:
+        return np.empty(0, np.uint32), np.empty(0, np.uint64)
+    _, inverses = _powers(len(text.codes))
+    hashes = (sums[n:] - sums[:-n]) * inverses[: len(sums) - n]
+    first, last = text.rows[: len(hashes)], text.rows[n - 1 :]
+    return _inside(first, last, _mix(hashes ^ np.uint64(n)))
 
 
-def _runs(sums: np.ndarray, n: int) -> np.ndarray:
-    """Polynomial hashes of all n consecutive characters."""
-    _, inverses = _powers(1 << int(len(sums) - 1).bit_length())
-    return (sums[n:] - sums[:-n]) * inverses[: len(sums) - n]
-
-
-def _distinct(numbers: np.ndarray) -> np.ndarray:
-    """Ascending, each once; below 2^32."""
-    numbers = np.sort(numbers.astype(np.uint32)).astype(np.int64)
-    is_new = np.ones(len(numbers), bool)
-    np.not_equal(numbers[1:], numbers[:-1], out=is_new[1:])
-    return numbers[is_new]
-
-
-def _chained(words: np.ndarray, n: int) -> np.ndarray:
-    """Hashes of all n consecutive words, from those of single ones."""
-    found = words[: max(len(words) - n + 1, 0)]
+def _chained(words: _Words, n: int, salt: np.uint64 | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """(rows, hashes) of all n consecutive words of one text."""
+    hashes = words.hashes[: max(len(words.hashes) - n + 1, 0)]
     for k in range(1, n):
-        found = _mix(found * _CHAIN + words[k : k + len(found)])
-    return found
+        hashes = _mix(hashes * _CHAIN + words.hashes[k : k + len(hashes)])
+    first, last = words.rows[: len(hashes)], words.rows[n - 1 :]
+    return _inside(first, last, hashes if salt is None else _mix(hashes ^ salt))
+
+
+def _inside(first: np.ndarray, last: np.ndarray, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Those that begin and end in the same text."""
+    if not len(first) or first[0] == last[-1]:
+        return first, hashes
+    inside = first == last
+    return first[inside], hashes[inside]
+
+
+def _distinct(parts: list[tuple[np.ndarray, np.ndarray]], bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """(rows, numbers) in ascending order, each pair once; the number is the highest bits of a hash."""
+    rows = np.concatenate([np.empty(0, np.uint32), *(rows for rows, _ in parts)])
+    numbers = (np.concatenate([np.empty(0, np.uint64), *(hashes for _, hashes in parts)]) >> np.uint64(64 - bits)).astype(np.uint32)
+    if not len(rows) or (int(rows.max()) + 1) << bits <= 1 << 32:  # sorted in half the time
+        pairs = np.sort((rows << np.uint32(bits)) | numbers)
+    else:
+        pairs = np.sort((rows.astype(np.uint64) << np.uint64(bits)) | numbers)
+    is_new = np.ones(len(pairs), bool)
+    np.not_equal(pairs[1:], pairs[:-1], out=is_new[1:])
+    pairs = pairs[is_new].astype(np.int64)
+    return pairs >> bits, pairs & ((1 << bits) - 1)
 
 
 def _term_hash(term: str) -> int | None:
-    _, words = _word_hashes(normalise(term))
-    hashes = words.hashes[:MAX_TERM_WORDS]
-    return int(_chained(hashes, len(hashes))[0]) if len(hashes) else None
+    words = _words(normalise([term]))
+    n = min(len(words.hashes), MAX_TERM_WORDS)
+    return int(_chained(words, n)[1][0]) if n else None
 
 
-def _without(codes: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    marks = np.zeros(len(codes) + 1, np.int64)
+def _without(text: Codes, starts: np.ndarray, ends: np.ndarray) -> Codes:
+    marks = np.zeros(len(text.codes) + 1, np.int64)
     marks[starts] += 1
     marks[ends] -= 1
-    return _single_spaces(codes[np.cumsum(marks[:-1]) == 0])
+    stay = np.cumsum(marks[:-1]) == 0
+    return _single_spaces(text.codes[stay], text.rows[stay])
 
 
-def _single_spaces(codes: np.ndarray) -> np.ndarray:
-    is_space = codes == _SPACE
-    return codes[~(is_space & np.concatenate([[False], is_space[:-1]]))]
+def _single_spaces(codes: np.ndarray, rows: np.ndarray) -> Codes:
+    repeated = np.zeros(len(codes), bool)
+    repeated[1:] = (codes[1:] == _SPACE) & (codes[:-1] == _SPACE) & (rows[1:] == rows[:-1])
+    return Codes(codes[~repeated], rows[~repeated])
 
 
-@functools.lru_cache(maxsize=4)
 def _powers(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """([size] powers of the base, [size] of its inverse), mod 2^64."""
+    """Powers of the base and of its inverse, mod 2^64; at least `size` of each."""
+    return _table(1 << max(size.bit_length(), 14))
+
+
+@functools.lru_cache(maxsize=8)
+def _table(size: int) -> tuple[np.ndarray, np.ndarray]:
     return tuple(np.cumprod(np.array([1] + [base] * (size - 1), np.uint64), dtype=np.uint64) for base in (_BASE, pow(_BASE, -1, 1 << 64)))
 
 

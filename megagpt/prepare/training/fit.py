@@ -12,14 +12,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_matrix, vstack
 from tqdm import tqdm
 
 from megagpt.config.prepare import TrainingConfig
 from megagpt.prepare.classifier import Classifier, sigmoid
 from megagpt.prepare.ngrams import Ngrams
 
-MAX_ITERATIONS = 200
+MAX_ITERATIONS, TOLERANCE = 200, 1e-4
+BATCH = 64
+"""Texts whose n-grams are hashed together."""
 CALIBRATION_FOLDS = 10
 """One of so many training texts calibrates."""
 
@@ -43,11 +45,13 @@ class Fitted:
 
 def features_of(ngrams: Ngrams, texts: Sequence[str], what: str) -> csr_matrix:
     """[texts, num_features]."""
-    rows = [ngrams.features(text) for text in tqdm(texts, desc=f"{what}: n-grams", unit="text", disable=None, delay=2)]
-    ends = np.cumsum([0, *(len(numbers) for numbers, _ in rows)])
-    empty = (np.empty(0, np.int64), np.empty(0))
-    numbers, values = (np.concatenate([one[part] for one in (empty, *rows)]) for part in (0, 1))
-    return csr_matrix((values, numbers.astype(np.int32 if len(numbers) < 1 << 31 else np.int64), ends), shape=(len(rows), ngrams.num_features))
+    parts = []
+    with tqdm(total=len(texts), desc=f"{what}: n-grams", unit="text", disable=None, delay=2) as bar:
+        for begin in range(0, len(texts), BATCH):
+            found = ngrams.features(texts[begin : begin + BATCH])
+            parts.append(csr_matrix((found.values, (found.rows, found.numbers)), shape=(found.num_texts, ngrams.num_features)))
+            bar.update(found.num_texts)
+    return vstack(parts, format="csr")
 
 
 def fit(
@@ -85,6 +89,6 @@ def to_classifier(fitted: Fitted, purpose: str, ngrams: Ngrams, config: Training
 def _logistic(features: csr_matrix | np.ndarray, labels: np.ndarray, weights: np.ndarray, inverse_regularisation: float) -> tuple[np.ndarray, float]:
     from sklearn.linear_model import LogisticRegression
 
-    model = LogisticRegression(C=inverse_regularisation, solver="liblinear", random_state=0, max_iter=MAX_ITERATIONS)
+    model = LogisticRegression(C=inverse_regularisation, max_iter=MAX_ITERATIONS, tol=TOLERANCE)
     model.fit(features, labels, sample_weight=weights)
     return model.coef_[0], float(model.intercept_[0])

@@ -90,7 +90,7 @@ def read_labelled(config: TrainToxicityConfig, read: Read) -> list[Labelled]:
 
 def copy_key(text: str) -> str:
     """Equal for a text and its copies: letters alone, without links, names of users and a mark of forwarding in front."""
-    words = "".join(map(chr, normalise(text))).replace("@", " ").replace("//", " ")
+    words = "".join(map(chr, normalise([text]).codes)).replace("@", " ").replace("//", " ")
     letters = "".join(letter if letter.isalpha() else " " for letter in words).split()
     return " ".join(letters[1:] if letters[:1] == ["rt"] else letters)
 

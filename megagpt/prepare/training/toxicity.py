@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from megagpt.config.prepare import FairnessConfig, TrainToxicityConfig
 from megagpt.data.split import share
-from megagpt.prepare.classifier import cut, save_classifier
+from megagpt.prepare.classifier import save_classifier
 from megagpt.prepare.ngrams import Ngrams, WordList
 from megagpt.prepare.training import slices as slices_
 from megagpt.prepare.training.fit import Fitted, features_of, fit, to_classifier
@@ -24,6 +24,8 @@ REPORT = "report.json"
 CLASSES = ("not toxic", "toxic")
 AS_LABELLED, MITIGATED = "labels as they are", "mitigated"
 EXCERPT = 280
+MAX_WINDOWS = 10
+"""A labelled text is learned from as a whole, up to so many windows."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def train_toxicity(config: TrainToxicityConfig, folder: Path) -> dict[str, Any]:
     final = variants.get(MITIGATED, plain)
     measured = {name: _measure(texts, variant, config) for name, variant in variants.items()}
     report = {
-        "purpose": "toxicity", "classes": CLASSES, "prior": config.prior, "labels": {name: int((texts.names == name).sum()) for name in sorted(set(texts.names))},
+        "purpose": "toxicity", "classes": CLASSES, "prior": config.prior, "labels": {name: int((texts.names == name).sum()) for name in sorted(set(texts.names.tolist()))},
         "report_rate": config.report_rate, "shipped": MITIGATED if config.fairness else AS_LABELLED, "variants": measured,
         "held_out": measured[MITIGATED if config.fairness else AS_LABELLED]["held_out"], "word_lists": {name: len(one.hashes) for name, one in lists.items()},
         "failures": [_failures(texts, final, label, config.num_failures) for label in (0, 1)], "left_out": dict(sorted(read.left_out.items())),
@@ -99,7 +101,7 @@ def train_toxicity(config: TrainToxicityConfig, folder: Path) -> dict[str, Any]:
 
 
 def _texts(rows: list[Labelled], config: TrainToxicityConfig) -> Texts:
-    texts = [cut(row.text, config.windows, 1)[0] for row in rows]
+    texts = [row.text[: MAX_WINDOWS * config.windows.characters] for row in rows]
     return Texts(
         texts=texts,
         names=np.array([row.label for row in rows]),
