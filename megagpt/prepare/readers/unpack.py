@@ -49,6 +49,7 @@ def read_whole(path: Path, limit: int = MAX_FILE_BYTES) -> bytes:
     """
     with open_unpacked(path) as stream:
         content = stream.read(limit + 1)
+        stream.raise_damage()
     if len(content) > limit:
         raise Damaged(f"more than {size(limit)}, unpacked, in a file that is read whole")
     if not content:
@@ -83,17 +84,39 @@ class ByteStream:
         self._file = file
         self._returned = b""
         self._position = 0
+        self._damage: Damaged | None = None
 
     def tell(self) -> int:
         """Number of unpacked bytes read so far."""
         return self._position
 
     def read(self, count: int) -> bytes:
-        taken, self._returned = self._returned[:count], self._returned[count:]
-        if len(taken) < count:
-            taken += self._file.read(count - len(taken))
-        self._position += len(taken)
-        return taken
+        """Up to `count` bytes, fewer at the end. Damage behind the first of them is raised by the next call, so that what comes before it is not lost."""
+        self.raise_damage()
+        pieces = [self._returned[:count]]
+        self._returned = self._returned[count:]
+        left = count - len(pieces[0])
+        while left:
+            try:
+                piece = self._file.read1(left)
+            except Damaged as error:
+                self._damage = error
+                break
+            if not piece:
+                break
+            pieces.append(piece)
+            left -= len(piece)
+        content = b"".join(pieces)
+        self._position += len(content)
+        if not content:
+            self.raise_damage()
+        return content
+
+    def raise_damage(self) -> None:
+        """Raises the damage that the last `read` met, if it did."""
+        if error := self._damage:
+            self._damage = None
+            raise error
 
     def readline(self, limit: int = _BLOCK) -> bytes:
         """Up to and with the next newline, but never more than `limit` bytes."""
@@ -101,6 +124,7 @@ class ByteStream:
             end = self._returned.find(b"\n", 0, limit) + 1
             taken = self.read(end or min(limit, len(self._returned)))
             return taken if end or len(taken) == limit else taken + self.readline(limit - len(taken))
+        self.raise_damage()
         line = self._file.readline(limit)
         self._position += len(line)
         return line

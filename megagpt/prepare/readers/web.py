@@ -112,6 +112,7 @@ def _parse(loader: ArcWarcRecordLoader, stream: ByteStream, line: bytes, known: 
         return f"a record of {size(record.length)}, more than {size(MAX_RECORD_BYTES)}"
     payload = stream.read(record.length)
     if len(payload) < record.length:
+        stream.raise_damage()
         return f"cut off: {len(payload)} of {record.length} bytes"
     after = stream.readline(_MAX_HEADER_LINE)
     if after.strip() and not (known == "arc" and _begins(after)):

@@ -12,6 +12,11 @@ import mwparserfromhell
 from mwparserfromhell import nodes
 from mwparserfromhell.wikicode import Wikicode
 
+from megagpt.prepare.readers.unpack import Damaged
+
+MAX_UNCLOSED = 2000
+"""The parser looks for the end of each anew: its time grows with their square, to minutes for a page of vandalism."""
+_TAG = re.compile(r"<(?!br|hr|li\b|!)[a-z]", re.IGNORECASE)
 _NO_TEXT = frozenset(
     "ref references gallery timeline table imagemap score chem graph mapframe maplink templatestyles categorytree inputbox indicator hr section style script".split()
 )
@@ -38,7 +43,11 @@ def to_text(markup: str, hidden: set[str]) -> str:
 
     Args:
         hidden: names of namespaces, lower case, whose links are left out.
+
+    Raises:
+        Damaged: more than MAX_UNCLOSED brackets or tags of one kind that nothing closes.
     """
+    _refuse_unclosed(markup)
     lines: list[str] = []
     pieces: list[str] = []
     _collect(mwparserfromhell.parse(markup, skip_style_tags=True), hidden, pieces)
@@ -48,6 +57,14 @@ def to_text(markup: str, hidden: set[str]) -> str:
         if line.strip("-|*#:; ") or not line:
             lines.append(line)
     return _without_empty_sections(lines)
+
+
+def _refuse_unclosed(markup: str) -> None:
+    for begin, end in (("{{", "}}"), ("[[", "]]"), ("[", "]"), ("{|", "|}")):
+        if markup.count(begin) - markup.count(end) > MAX_UNCLOSED:
+            raise Damaged(f"more than {MAX_UNCLOSED} {begin} without {end}")
+    if len(_TAG.findall(markup)) - markup.count("</") - markup.count("/>") > MAX_UNCLOSED:
+        raise Damaged(f"more than {MAX_UNCLOSED} tags that nothing closes")
 
 
 _TITLE = "\x02"
