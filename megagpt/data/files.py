@@ -19,7 +19,7 @@ def find_files(names: Iterable[str], roots: Sequence[Path] = (Path(),)) -> list[
 
     Args:
         names: each a file, a folder (every file below it of the kinds in SUFFIXES; what begins with a dot or an underscore is passed over) or a
-            pattern (`news/**/*.parquet`).
+            pattern (`news/**/*.parquet`), which finds what it finds in a shell.
         roots: where relative names begin; the first root that has one counts.
 
     Raises:
