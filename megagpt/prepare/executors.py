@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from multiprocessing import get_context
 from pathlib import Path
@@ -38,9 +39,28 @@ def run_phases(phases: Sequence[Phase], config: ExecutorConfig, work: Path) -> b
     if config.kind == "slurm":
         _submit_to_slurm(phases, config, work)
         return False
-    for phase in phases:
-        _RUN[config.kind](phase, config, work / "tasks" / phase.name)
+    with _pool(config) if config.kind == "local" else nullcontext() as pool:
+        for phase in phases:
+            folder = work / "tasks" / phase.name
+            if config.kind == "local":
+                _run_local(phase, pool, folder)
+            else:
+                {"mpi": _run_mpi, "ray": _run_ray}[config.kind](phase, config, folder)
     return True
+
+
+@contextmanager
+def _pool(config: ExecutorConfig) -> Iterator[ProcessPoolExecutor | None]:
+    """Processes for all phases, since each takes seconds to import what tasks need; None for a single worker, which is this process.
+
+    Not forked: threads of the parent would leave locks held. A pool of concurrent.futures ends when a worker is killed; multiprocessing's waits.
+    """
+    workers = config.workers or len(os.sched_getaffinity(0))
+    if workers == 1:
+        yield None
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        yield pool
 
 
 class _Tasks(PipelineExecutor):
@@ -85,31 +105,27 @@ class _Tasks(PipelineExecutor):
         return None
 
 
-def _run_local(phase: Phase, config: ExecutorConfig, folder: Path) -> None:
+def _run_local(phase: Phase, pool: ProcessPoolExecutor | None, folder: Path) -> None:
     tasks = _Tasks(phase, folder)
     waiting = tasks.get_incomplete_ranks()
-    workers = min(config.workers or len(os.sched_getaffinity(0)), len(waiting))
     with _bar(phase, phase.num_tasks - len(waiting)) as bar:
-        if workers <= 1:
+        if pool is None or len(waiting) == 1:
             for number in waiting:
                 _raise(tasks.task(number))
                 bar.update()
             return
-        # Not forked: threads of the parent would leave locks held. A pool of concurrent.futures ends when a worker is killed; multiprocessing's waits.
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            running: dict[Future[str | None], int] = {}
-            try:
-                while waiting or running:
-                    while waiting and len(running) < workers:
-                        number = waiting.pop(0)
-                        running[pool.submit(tasks.task, number)] = number
-                    done, _ = wait(running, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        number = running.pop(future)
-                        _raise(future.result())
-                        bar.update()
-            except BrokenProcessPool as error:
-                raise PrepareError(f"{phase.name}: the process of a task was killed (out of memory?); fewer executor.workers need less") from error
+        running = {pool.submit(tasks.task, number) for number in waiting}
+        try:
+            while running:
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    _raise(future.result())
+                    bar.update()
+        except BrokenProcessPool as error:
+            raise PrepareError(f"{phase.name}: the process of a task was killed (out of memory?); fewer executor.workers need less") from error
+        finally:
+            for future in running:
+                future.cancel()
 
 
 def _run_mpi(phase: Phase, config: ExecutorConfig, folder: Path) -> None:
@@ -165,9 +181,6 @@ def _submit_to_slurm(phases: Sequence[Phase], config: ExecutorConfig, work: Path
             logging_dir=str(folder), slurm_logs_folder=str(folder / "slurm"),
         )  # fmt: skip
     before.run()
-
-
-_RUN = {"local": _run_local, "mpi": _run_mpi, "ray": _run_ray}
 
 
 def _raise(failed: str | None) -> None:
