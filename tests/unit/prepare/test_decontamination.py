@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from megagpt.config.load import ConfigError
-from megagpt.config.prepare import DecontaminationConfig, EvaluationSetConfig
+from megagpt.config.prepare import DecontaminationConfig, EvaluationSetConfig, SourceConfig
 from megagpt.data.errors import DataError
 from megagpt.data.records import Document
 from megagpt.prepare.document import to_flow
 from megagpt.prepare.evaluation_sets import read_items
 from megagpt.prepare.ngram_index import NgramIndex, gram_hashes, word_hashes
 from megagpt.prepare.steps.decontamination import Decontamination, build_index, count_documents, cut, mark_common, touched
-from megagpt.prepare.words import WORD
+from megagpt.prepare.word_numbers import WORD
 
 ITEM = "In which year did the old lighthouse keeper of the northern island finally see the comet return?"
 """17 words: 5 13-grams."""
@@ -35,7 +35,7 @@ def step(work, lines=(ITEM, SHORT), **settings):
 
 
 def seen(step, text):
-    document = to_flow(Document(id="1", text=text))
+    document = to_flow(Document(id="1", text=text), SourceConfig(name="web", kind="web", files=["pages"]))
     reason = step(document)
     return reason, document.text, document.metadata["scores"]["decontamination"], document.metadata["notes"].get("decontamination")
 

@@ -13,7 +13,7 @@ from megagpt.prepare import sentiment
 from megagpt.prepare.identity_terms import PERSONS, normal, read_terms
 from megagpt.prepare.representation import COLUMNS, Representation, merge, table
 from megagpt.prepare.reweighting import Weigher, check_targets, distribution, effect, weights
-from megagpt.prepare.words import WORD
+from megagpt.prepare.word_numbers import WORD
 
 CONFIG = RepresentationConfig()
 
