@@ -116,7 +116,7 @@ class GopherQualityConfig(Frozen):
 
 class GopherRepetitionConfig(Frozen):
     """Rae et al. 2021, A1.1, `Repetition Removal`, table A1; reasons as datatrove's `GopherRepetitionFilter`. Shares are of the document's characters
-    where nothing else is said. null switches a rule off."""
+    where nothing else is said; in languages without spaces n words are 2n characters. null switches a rule off."""
 
     max_duplicate_lines: Share | None = 0.3
     """Share of the lines (`dup_line_frac`)."""
@@ -212,7 +212,7 @@ class HeuristicsConfig(Frozen):
     rows: list[RuleSet] = ["gopher_quality", "gopher_repetition"]
     """Of `rows`."""
     language: str = "en"
-    """Of documents that went through no identification."""
+    """Of documents that went through no identification, in sources that do not name theirs."""
     gopher_quality: GopherQualityConfig = GopherQualityConfig()
     """Length, symbols, stop words."""
     gopher_repetition: GopherRepetitionConfig = GopherRepetitionConfig()

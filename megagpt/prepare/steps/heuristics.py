@@ -26,7 +26,7 @@ class Heuristics:
 
     def __call__(self, document: Document) -> str | None:
         notes = document.metadata["notes"]
-        language = notes.get("language", self.config.language)
+        language = notes.get("language") or document.metadata.get("language", self.config.language)
         for rule_set in getattr(self.config, document.metadata["kind"]):
             broken = self._judge(document, rule_set, language)
             if broken is not None:
@@ -39,7 +39,7 @@ class Heuristics:
         if rule_set == "gopher_quality":
             return gopher_quality.judge(view(document.text), settings, language, scores)
         if rule_set == "gopher_repetition":
-            return gopher_repetition.judge(view(document.text), settings, scores)
+            return gopher_repetition.judge(view(document.text), settings, language, scores)
         if rule_set == "fineweb":
             return fineweb.judge(view(document.text), settings, scores)
         if rule_set == "code":

@@ -229,9 +229,28 @@ def test_heuristics_know_languages():
     assert judged(CHINESE, step)[0] == "gopher_below_avg_threshold"
     assert judged(GERMAN, step, notes={"language": "de"})[0] is None
     assert judged(GERMAN, step)[0] == "gopher_enough_stop_words"
+    assert judged(GERMAN, step, language="de")[0] is None, "as the source says"
     assert judged(GERMAN, step, notes={"language": "eu"})[0] is None, "no list, no rule"
     own = Heuristics(HeuristicsConfig(web=["gopher_quality"], gopher_quality=GopherQualityConfig(stop_words={"eu": ["eta", "da"]})))
     assert judged(GERMAN, own, notes={"language": "eu"})[0] == "gopher_enough_stop_words"
+
+
+def test_heuristics_of_repetition_count_two_characters_as_a_word():
+    """100 phrases of six characters, each about four times: five characters in a row come again everywhere, ten hardly anywhere."""
+    generator = random.Random(0)
+    phrases = ["".join(map(chr, generator.sample(range(0x4E00, 0x9000), k=6))) for _ in range(100)]
+    text = "".join(generator.choices(phrases, k=400))
+    step = Heuristics(HeuristicsConfig(web=["gopher_repetition"]))
+    assert judged(text, step, notes={"language": "zh"})[0] is None
+    assert judged(text, step, notes={"language": "en"})[0] == "duplicated_5_n_grams"
+    assert judged("".join(phrases[:10] * 40), step, notes={"language": "zh"})[0] == "top_3_gram"
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason=NO_SHARED)
+@pytest.mark.parametrize(("name", "language"), [("tinyshakespeare.txt.gz", "en"), ("wagahaiwa_nekodearu_ja.txt.gz", "ja")])
+def test_heuristics_keep_books(name, language):
+    with gzip.open(SHARED / "pretrain_books" / name, "rt", encoding="utf-8") as file:
+        assert judged(file.read(), Heuristics(HeuristicsConfig()), kind="books", notes={"language": language})[0] is None
 
 
 def test_heuristics_of_one_language():
