@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from megagpt.cli.options import add_config_options, read_config
+from megagpt.config.check import check_prepare
 from megagpt.config.load import ConfigError, load_data
 from megagpt.config.prepare import PrepareConfig
 from megagpt.config.reference import describe_keys
@@ -16,9 +17,9 @@ from megagpt.config.show import content_hash, store, to_yaml
 
 def add_arguments(parser: argparse.ArgumentParser, verb: str) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    words = "raw sources to clean documents (stage: prepare), or records to the files of later stages (stage: data)"
     run = actions.add_parser(
-        "run", help="raw sources to clean documents (stage: prepare), or records to the files of later stages (stage: data)",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "run", help=words, description=words, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     add_config_options(run, PrepareConfig)
     run.epilog += "\n".join(["", "", "With `stage: data` (the default) instead:", (DataConfig.__doc__ or "").strip(), "", *describe_keys(DataConfig)])
@@ -59,6 +60,7 @@ def _prepare(options: argparse.Namespace) -> int | None:
     config = read_config(options, PrepareConfig)
     if config is None:
         return None
+    check_prepare(config)
     from megagpt.prepare.run import run_prepare
     from megagpt.prepare.show import table_of_sources
     from megagpt.runtime.own_rank import rank_from_environment

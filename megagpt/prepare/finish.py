@@ -14,6 +14,7 @@ from megagpt.prepare.phase import Phase, TaskStep
 from megagpt.prepare.representation_counts import Counts
 from megagpt.prepare.steps.build import FINISH, build_steps
 from megagpt.prepare.tables import DOCUMENTS, Table, read_table, task_file
+from megagpt.prepare.timing import Times
 
 SPLITS = ("train", "valid")
 
@@ -29,7 +30,7 @@ class Finish(TaskStep):
 
     def run_task(self, task: int, num_tasks: int) -> None:
         config, work = self.config, self.work
-        steps, kept = build_steps(FINISH, config, work), read_table(task_file(work / CLEANED, task))
+        steps, kept, times, num_bytes = build_steps(FINISH, config, work), read_table(task_file(work / CLEANED, task)), Times(), 0
         with ExitStack() as files:
             verdicts = files.enter_context(Verdicts(work, task, config.steps))
             counts = files.enter_context(Counts(work / "after", task, config.steps.representation))
@@ -40,12 +41,13 @@ class Finish(TaskStep):
                     ledger.copy(seen)
                     continue
                 row = next(kept)
+                num_bytes += len(row["text"])
                 document, verdict = from_row(row), verdicts.of(row["n"])
                 if verdict.reason is not None:
                     dropped = ("duplicates", verdict.reason)
                 else:
                     document.text = cut(document.text, verdict)
-                    dropped = pass_through(document, steps)
+                    dropped = pass_through(document, steps, times)
                 split = None
                 if dropped is None:
                     counts.add(document)
@@ -55,7 +57,9 @@ class Finish(TaskStep):
                         "id": document.id, "text": document.text, **{name: known[name] for name in ("source", "url", "licence", "date")},
                         "meta": to_json(known["meta"]), "weight": known["weight"],
                     })  # fmt: skip
-                ledger.add(document, dropped, seen["characters_before"], split=split, cluster=verdict.cluster, kept_instead=verdict.kept)
+                before = seen["characters_before"], seen["tokens_before"]
+                ledger.add(document, dropped, *before, split=split, cluster=verdict.cluster, kept_instead=verdict.kept)
+        times.tell(self, ledger.num_rows, num_bytes)
 
 
 def finish_phase(config: PrepareConfig, work: Path, folder: Path, num_tasks: int) -> Phase:

@@ -16,6 +16,7 @@ from megagpt.prepare.phase import Phase
 from megagpt.prepare.shards import plan_shards, read_plan, write_plan
 from megagpt.prepare.steps.decontamination import build_index
 from megagpt.prepare.summary import STATISTICS, summary_phase
+from megagpt.prepare.timing import gather
 
 WORK = "work"
 RESULTS = ("documents", "ledger", "problems.parquet", STATISTICS)
@@ -39,6 +40,8 @@ def run_prepare(config: PrepareConfig, folder: Path) -> dict[str, Any] | None:
         if not run_phases(phases, config.executor, folder / WORK):
             return None
     statistics = json.loads((folder / STATISTICS).read_text(encoding="utf-8"))
+    if _is_main(config) and (folder / WORK / "tasks").exists():
+        gather(folder, folder / WORK)
     if _is_main(config) and not config.keep_work:
         shutil.rmtree(folder / WORK, ignore_errors=True)
     return statistics
