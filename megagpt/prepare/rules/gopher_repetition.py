@@ -22,7 +22,10 @@ _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 
 def judge(view: TextView, rules: GopherRepetitionConfig, language: str, scores: dict[str, float]) -> Broken | None:
-    """The first rule that is broken. In languages without spaces, whose words are characters here, n words are 2n of them. Adds `duplicate_lines` and `duplicate_paragraphs`, shares of the characters, to the scores."""
+    """The first rule that is broken. Adds `duplicate_lines` and `duplicate_paragraphs`, shares of the characters, to the scores.
+
+    In languages without spaces, whose words are characters here, n words are 2n of them.
+    """
     paragraphs = _PARAGRAPH.split(view.text.strip()) if "\n\n" in view.text else []
     lines = _LINES.split(view.text)
     return (

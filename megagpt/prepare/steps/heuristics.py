@@ -1,7 +1,7 @@
 """Rules of thumb of published corpora: Gopher, C4, FineWeb for prose, StarCoder for programs.
 
-datatrove has the prose rules as filters; these here give the same verdicts, reasons and texts (tests/unit/prepare/test_prepare_heuristics.py holds both
-against each other) in a fraction of the time, because the rules share what they look at and leave uncounted what cannot change a verdict.
+datatrove has the prose rules as filters; these here give the same verdicts, reasons and texts (tests/unit/prepare/test_prepare_heuristics.py holds
+both against each other) in a quarter of the time, because the rules share what they look at and leave uncounted what cannot change a verdict.
 """
 
 from __future__ import annotations
