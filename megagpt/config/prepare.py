@@ -43,15 +43,15 @@ class EncodingConfig(Frozen):
     html_entities: bool = True
     """`&amp;` is `&`, in lines before the first that has a `<`; not in code."""
     normal_form: Literal["NFC", "NFKC"] | None = "NFC"
-    """Unicode's normal form: the same letter is the same bytes, whether its accent is a character of its own or not. `NFKC` makes ligatures, full-width
-    letters and superscripts plain ones too. Not in code."""
+    """Unicode's normal form: the same letter is the same bytes, whether its accent is a character of its own or not. `NFKC` makes ligatures,
+    full-width letters and superscripts plain ones too. Not in code."""
     max_undecodable: Share = 0.01
     """Drop a document of which more characters than this share are U+FFFD, what a decoder writes where it gave up."""
 
 
 class UrlConfig(Frozen):
-    """Where a document was found, as FineWeb does (Penedo et al. 2024, section 3.1). Documents without a host in their URL pass. Reasons: `url_domain`,
-    `url_listed`, `url_word`, `url_soft_words`, `url_substring`."""
+    """Where a document was found, as FineWeb does (Penedo et al. 2024, section 3.1). Documents without a host in their URL pass. Reasons:
+    `url_domain`, `url_listed`, `url_word`, `url_soft_words`, `url_substring`."""
 
     kinds: list[Kind] = ["web", "rows"]
     """Sources that are judged: an encyclopaedia may have an article on what is blocked elsewhere."""
@@ -116,7 +116,7 @@ class GopherQualityConfig(Frozen):
 
 class GopherRepetitionConfig(Frozen):
     """Rae et al. 2021, A1.1, `Repetition Removal`, table A1; reasons as datatrove's `GopherRepetitionFilter`. Shares are of the document's characters
-    where nothing else is said. null switches a rule off."""
+    where nothing else is said; in languages without spaces n words are 2n characters. null switches a rule off."""
 
     max_duplicate_lines: Share | None = 0.3
     """Share of the lines (`dup_line_frac`)."""
@@ -133,11 +133,12 @@ class GopherRepetitionConfig(Frozen):
 
 
 class C4Config(Frozen):
-    """Raffel et al. 2020, section 2.2, and the code behind it; reasons as datatrove's `C4QualityFilter`. Lines are taken out of the text, how many and
-    why is noted."""
+    """Raffel et al. 2020, section 2.2, and the code behind it; reasons as datatrove's `C4QualityFilter`. Lines are taken out of the text; how
+    many and why is noted."""
 
     terminal_punctuation: bool = True
-    """Take out lines without a mark of the end of a sentence. FineWeb leaves this rule out: it takes 30 % of the text (Penedo et al. 2024, section 3.6)."""
+    """Take out lines without a mark of the end of a sentence. FineWeb leaves this rule out, since it takes 30 % of the text (Penedo et al. 2024,
+    section 3.6)."""
     min_words_per_line: int | None = Field(3, gt=0)
     """Take out shorter lines."""
     max_word_length: int | None = Field(1000, gt=0)
@@ -212,7 +213,7 @@ class HeuristicsConfig(Frozen):
     rows: list[RuleSet] = ["gopher_quality", "gopher_repetition"]
     """Of `rows`."""
     language: str = "en"
-    """Of documents that went through no identification."""
+    """Of documents that went through no identification, in sources that do not name theirs."""
     gopher_quality: GopherQualityConfig = GopherQualityConfig()
     """Length, symbols, stop words."""
     gopher_repetition: GopherRepetitionConfig = GopherRepetitionConfig()

@@ -20,7 +20,9 @@ from datatrove.utils.word_tokenizers import WordTokenizer
 
 SPACELESS_LANGUAGES = frozenset({"bo", "dz", "ja", "km", "lo", "my", "th", "wuu", "yue", "zh"})
 """ISO 639 codes, as fastText's identification names them, of languages whose words are characters here."""
-_SPACELESS = ((0x0E00, 0x0FFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x31F0, 0x31FF), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF))
+_SPACELESS = (
+    (0x0E00, 0x0FFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x31F0, 0x31FF), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF),
+)  # fmt: skip
 _ASTRAL_SPACELESS = ((0x20000, 0x3FFFF),)
 _ASTRAL_WORD = ((0x10000, 0x1CFFF), (0x1D400, 0x1D7FF), (0x1E000, 0x1EFFF))
 """Beyond the first 65,536 whole blocks are taken, since `re` looks those up one range after another: scripts of the past, letters of mathematics."""

@@ -93,7 +93,8 @@ def run_datatrove(folder: Path, out: Path, workers: int, same_words: bool) -> No
         from megagpt.prepare.words import SPLITTER
 
         words = {"language": SPLITTER}
-    signatures = MinhashDedupSignature(str(out / "signatures"), MinhashConfig(n_grams=SHINGLE_WORDS, num_buckets=BUCKETS, hashes_per_bucket=HASHES), **words)
+    hashes = MinhashConfig(n_grams=SHINGLE_WORDS, num_buckets=BUCKETS, hashes_per_bucket=HASHES)
+    signatures = MinhashDedupSignature(str(out / "signatures"), hashes, **words)
     signatures._hash_func = hash_text
     language = LanguageFilter(["en"])
     language.model = Model()
@@ -148,7 +149,8 @@ def work(options: argparse.Namespace) -> None:
         else:
             run_datatrove(options.folder / name, out, options.workers, options.worker == "datatrove_same_words")
         seconds[name], cpu[name] = time.perf_counter() - began, time.process_time() - cpu_began
-    found = {"seconds": seconds["documents"] - seconds["warm"], "start": seconds["warm"], "cpu": cpu["documents"] - cpu["warm"], "kept": count_kept(out)}
+    seconds, cpu, start = seconds["documents"] - seconds["warm"], cpu["documents"] - cpu["warm"], seconds["warm"]
+    found = {"seconds": seconds, "start": start, "cpu": cpu, "kept": count_kept(out)}
     print("RESULT " + json.dumps(found), flush=True)
 
 
@@ -169,7 +171,8 @@ def measure(rounds: int, number: int) -> dict[str, float]:
                     found.setdefault((contender, workers), []).append(result)
                     print(
                         f"round {round_}/{rounds}  {workers} workers  {contender:<21} {number / result['seconds']:6.0f} documents/s"
-                        f" {characters / result['seconds'] / 1e6:6.2f} million characters/s  start {result['start']:4.1f} s  keeps {result['kept']}", flush=True,
+                        f" {characters / result['seconds'] / 1e6:6.2f} million characters/s  start {result['start']:4.1f} s  keeps {result['kept']}",
+                        flush=True,
                     )  # fmt: skip
 
     def ratio(peer: str, workers: int, of: str = "seconds") -> float:

@@ -1,4 +1,4 @@
-"""A fastText classifier file made by hand, whose probabilities have a closed form; fastText's own training starts from memory that it did not clear."""
+"""A fastText classifier file made by hand, whose probabilities have a closed form; fastText's own training often ends in NaN on so little text."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from megagpt.config.prepare import DecontaminationConfig, EvaluationSetConfig, RepresentationConfig, ReweightingConfig
+from megagpt.config.prepare import DecontaminationConfig, EvaluationSetConfig, RepresentationConfig, ReweightingConfig, SourceConfig
 from megagpt.data.records import Document, read_documents
 from megagpt.prepare.document import to_flow
 from megagpt.prepare.evaluation_sets import find_files, read_items
@@ -29,6 +29,7 @@ def evaluation(name: str, files: str, *columns: str, ignore: str | None = None) 
     return EvaluationSetConfig(name=name, files=[str(SHARED / files)], columns=list(columns), ignore=ignore)
 
 
+SOURCE = SourceConfig(name="web", kind="web", files=["pages"])
 SETS = [
     evaluation("crows_pairs", "bias_crows_pairs/*.csv", "sent_more", "sent_less"),
     evaluation("bbq", "bias_bbq/*.jsonl.gz", "context", "question"),
@@ -70,7 +71,7 @@ def test_every_planted_item_is_found_and_cut_out(work):
         middle = len(text) // 2
         planted = [item for _, _, item in items[place : place + 10]]
         text = text[:middle] + "\n" + "\n".join(part for item in planted for part in item.texts) + "\n" + text[middle:]
-        document = to_flow(Document(id=str(place), text=text))
+        document = to_flow(Document(id=str(place), text=text), SOURCE)
         drop(document)
         note = document.metadata["notes"].get("decontamination", {"items": {}})
         notes.append(note)
@@ -91,7 +92,7 @@ def test_documents_that_never_saw_the_sets_are_left_alone(work):
     step = Decontamination(DecontaminationConfig(sets=SETS), work)
     found = []
     for number, text in enumerate(corpus()):
-        document = to_flow(Document(id=str(number), text=text))
+        document = to_flow(Document(id=str(number), text=text), SOURCE)
         step(document)
         if document.metadata["scores"]["decontamination"]:
             found.append((number, document.metadata["notes"]))

@@ -13,7 +13,7 @@ from datatrove.pipeline.filters.gopher_repetition_filter import find_all_duplica
 
 from megagpt.config.prepare import GopherRepetitionConfig
 from megagpt.prepare.rules.broken import Broken, share
-from megagpt.prepare.words import TextView
+from megagpt.prepare.words import SPACELESS_LANGUAGES, TextView
 
 _PARAGRAPH = re.compile(r"\n{2,}")
 _LINES = re.compile(r"\n+")
@@ -21,14 +21,17 @@ _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 """2^64 over the golden ratio (Knuth, The Art of Computer Programming 6.4)."""
 
 
-def judge(view: TextView, rules: GopherRepetitionConfig, scores: dict[str, float]) -> Broken | None:
-    """The first rule that is broken. Adds `duplicate_lines` and `duplicate_paragraphs`, shares of the characters, to the scores."""
+def judge(view: TextView, rules: GopherRepetitionConfig, language: str, scores: dict[str, float]) -> Broken | None:
+    """The first rule that is broken. Adds `duplicate_lines` and `duplicate_paragraphs`, shares of the characters, to the scores.
+
+    In languages without spaces, whose words are characters here, n words are 2n of them.
+    """
     paragraphs = _PARAGRAPH.split(view.text.strip()) if "\n\n" in view.text else []
     lines = _LINES.split(view.text)
     return (
         _pieces("para", "duplicate_paragraphs", paragraphs, view, rules.max_duplicate_paragraphs, rules.max_duplicate_paragraph_characters, scores)
         or _pieces("line", "duplicate_lines", lines, view, rules.max_duplicate_lines, rules.max_duplicate_line_characters, scores)
-        or _ngrams(view, rules)
+        or _ngrams(view, rules, 2 if language in SPACELESS_LANGUAGES else 1)
     )
 
 
@@ -51,17 +54,21 @@ def count_duplicates(pieces: list[str]) -> tuple[int, int]:
     return (0, 0) if len(set(pieces)) == len(pieces) else find_duplicates(pieces)
 
 
-def _ngrams(view: TextView, rules: GopherRepetitionConfig) -> Broken | None:
-    bounds, size = NgramBounds(view.words), len(view.text)
+def _ngrams(view: TextView, rules: GopherRepetitionConfig, scale: int) -> Broken | None:
+    """`scale`: how many of our words one of the rules' is."""
+    words, size = view.words, len(view.text)
+    bounds = NgramBounds(words)
     most = bounds.most_frequent(2)
     for n, bound in rules.max_top_ngram.items():
+        length, limit = n * scale, bound * size
         # No n-gram is more frequent than the two words that it begins with.
-        if (n == 1 or most * bounds.longest(n) > bound * size) and bounds.largest(n) > bound * size and (found := share(top_ngram(view.words, n), size)) > bound:
-            return Broken(f"top_{n}_gram", found, bound)
+        if (length == 1 or most * bounds.longest(length) > limit) and bounds.largest(length) > limit:
+            if (found := share(top_ngram(words, length), size)) > bound:
+                return Broken(f"top_{n}_gram", found, bound)
     duplicates = rules.max_duplicate_ngrams
-    if duplicates and bounds.repeated(min(duplicates)) > min(duplicates.values()) * size:
+    if duplicates and bounds.repeated(min(duplicates) * scale) > min(duplicates.values()) * size:
         for n, bound in duplicates.items():
-            if (found := share(find_all_duplicate(view.words, n), size)) > bound:
+            if (found := share(find_all_duplicate(words, n * scale), size)) > bound:
                 return Broken(f"duplicated_{n}_n_grams", found, bound)
     return None
 

@@ -10,7 +10,9 @@ from megagpt.config.prepare import EncodingConfig
 from megagpt.prepare.steps.encoding import Encoding
 from tests.helpers.flow import flowing
 
-FTFY = ftfy.TextFixerConfig(unescape_html="auto", fix_latin_ligatures=False, fix_character_width=False, uncurl_quotes=False, fix_line_breaks=False, normalization=None)
+FTFY = ftfy.TextFixerConfig(
+    unescape_html="auto", fix_latin_ligatures=False, fix_character_width=False, uncurl_quotes=False, fix_line_breaks=False, normalization=None
+)
 
 
 def repaired(text: str, config: EncodingConfig | None = None, kind: str = "web") -> tuple[str, list[str], str | None]:
@@ -66,8 +68,9 @@ def test_encoding_drops_what_no_decoder_could_read():
 def test_encoding_is_ftfy_on_random_text():
     """Fragments of wrong and of right text at every distance from each other."""
     fragments = [
-        "schÃ¶n", "donâ€™t", "â€œ", "Ã", "Ã ", "à²", "œ", "É°", "×²", "½", "é", "“", "”", "’", "£", "…", "abc", " ", "  ", "The end.", "\n", "\n", "<", "&amp;",
-        "&nbsp;", "&", ";", "\x80", "\x85", "\x00", "\x1b[1m", "\ud83d", "\ude00", "\ufeff", "日本", "Москва", "РњРѕСЃРєРІР°", "ЕЎ", "ā€", "\u2028", "\x0c",
+        "schÃ¶n", "donâ€™t", "â€œ", "Ã", "Ã ", "à²", "œ", "É°", "×²", "½", "é", "“", "”", "’", "£", "…", "abc", " ", "  ", "The end.", "\n", "\n",
+        "<", "&amp;", "&nbsp;", "&", ";", "\x80", "\x85", "\x00", "\x1b[1m", "\ud83d", "\ude00", "\ufeff", "日本", "Москва", "РњРѕСЃРєРІР°",
+        "ЕЎ", "ā€", "\u2028", "\x0c",
     ]  # fmt: skip
     generator, step, changed = random.Random(0), Encoding(EncodingConfig()), 0
     for _ in range(3000):

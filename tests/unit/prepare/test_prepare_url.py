@@ -14,8 +14,8 @@ from tests.helpers.flow import flowing
 def own(tmp_path_factory) -> Url:
     folder = tmp_path_factory.mktemp("lists")
     lists = {
-        "domains": "# mine\nbad.example\nForum.Good.example\n\n", "urls": "https://good.example/one/page/\n", "words": "casino\n", "soft_words": "bet\nwin\n",
-        "substrings": "free money\n",
+        "domains": "# mine\nbad.example\nForum.Good.example\n\n", "urls": "https://good.example/one/page/\n", "words": "casino\n",
+        "soft_words": "bet\nwin\n", "substrings": "free money\n",
     }  # fmt: skip
     for name, text in lists.items():
         (folder / name).write_text(text, encoding="utf-8")

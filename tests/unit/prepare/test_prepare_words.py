@@ -29,14 +29,14 @@ def test_words_of_scripts(text, words):
 
 
 def test_words_are_all_of_the_text_but_its_spaces():
-    alphabet = [*"abcÄß'’.-_,;!? \n\t\r", "\x00", "\x1c", "\u00a0", "\u200b", "\u200d", "\u0301", "\ufeff", "\ud800", "日", "ท", "ี", "ि", "ह", "𝒜", "𠀀", "👍", "\ufffd"]
+    alphabet = [*"abcÄß'’.-_,;!? \n\t\r\x00\x1c\u00a0\u200b\u200d\u0301\ufeff\ud800\ufffd", "日", "ท", "ี", "ि", "ह", "𝒜", "𠀀", "👍"]
     generator = random.Random(0)
     for _ in range(300):
         text = "".join(generator.choices(alphabet, k=generator.randint(0, 40)))
         assert "".join(SPLITTER.word_tokenize(text)) == re.sub(r"\s", "", text)
         spans = SPLITTER.span_tokenize(text)
         if text.strip():
-            assert [start for start, _ in spans] == [0, *(end for _, end in spans[:-1])] and (spans[-1][1] == len(text) or not text[spans[-1][1] :].strip())
+            assert [start for start, _ in spans] == [0, *(end for _, end in spans[:-1])] and not text[spans[-1][1] :].strip()
             assert all(text[start:end].strip() for start, end in spans)
         assert SPLITTER.count_sentences(text) == len(spans)
 
