@@ -109,7 +109,7 @@ class ExecutorConfig(Frozen):
     """`mpi`: start the command under mpirun, every rank takes its share. `slurm`: submits one job array for each phase and returns."""
     workers: int | None = Field(None, gt=0)
     """Tasks at the same time; default: one for each core."""
-    memory_gib: float = Field(2.0, gt=0)
+    memory_gib: float = Field(2.0, ge=0.125)
     """A task may use so much where it sorts or joins, then it goes to disk; GiB."""
 
 

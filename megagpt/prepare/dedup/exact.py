@@ -5,17 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 
 from megagpt.config.prepare import PrepareConfig
-from megagpt.prepare.dedup.database import database, files, write
+from megagpt.prepare.dedup.database import database, files
 from megagpt.prepare.dedup.task import DedupTask
 
-REPEATED = "SELECT high, low FROM documents GROUP BY high, low HAVING count(*) > 1"
-MEMBERS = "SELECT doc, high, low, quality FROM documents SEMI JOIN repeated USING (high, low)"
-BEST = "SELECT high, low, max(quality) AS quality, min(doc) AS first FROM members GROUP BY high, low"
-KEPT = "SELECT high, low, min(doc) AS kept, any_value(first) AS first FROM members JOIN best USING (high, low, quality) GROUP BY high, low"
-
-REPEATED_PASSAGES = """SELECT high, low, min(doc) AS first FROM survivors GROUP BY high, low
-    HAVING count(*) > 1 AND count(*) FILTER (fresh) >= {min_documents}"""
-CUTS = "SELECT doc, position FROM survivors JOIN repeated USING (high, low) WHERE doc <> first OR NOT fresh ORDER BY doc, position"
+DOCUMENTS = {
+    "repeated": "SELECT high, low FROM documents GROUP BY high, low HAVING count(*) > 1",
+    "members": "SELECT doc, high, low, quality FROM documents SEMI JOIN repeated USING (high, low)",
+    "best": "SELECT high, low, max(quality) AS quality, min(doc) AS first FROM members GROUP BY high, low",
+    "good": "SELECT high, low, doc, first FROM members JOIN best USING (high, low, quality)",
+    "kept": "SELECT high, low, min(doc) AS kept, min(first) AS first FROM good GROUP BY high, low",
+    "groups": "SELECT doc, kept, first FROM members JOIN kept USING (high, low)",
+}
+PASSAGES = {
+    "repeated": """SELECT high, low, min(doc) AS first FROM survivors GROUP BY high, low
+        HAVING count(*) > 1 AND count(*) FILTER (fresh) >= {min_documents}""",
+    "cuts": "SELECT doc, position FROM survivors JOIN repeated USING (high, low) WHERE doc <> first OR NOT fresh",
+}
 
 
 class ExactDocuments(DedupTask):
@@ -25,11 +30,11 @@ class ExactDocuments(DedupTask):
     name = "exact documents"
 
     def run_task(self, task: int, num_tasks: int) -> None:
-        with self.layout.partial(f"exact_{task:05d}") as folder, database(folder, self.memory_gib) as connection:
-            connection.execute(f"CREATE VIEW documents AS FROM {files(self.layout.part('documents', task))}")
-            for table, query in {"repeated": REPEATED, "members": MEMBERS, "best": BEST, "kept": KEPT}.items():
-                connection.execute(f"CREATE TEMP TABLE {table} AS {query}")
-            write(connection, "SELECT doc, kept, first FROM members JOIN kept USING (high, low) ORDER BY doc", folder / f"exact/{task:05d}.parquet")
+        with self.layout.partial(f"exact_{task:05d}") as folder, database(folder, self.memory_gib) as tables:
+            tables.view("documents", f"FROM {files(self.layout.part('documents', task))}")
+            for name, query in DOCUMENTS.items():
+                tables.table(name, query)
+            tables.write("FROM groups ORDER BY doc", folder / f"exact/{task:05d}.parquet")
 
 
 class RepeatedPassages(DedupTask):
@@ -42,11 +47,13 @@ class RepeatedPassages(DedupTask):
         self.kind, self.after_clusters = kind, after_clusters
 
     def run_task(self, task: int, num_tasks: int) -> None:
-        with self.layout.partial(f"{self.kind}_{task:05d}") as folder, database(folder, self.memory_gib) as connection:
-            survivors = f"SELECT doc, high, low, position, fresh FROM {files(self.layout.part(self.kind, task))}"
+        with self.layout.partial(f"{self.kind}_{task:05d}") as folder, database(folder, self.memory_gib) as tables:
+            passages = f"SELECT doc, high, low, position, fresh FROM {files(self.layout.part(self.kind, task))}"
             if self.after_clusters:
-                survivors += f" ANTI JOIN (SELECT doc FROM {files(self.layout.root, self.layout.verdicts.name)} WHERE reason IS NOT NULL) USING (doc)"
-            connection.execute(f"CREATE VIEW survivors AS {survivors}")
-            repeated = REPEATED_PASSAGES.format(min_documents=getattr(self.exact, self.kind).min_documents)
-            connection.execute(f"CREATE TEMP TABLE repeated AS {repeated}")
-            write(connection, CUTS, folder / f"cuts/{self.kind}_{task:05d}.parquet")
+                tables.view("dropped", f"SELECT doc FROM {files(self.layout.root, self.layout.verdicts.name)} WHERE reason IS NOT NULL")
+                tables.table("survivors", f"{passages} ANTI JOIN dropped USING (doc)")
+            else:
+                tables.view("survivors", passages)
+            for name, query in PASSAGES.items():
+                tables.table(name, query.format(min_documents=getattr(self.exact, self.kind).min_documents))
+            tables.write("FROM cuts ORDER BY doc, position", folder / f"cuts/{self.kind}_{task:05d}.parquet")
