@@ -4,54 +4,61 @@ from __future__ import annotations
 
 import itertools
 
-from megagpt.prepare.dedup.database import Database, database, files
+from megagpt.prepare.dedup.database import Database, Queries, database, files
 from megagpt.prepare.dedup.task import DedupTask
 
-LARGE_STAR = [
-    ("least", "SELECT u, least(u, min(v)) AS m FROM both_ways GROUP BY u"),
-    ("moved", "SELECT v AS u, m AS v FROM both_ways JOIN least USING (u) WHERE v > u"),
-    ("edges", "SELECT DISTINCT u, v FROM moved"),
+LARGE_STAR: Queries = [
+    ("least", lambda part: f"SELECT u, least(u, min(v)) AS m FROM {part('both_ways', 'u')} GROUP BY u"),
+    ("moved", lambda part: f"SELECT v AS u, m AS v FROM {part('both_ways', 'u')} JOIN {part('least', 'u')} USING (u) WHERE v > u"),
+    ("edges", lambda part: f"SELECT DISTINCT u, v FROM {part('moved', 'u')}"),
 ]
 """Every document's larger neighbours are tied to the least of its neighbours and itself."""
-SMALL_STAR = [
-    ("least", "SELECT u, min(v) AS m FROM edges GROUP BY u"),
-    ("moved", "SELECT v AS u, m AS v FROM edges JOIN least USING (u) WHERE v <> m UNION ALL FROM least"),
-    ("edges", "SELECT DISTINCT u, v FROM moved"),
+SMALL_STAR: Queries = [
+    ("least", lambda part: f"SELECT u, min(v) AS m FROM {part('edges', 'u')} GROUP BY u"),
+    ("moved", lambda part: f"""SELECT v AS u, m AS v FROM {part('edges', 'u')} JOIN {part('least', 'u')} USING (u) WHERE v <> m
+        UNION ALL FROM {part('least', 'u')}"""),
+    ("edges", lambda part: f"SELECT DISTINCT u, v FROM {part('moved', 'u')}"),
 ]
 """Every document and its smaller neighbours are tied to the least of these."""
-STARS = [
-    ("several", "SELECT u FROM edges GROUP BY u HAVING count(*) > 1"),
-    ("centres", "SELECT DISTINCT v AS u FROM edges"),
-    ("tied", "SELECT u FROM edges SEMI JOIN centres USING (u)"),
+STARS: Queries = [
+    ("several", lambda part: f"SELECT u FROM {part('edges', 'u')} GROUP BY u HAVING count(*) > 1"),
+    ("centres", lambda part: f"SELECT DISTINCT v AS u FROM {part('edges', 'v')}"),
+    ("tied", lambda part: f"SELECT u FROM {part('edges', 'u')} SEMI JOIN {part('centres', 'u')} USING (u)"),
 ]
 """`several` and `tied` are empty where all edges lead to centres that are tied to nothing themselves: each component is a star."""
 
-NEAR = [
+NEAR: Queries = [
     # Members of clusters with the quality that decides, and the least document, which names the component until the end.
-    ("placed", "SELECT u AS doc, v AS component FROM edges UNION ALL SELECT u, u FROM centres"),
-    ("members", "SELECT doc, component, quality FROM placed JOIN qualities USING (doc)"),
-    ("best", "SELECT component, max(quality) AS quality FROM members GROUP BY component"),
-    ("good", "SELECT component, doc FROM members JOIN best USING (component, quality)"),
-    ("kept", "SELECT component, min(doc) AS kept FROM good GROUP BY component"),
+    ("members", lambda part: f"SELECT doc, component, quality FROM {part('placed', 'doc')} JOIN {part('qualities', 'doc')} USING (doc)"),
+    ("best", lambda part: f"SELECT component, max(quality) AS quality FROM {part('members', 'component')} GROUP BY component"),
+    ("good", lambda part: f"""SELECT component, doc FROM {part('members', 'component')}
+        JOIN {part('best', 'component')} USING (component, quality)"""),
+    ("kept", lambda part: f"SELECT component, min(doc) AS kept FROM {part('good', 'component')} GROUP BY component"),
     # A cluster's name counts the copies of its members too.
-    ("copied", "SELECT component, coalesce(exact.first, members.doc) AS first FROM members LEFT JOIN exact ON exact.doc = members.doc"),
-    ("named", "SELECT component, min(first) AS first FROM copied GROUP BY component"),
-    ("clusters", "SELECT component, kept, first FROM kept JOIN named USING (component)"),
-    ("judged", "SELECT doc, kept, first FROM members JOIN clusters USING (component)"),
-    ("near", "SELECT doc, kept, first, jaccard FROM judged LEFT JOIN verified ON a = least(doc, kept) AND b = greatest(doc, kept)"),
+    ("copied", lambda part: f"""SELECT component, coalesce(exact.first, members.doc) AS first
+        FROM {part('members', 'doc')} LEFT JOIN {part('exact', 'doc')} ON exact.doc = members.doc"""),
+    ("named", lambda part: f"SELECT component, min(first) AS first FROM {part('copied', 'component')} GROUP BY component"),
+    ("clusters", lambda part: f"SELECT component, kept, first FROM {part('kept', 'component')} JOIN {part('named', 'component')} USING (component)"),
+    ("judged", lambda part: f"""SELECT doc, kept, first, least(doc, kept) AS a, greatest(doc, kept) AS b
+        FROM {part('members', 'component')} JOIN {part('clusters', 'component')} USING (component)"""),
+    ("near", lambda part: f"SELECT doc, kept, first, jaccard FROM {part('judged', 'a')} LEFT JOIN {part('verified', 'a')} USING (a, b)"),
 ]
-VERDICTS = [
+PLACED = "SELECT u AS doc, v AS component FROM edges UNION ALL SELECT u, u FROM centres"
+COPIES: Queries = [
     # Copies of a near-duplicate share its fate: the document that is kept instead is the one that really is.
-    ("resolved", """
-        SELECT doc, CASE WHEN doc <> kept THEN 'near_duplicate' END AS reason, first, CASE WHEN doc <> kept THEN kept END AS kept, jaccard FROM near
-        UNION ALL
-        SELECT exact.doc, CASE WHEN exact.doc <> exact.kept THEN 'duplicate_document' END, coalesce(near.first, exact.first),
-            CASE WHEN exact.doc <> exact.kept THEN coalesce(near.kept, exact.kept) END, NULL
-        FROM exact LEFT JOIN near ON near.doc = exact.kept WHERE exact.doc <> exact.kept OR near.doc IS NULL"""),
-    ("asked", "SELECT DISTINCT doc FROM (SELECT first AS doc FROM resolved UNION ALL SELECT kept FROM resolved)"),
-    ("ids", "SELECT doc, id FROM documents SEMI JOIN asked USING (doc)"),
-    ("named", "SELECT resolved.* EXCLUDE first, id AS cluster FROM resolved JOIN ids ON ids.doc = first"),
-    ("verdicts", "SELECT named.doc, reason, cluster, id AS kept, jaccard FROM named LEFT JOIN ids ON ids.doc = named.kept"),
+    ("copies", lambda part: f"""SELECT exact.doc, CASE WHEN exact.doc <> exact.kept THEN 'duplicate_document' END AS reason,
+        coalesce(near.first, exact.first) AS first, CASE WHEN exact.doc <> exact.kept THEN coalesce(near.kept, exact.kept) END AS kept, NULL AS jaccard
+        FROM {part('exact', 'kept')} LEFT JOIN {part('near', 'doc')} ON near.doc = exact.kept WHERE exact.doc <> exact.kept OR near.doc IS NULL"""),
+]
+RESOLVED = """SELECT doc, CASE WHEN doc <> kept THEN 'near_duplicate' END AS reason, first, CASE WHEN doc <> kept THEN kept END AS kept, jaccard
+    FROM near UNION ALL FROM copies"""
+ASKED = "SELECT first AS doc FROM resolved UNION ALL SELECT kept FROM resolved WHERE kept IS NOT NULL"
+VERDICTS: Queries = [
+    ("ids", lambda part: f"SELECT doc, id FROM {part('documents', 'doc')} SEMI JOIN {part('asked', 'doc')} USING (doc)"),
+    ("called", lambda part: f"""SELECT resolved.doc, reason, id AS cluster, kept, jaccard
+        FROM {part('resolved', 'first')} JOIN {part('ids', 'doc')} ON ids.doc = resolved.first"""),
+    ("verdicts", lambda part: f"""SELECT called.doc, reason, cluster, id AS kept, jaccard
+        FROM {part('called', 'kept')} LEFT JOIN {part('ids', 'doc')} ON ids.doc = called.kept"""),
 ]
 
 
@@ -73,13 +80,15 @@ class DuplicateClusters(DedupTask):
                 tables.view("verified", f"FROM {files(self.layout.verified)}")
                 tables.view("qualities", f"FROM {files(self.layout.shingles)}")
                 connect(tables)
-                for name, query in NEAR:
-                    tables.table(name, query)
+                tables.view("placed", PLACED)
+                tables.make(NEAR)
             else:
                 tables.view("near", nothing)
             tables.view("documents", f"SELECT doc, id FROM {files(self.layout.documents, '*/*.parquet')}")
-            for name, query in VERDICTS:
-                tables.table(name, query)
+            tables.make(COPIES)
+            tables.view("resolved", RESOLVED)
+            tables.view("asked", ASKED)
+            tables.make(VERDICTS)
             tables.write("FROM verdicts ORDER BY doc", folder / self.layout.verdicts.name)
 
 
@@ -90,12 +99,10 @@ def connect(tables: Database) -> int:
     Large and small stars in turn (Kiveris et al., Connected Components in MapReduce and Beyond, SoCC 2014): the number of edges never grows, and
     few rounds are enough even for long chains, where handing on the least label would take as many as the chain has links.
     """
-    tables.table("edges", "SELECT b AS u, a AS v FROM verified")
+    tables.table("edges", lambda part: f"SELECT b AS u, a AS v FROM {part('verified', 'a')}")
     tables.view("both_ways", "SELECT u, v FROM edges UNION ALL SELECT v, u FROM edges")
     for rounds in itertools.count():
-        for name, query in STARS:
-            tables.table(name, query)
+        tables.make(STARS)
         if not tables.count("FROM several") and not tables.count("FROM tied"):
             return rounds
-        for name, query in (*LARGE_STAR, *SMALL_STAR):
-            tables.table(name, query)
+        tables.make(LARGE_STAR + SMALL_STAR)

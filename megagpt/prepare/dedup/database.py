@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import duckdb
 
 ROW_GROUP = 16_384
 """Rows; a multiple of DuckDB's vectors. Small, so that the part of one task in a sorted file is read without the rest."""
+MOST_PARTS = 4**6
+"""Into which a query is cut, before it is given up."""
+
+
+Part = Callable[[str, str], str]
+"""What stands for a table in a query that is made part by part: `part("edges", "u")` are its rows with some of the hashes of column `u`."""
+
+Queries = list[tuple[str, Callable[[Part], str]]]
+"""Tables by name, to be made in this order."""
 
 
 class Database:
     """Tables of one task, in a folder that is gone afterwards.
 
-    DuckDB keeps its limit if a query has one step that holds rows back (a join, a group, a sort): with several at the same time each finds the
-    memory taken by the others, and the query fails where it should go to disk. So tables are made one such step after the other.
+    DuckDB sorts any amount of rows within its limit of memory. Its hash tables (joins, groups) should go to disk at the limit too, but now and then
+    ask for more than is left, and the query fails. It is then made in four times as many parts of its keys, one after the other: the rows are
+    the same, and their order counts nowhere before the last query sorts them. For the same reason a query has one such step only.
     """
 
     def __init__(self, folder: Path, memory_gib: float):
@@ -30,10 +41,25 @@ class Database:
             "autoload_known_extensions": False,
         }
         self.connection = duckdb.connect(folder / "tables.duckdb", config=settings)
+        self.num_parts = 1
 
-    def table(self, name: str, query: str) -> None:
-        """Makes or replaces a table."""
-        self.connection.execute(f"CREATE OR REPLACE TABLE {name} AS {query}")
+    def table(self, name: str, query: Callable[[Part], str]) -> None:
+        """Makes or replaces a table of the rows of `query(part)` over all parts. Every table in the query with a key comes from `part`."""
+        while True:
+            try:
+                for number in range(self.num_parts):
+                    start = f"INSERT INTO {name}" if number else f"CREATE OR REPLACE TABLE {name} AS"
+                    self.connection.execute(f"{start} {query(partial(_part, self.num_parts, number))}")
+                return
+            except duckdb.OutOfMemoryException:
+                if self.num_parts >= MOST_PARTS:
+                    raise
+                self.num_parts *= 4
+
+    def make(self, queries: Queries) -> None:
+        """Makes or replaces several tables."""
+        for name, query in queries:
+            self.table(name, query)
 
     def view(self, name: str, query: str) -> None:
         """A name for a query."""
@@ -61,6 +87,10 @@ def database(folder: Path, memory_gib: float) -> Iterator[Database]:
     finally:
         tables.connection.close()
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _part(num_parts: int, number: int, table: str, column: str) -> str:
+    return table if num_parts == 1 else f"(FROM {table} WHERE hash({column}) % {num_parts} = {number}) AS {table}"
 
 
 def files(folder: Path, pattern: str = "*.parquet") -> str:

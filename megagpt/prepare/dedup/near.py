@@ -48,10 +48,12 @@ class NearBuckets(DedupTask):
             schema = pa.schema([("doc", pa.int64()), *((name, pa.uint64()) for name in names)])
             reader = pa.RecordBatchReader.from_batches(schema, _signatures(paths, record, least, most, schema))
             tables.connection.register("signatures", reader)
+            source = "signatures"
             if self.exact and self.exact.documents:
                 tables.view("dropped", f"SELECT doc FROM {files(self.layout.exact)} WHERE doc <> kept")
-                tables.table("different", "FROM signatures ANTI JOIN dropped USING (doc)")
-            source = "different" if self.exact and self.exact.documents else "signatures"
+                tables.connection.execute("CREATE TABLE every AS FROM signatures")
+                tables.table("different", lambda part: f"FROM {part('every', 'doc')} ANTI JOIN {part('dropped', 'doc')} USING (doc)")
+                source = "different"
             batches = tables.connection.sql(f"FROM {source} ORDER BY {', '.join(names)}, doc").to_arrow_reader(BATCH_RECORDS)
             path = folder / f"pairs/{task:05d}.parquet"
             path.parent.mkdir()
@@ -117,9 +119,11 @@ class NearCandidates(DedupTask):
 
     def run_task(self, task: int, num_tasks: int) -> None:
         with self.layout.partial("candidates") as folder, database(folder, self.memory_gib) as tables:
-            tables.table("pairs", f"SELECT DISTINCT a, b FROM {files(self.layout.pairs)}")
+            tables.view("found", f"FROM {files(self.layout.pairs)}")
+            tables.table("pairs", lambda part: f"SELECT DISTINCT a, b FROM {part('found', 'a')}")
             tables.write("FROM pairs ORDER BY a, b", folder / self.layout.candidates.name)
-            tables.table("wanted", "SELECT DISTINCT doc FROM (SELECT a AS doc FROM pairs UNION ALL SELECT b FROM pairs)")
+            tables.view("ends", "SELECT a AS doc FROM pairs UNION ALL SELECT b FROM pairs")
+            tables.table("wanted", lambda part: f"SELECT DISTINCT doc FROM {part('ends', 'doc')}")
             tables.write("FROM wanted ORDER BY doc", folder / self.layout.wanted.name)
 
 
