@@ -480,6 +480,9 @@ class ExecutorConfig(Frozen):
     """A task may use so much where it sorts or joins, then it goes to disk; what is reserved for a task on a cluster. GiB."""
     slurm: SlurmConfig | None = None
     """Needed for `kind: slurm`."""
+    """Tasks at the same time; default: one for each core."""
+    memory_gib: float = Field(2.0, ge=0.125)
+    """A task may use so much where it sorts or joins, then it goes to disk; GiB."""
 
 
 class PrepareConfig(Frozen):

@@ -36,7 +36,8 @@ def prepare_config(exact: ExactDuplicatesConfig | None = None, near: NearDuplica
 def write_clean(work: Path, task: int, items: Sequence[Item], config: PrepareConfig, row_group: int = 100) -> None:
     """What the clean phase leaves of one task."""
     (work / "clean").mkdir(parents=True, exist_ok=True)
-    columns = {"n": pa.array(range(len(items)), pa.int64()), "id": [item.id for item in items], "text": pa.array([item.text for item in items], pa.string())}
+    ids, texts = (pa.array([getattr(item, name) for item in items], pa.string()) for name in ("id", "text"))
+    columns = {"n": pa.array(range(len(items)), pa.int64()), "id": ids, "text": texts}
     pq.write_table(pa.table(columns), work / f"clean/{task:05d}.parquet", row_group_size=row_group)
     with Fingerprints(work, task, config.steps) as fingerprints:
         for n, item in enumerate(items):

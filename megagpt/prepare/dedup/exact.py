@@ -5,17 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from megagpt.config.prepare import PrepareConfig
-from megagpt.prepare.dedup.database import database, files, write
+from megagpt.prepare.dedup.database import Queries, database, files
 from megagpt.prepare.dedup.task import DedupTask
 
-REPEATED = "SELECT high, low FROM documents GROUP BY high, low HAVING count(*) > 1"
-MEMBERS = "SELECT doc, high, low, quality FROM documents SEMI JOIN repeated USING (high, low)"
-BEST = "SELECT high, low, max(quality) AS quality, min(doc) AS first FROM members GROUP BY high, low"
-KEPT = "SELECT high, low, min(doc) AS kept, any_value(first) AS first FROM members JOIN best USING (high, low, quality) GROUP BY high, low"
-
-REPEATED_PASSAGES = """SELECT high, low, min(doc) AS first FROM survivors GROUP BY high, low
-    HAVING count(*) > 1 AND count(*) FILTER (fresh) >= {min_documents}"""
-CUTS = "SELECT doc, position FROM survivors JOIN repeated USING (high, low) WHERE doc <> first OR NOT fresh ORDER BY doc, position"
+DOCUMENTS: Queries = [
+    ("repeated", lambda part: f"SELECT high, low FROM {part('documents', 'high')} GROUP BY high, low HAVING count(*) > 1"),
+    ("members", lambda part: f"SELECT documents.* FROM {part('documents', 'high')} SEMI JOIN {part('repeated', 'high')} USING (high, low)"),
+    ("best", lambda part: f"SELECT high, low, max(quality) AS quality, min(doc) AS first FROM {part('members', 'high')} GROUP BY high, low"),
+    ("good", lambda part: f"SELECT high, low, doc, first FROM {part('members', 'high')} JOIN {part('best', 'high')} USING (high, low, quality)"),
+    ("kept", lambda part: f"SELECT high, low, min(doc) AS kept, min(first) AS first FROM {part('good', 'high')} GROUP BY high, low"),
+    ("groups", lambda part: f"SELECT doc, kept, first FROM {part('members', 'high')} JOIN {part('kept', 'high')} USING (high, low)"),
+]
 
 
 class ExactDocuments(DedupTask):
@@ -25,11 +25,10 @@ class ExactDocuments(DedupTask):
     name = "exact documents"
 
     def run_task(self, task: int, num_tasks: int) -> None:
-        with self.layout.partial(f"exact_{task:05d}") as folder, database(folder, self.memory_gib) as connection:
-            connection.execute(f"CREATE VIEW documents AS FROM {files(self.layout.part('documents', task))}")
-            for table, query in {"repeated": REPEATED, "members": MEMBERS, "best": BEST, "kept": KEPT}.items():
-                connection.execute(f"CREATE TEMP TABLE {table} AS {query}")
-            write(connection, "SELECT doc, kept, first FROM members JOIN kept USING (high, low) ORDER BY doc", folder / f"exact/{task:05d}.parquet")
+        with self.layout.partial(f"exact_{task:05d}") as folder, database(folder, self.memory_gib) as tables:
+            tables.view("documents", f"SELECT doc, high, low, quality FROM {files(self.layout.part('documents', task))}")
+            tables.make(DOCUMENTS)
+            tables.write("FROM groups ORDER BY doc", folder / f"exact/{task:05d}.parquet")
 
 
 class RepeatedPassages(DedupTask):
@@ -42,11 +41,16 @@ class RepeatedPassages(DedupTask):
         self.kind, self.after_clusters = kind, after_clusters
 
     def run_task(self, task: int, num_tasks: int) -> None:
-        with self.layout.partial(f"{self.kind}_{task:05d}") as folder, database(folder, self.memory_gib) as connection:
-            survivors = f"SELECT doc, high, low, position, fresh FROM {files(self.layout.part(self.kind, task))}"
+        with self.layout.partial(f"{self.kind}_{task:05d}") as folder, database(folder, self.memory_gib) as tables:
+            tables.view("passages", f"SELECT doc, high, low, position, fresh FROM {files(self.layout.part(self.kind, task))}")
             if self.after_clusters:
-                survivors += f" ANTI JOIN (SELECT doc FROM {files(self.layout.root, self.layout.verdicts.name)} WHERE reason IS NOT NULL) USING (doc)"
-            connection.execute(f"CREATE VIEW survivors AS {survivors}")
-            repeated = REPEATED_PASSAGES.format(min_documents=getattr(self.exact, self.kind).min_documents)
-            connection.execute(f"CREATE TEMP TABLE repeated AS {repeated}")
-            write(connection, CUTS, folder / f"cuts/{self.kind}_{task:05d}.parquet")
+                tables.view("dropped", f"SELECT doc FROM {files(self.layout.root, self.layout.verdicts.name)} WHERE reason IS NOT NULL")
+                tables.table("survivors", lambda part: f"FROM {part('passages', 'doc')} ANTI JOIN {part('dropped', 'doc')} USING (doc)")
+            else:
+                tables.view("survivors", "FROM passages")
+            least = getattr(self.exact, self.kind).min_documents
+            tables.table("repeated", lambda part: f"""SELECT high, low, min(doc) AS first FROM {part('survivors', 'high')} GROUP BY high, low
+                HAVING count(*) > 1 AND count(*) FILTER (fresh) >= {least}""")
+            tables.table("cuts", lambda part: f"""SELECT doc, position FROM {part('survivors', 'high')} JOIN {part('repeated', 'high')}
+                USING (high, low) WHERE doc <> first OR NOT fresh""")
+            tables.write("FROM cuts ORDER BY doc, position", folder / f"cuts/{self.kind}_{task:05d}.parquet")

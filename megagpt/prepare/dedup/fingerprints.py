@@ -35,6 +35,7 @@ class Fingerprints:
 
     def __init__(self, work: Path, task: int, config: StepsConfig):
         self.task, self.exact, self.near = task, config.exact_duplicates, config.near_duplicates
+        self._compared = compares_documents(config)
         self._layout = Layout(work)
         self._first, self._next = first_document(task), 0
 
@@ -42,7 +43,7 @@ class Fingerprints:
         self._partial = self._layout.partial(f"clean_{self.task:05d}")
         folder = self._partial.__enter__()
         parts = self.exact.tasks if self.exact else 1
-        self._documents = _Parts(folder, "documents", self.task, DOCUMENTS, parts)
+        self._documents = _Parts(folder, "documents", self.task, DOCUMENTS, parts) if self._compared else None
         self._passages = {kind: _Parts(folder, kind, self.task, PASSAGES, parts) for kind in passage_kinds(self.exact)}
         self._signatures = _Signatures(folder / "signatures", self.task, self.near) if self.near else None
         return self
@@ -54,7 +55,8 @@ class Fingerprints:
             raise ValueError(f"document {n} of task {self.task}: {self._next} is the next one")
         self._next += 1
         doc = self._first + n
-        self._documents.add(doc, *halves(normal(text)), -math.inf if math.isnan(quality) else quality, id)
+        if self._documents is not None:
+            self._documents.add(doc, *halves(normal(text)), -math.inf if math.isnan(quality) else quality, id)
         if self._passages and kind not in self.exact.exempt_kinds:
             lines = text.split("\n")
             for name, parts in self._passages.items():
@@ -73,14 +75,18 @@ class Fingerprints:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
-            for parts in (self._documents, *self._passages.values()):
-                parts.close()
-            if self._signatures is not None:
-                self._signatures.close(complete=kind is None)
+            for files in (self._documents, *self._passages.values(), self._signatures):
+                if files is not None:
+                    files.close(complete=kind is None)
         except BaseException as failure:
             self._partial.__exit__(type(failure), failure, failure.__traceback__)
             raise
         self._partial.__exit__(kind, error, trace)
+
+
+def compares_documents(config: StepsConfig) -> bool:
+    """Whether whole documents are compared."""
+    return config.near_duplicates is not None or (config.exact_duplicates is not None and config.exact_duplicates.documents)
 
 
 def passage_kinds(config: ExactDuplicatesConfig | None) -> list[str]:
@@ -106,14 +112,16 @@ class _Parts:
     def _flush(self) -> None:
         if not self._rows:
             return
-        table = pa.table([pa.array(column, field.type) for column, field in zip(zip(*self._rows, strict=True), self._schema, strict=True)], schema=self._schema)
+        columns = [pa.array(column, field.type) for column, field in zip(zip(*self._rows, strict=True), self._schema, strict=True)]
+        table = pa.table(columns, schema=self._schema)
         self._rows = []
         part = table["high"].to_numpy() % np.uint64(len(self._writers))
         for number, writer in enumerate(self._writers):
             writer.write_table(table.filter(pa.array(part == number)))
 
-    def close(self) -> None:
-        self._flush()
+    def close(self, complete: bool) -> None:
+        if complete:
+            self._flush()
         for writer in self._writers:
             writer.close()
 
@@ -151,7 +159,7 @@ class _Signatures:
         self._numbers, self._minima = [], []
 
     def close(self, complete: bool) -> None:
-        """Sorts the files if they are to be kept."""
+        """Sorts the records of each file if it is to be kept."""
         if complete:
             self._flush()
         for file in self._files:
@@ -160,7 +168,7 @@ class _Signatures:
                 records = np.frombuffer(file.read(), self._record)
                 keys = records["minima"].T[::-1]  # the last key counts most; equal ones stay in order of n
                 file.seek(0)
-                file.write(records[np.lexsort(keys)].tobytes())
+                file.write(records[np.lexsort(keys)].view(np.uint8).data)
             file.close()
 
 

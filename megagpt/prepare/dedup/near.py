@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from megagpt.prepare.dedup.database import database, files, write
+from megagpt.prepare.dedup.database import database, files
 from megagpt.prepare.dedup.fingerprints import signature_record
 from megagpt.prepare.dedup.layout import TASK_BITS, Layout, first_document, of_task
 from megagpt.prepare.dedup.signature import Signature
@@ -43,18 +43,22 @@ class NearBuckets(DedupTask):
         paths = sorted((self.layout.signatures / f"bucket_{bucket:03d}").glob("*.minhash.sig"))
         record = signature_record(self.near)
         least, most = self._range(paths, record, part)
-        with self.layout.partial(f"pairs_{task:05d}") as folder, database(folder, self.memory_gib) as connection:
+        with self.layout.partial(f"pairs_{task:05d}") as folder, database(folder, self.memory_gib) as tables:
             names = [f"h{number}" for number in range(self.near.hashes)]
             schema = pa.schema([("doc", pa.int64()), *((name, pa.uint64()) for name in names)])
             reader = pa.RecordBatchReader.from_batches(schema, _signatures(paths, record, least, most, schema))
-            connection.register("signatures", reader)
-            query = f"SELECT doc, {', '.join(names)} FROM signatures"
+            tables.connection.register("signatures", reader)
+            source = "signatures"
             if self.exact and self.exact.documents:
-                query += f" ANTI JOIN (SELECT doc FROM {files(self.layout.exact)} WHERE doc <> kept) USING (doc)"
+                tables.view("dropped", f"SELECT doc FROM {files(self.layout.exact)} WHERE doc <> kept")
+                tables.connection.execute("CREATE TABLE every AS FROM signatures")
+                tables.table("different", lambda part: f"FROM {part('every', 'doc')} ANTI JOIN {part('dropped', 'doc')} USING (doc)")
+                source = "different"
+            batches = tables.connection.sql(f"FROM {source} ORDER BY {', '.join(names)}, doc").to_arrow_reader(BATCH_RECORDS)
             path = folder / f"pairs/{task:05d}.parquet"
             path.parent.mkdir()
             with pq.ParquetWriter(path, PAIRS, compression="zstd") as writer:
-                for a, b in bucket_pairs(connection.sql(f"{query} ORDER BY {', '.join(names)}, doc").to_arrow_reader(BATCH_RECORDS)):
+                for a, b in bucket_pairs(batches):
                     writer.write_table(pa.table([a, b], schema=PAIRS))
 
     def _range(self, paths: list[Path], record: np.dtype, part: int) -> tuple[int, int]:
@@ -114,11 +118,13 @@ class NearCandidates(DedupTask):
     name = "near candidates"
 
     def run_task(self, task: int, num_tasks: int) -> None:
-        with self.layout.partial("candidates") as folder, database(folder, self.memory_gib) as connection:
-            candidates = folder / self.layout.candidates.name
-            write(connection, f"SELECT DISTINCT a, b FROM {files(self.layout.pairs)} ORDER BY a, b", candidates)
-            both = " UNION ALL ".join(f"SELECT {end} AS doc FROM {files(folder, candidates.name)}" for end in "ab")
-            write(connection, f"SELECT DISTINCT doc FROM ({both}) ORDER BY doc", folder / self.layout.wanted.name)
+        with self.layout.partial("candidates") as folder, database(folder, self.memory_gib) as tables:
+            tables.view("found", f"FROM {files(self.layout.pairs)}")
+            tables.table("pairs", lambda part: f"SELECT DISTINCT a, b FROM {part('found', 'a')}")
+            tables.write("FROM pairs ORDER BY a, b", folder / self.layout.candidates.name)
+            tables.view("ends", "SELECT a AS doc FROM pairs UNION ALL SELECT b FROM pairs")
+            tables.table("wanted", lambda part: f"SELECT DISTINCT doc FROM {part('ends', 'doc')}")
+            tables.write("FROM wanted ORDER BY doc", folder / self.layout.wanted.name)
 
 
 class NearShingles(DedupTask):
@@ -127,14 +133,14 @@ class NearShingles(DedupTask):
     name = "near shingles"
 
     def run_task(self, task: int, num_tasks: int) -> None:
-        with self.layout.partial(f"shingles_{task:05d}") as folder, database(folder, self.memory_gib) as connection:
+        with self.layout.partial(f"shingles_{task:05d}") as folder, database(folder, self.memory_gib) as tables:
             target = folder / "shingles"
             target.mkdir()
             rows = f"SELECT doc FROM {files(self.layout.root, self.layout.wanted.name)} WHERE {of_task(task)} ORDER BY doc"
-            wanted = connection.sql(rows).fetchnumpy()["doc"]
+            wanted = tables.connection.sql(rows).fetchnumpy()["doc"]
+            tables.connection.register("wanted", pa.table({"doc": wanted}))
             documents = files(self.layout.documents, f"*/{task:05d}.parquet")
-            connection.register("wanted", pa.table({"doc": wanted}))
-            write(connection, f"SELECT doc, quality FROM {documents} SEMI JOIN wanted USING (doc) ORDER BY doc", target / f"{task:05d}.parquet")
+            tables.write(f"SELECT doc, quality FROM {documents} SEMI JOIN wanted USING (doc) ORDER BY doc", target / f"{task:05d}.parquet")
             signature = Signature(self.near)
             with open(target / f"{task:05d}.shingles", "wb") as values, open(target / f"{task:05d}.index", "wb") as index:
                 end = 0

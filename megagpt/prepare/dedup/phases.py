@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from megagpt.config.prepare import PrepareConfig, StepsConfig
+from megagpt.config.prepare import PrepareConfig
 from megagpt.prepare.dedup.clusters import DuplicateClusters
 from megagpt.prepare.dedup.exact import ExactDocuments, RepeatedPassages
-from megagpt.prepare.dedup.fingerprints import passage_kinds
+from megagpt.prepare.dedup.fingerprints import compares_documents, passage_kinds
 from megagpt.prepare.dedup.near import NearBuckets, NearCandidates, NearShingles, NearVerify
 from megagpt.prepare.phase import Phase
 
@@ -27,14 +27,9 @@ def dedup_phases(config: PrepareConfig, work: Path, num_tasks: int) -> list[Phas
         phases.append(Phase("near_candidates", 1, NearCandidates(config, work)))
         phases.append(Phase("near_shingles", num_tasks, NearShingles(config, work)))
         phases.append(Phase("near_verify", near.tasks, NearVerify(config, work)))
-    clusters = has_clusters(config.steps)
+    clusters = compares_documents(config.steps)
     if clusters:
         phases.append(Phase("duplicate_clusters", 1, DuplicateClusters(config, work)))
     for kind in passage_kinds(exact):
         phases.append(Phase(f"repeated_{kind}", exact.tasks, RepeatedPassages(config, work, kind, after_clusters=clusters)))
     return phases
-
-
-def has_clusters(steps: StepsConfig) -> bool:
-    """Whether whole documents are compared."""
-    return steps.near_duplicates is not None or (steps.exact_duplicates is not None and steps.exact_duplicates.documents)

@@ -11,10 +11,9 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from megagpt.config.prepare import ExactDuplicatesConfig, StepsConfig
-from megagpt.prepare.dedup.fingerprints import passage_kinds
+from megagpt.prepare.dedup.fingerprints import compares_documents, passage_kinds
 from megagpt.prepare.dedup.layout import Layout, first_document
 from megagpt.prepare.dedup.passages import normal, without
-from megagpt.prepare.dedup.phases import has_clusters
 
 BATCH_ROWS = 2048
 
@@ -46,7 +45,7 @@ class Verdicts:
 
     def __init__(self, work: Path, task: int, config: StepsConfig):
         layout, self.task = Layout(work), task
-        clusters = _rows(layout.verdicts, task, ["doc", "reason", "cluster", "kept", "jaccard"]) if has_clusters(config) else iter(())
+        clusters = _rows(layout.verdicts, task, ["doc", "reason", "cluster", "kept", "jaccard"]) if compares_documents(config) else iter(())
         self._clusters, self._cuts = _Following(clusters), {}
         for kind in passage_kinds(config.exact_duplicates):
             parts = [_rows(path, task, ["doc", "position"]) for path in sorted(layout.cuts.glob(f"{kind}_*.parquet"))]
@@ -59,7 +58,8 @@ class Verdicts:
             raise ValueError(f"verdict of document {n} of task {self.task} asked for after that of {self._last}: they are read in order")
         self._last, doc = n, first_document(self.task) + n
         clusters = self._clusters.of(doc)
-        return Verdict(*(clusters[0] if clusters else ()), **{kind: tuple(position for (position,) in rows.of(doc)) for kind, rows in self._cuts.items()})
+        cuts = {kind: tuple(position for (position,) in rows.of(doc)) for kind, rows in self._cuts.items()}
+        return Verdict(*(clusters[0] if clusters else ()), **cuts)
 
 
 def cut(text: str, verdict: Verdict) -> str:

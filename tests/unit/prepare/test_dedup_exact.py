@@ -21,9 +21,8 @@ def exact(**settings):
 
 def test_dedup_exact_documents_against_a_loop(tmp_path):
     generator = random.Random(0)
-    shards = [
-        [Item(f"{task}.{n}", generator.choice("abcdefghij") * generator.randrange(1, 4), generator.randrange(3)) for n in range(40)] for task in range(4)
-    ]
+    texts = [letter * length for letter in "abcdefghij" for length in (1, 2, 3)]
+    shards = [[Item(f"{task}.{n}", generator.choice(texts), generator.randrange(3)) for n in range(40)] for task in range(4)]
     verdicts = dedup(tmp_path, shards, prepare_config(DOCUMENTS))
     groups = defaultdict(list)
     for item in (item for shard in shards for item in shard):
@@ -44,7 +43,7 @@ def test_dedup_exact_documents_against_a_loop(tmp_path):
 def test_dedup_exact_forgives_case_and_spacing(tmp_path):
     items = [Item("a", "Die  STRASSE\n"), Item("b", "\tdie straße"), Item("c", "die strasse."), Item("d", ""), Item("e", " \n")]
     verdicts = dedup(tmp_path, [items], prepare_config(DOCUMENTS))
-    assert {name: verdict.reason for name, verdict in verdicts.items()} == {"a": None, "b": "duplicate_document", "c": None, "d": None, "e": "duplicate_document"}
+    assert [name for name, verdict in verdicts.items() if verdict.reason == "duplicate_document"] == ["b", "e"]
 
 
 def test_dedup_exact_takes_no_quality_for_the_lowest(tmp_path):
@@ -81,8 +80,10 @@ def passage_corpus() -> list[list[Item]]:
     for task in range(3):
         shard = []
         for n in range(30):
-            blocks = ["\n".join(f"line {generator.randrange(60)}" for _ in range(generator.randrange(1, 4))) for _ in range(generator.randrange(1, 6))]
+            sizes = [generator.randrange(1, 4) for _ in range(generator.randrange(1, 6))]
+            blocks = ["\n".join(f"line {generator.randrange(60)}" for _ in range(size)) for size in sizes]
             blocks += [generator.choice(["Shared paragraph\nof two lines", "SHARED  paragraph of two lines", "ab", "ab"])]
+            blocks += [f"only in {task}.{n}"] * generator.randrange(3)
             generator.shuffle(blocks)
             shard.append(Item(f"{task}.{n}", "\n\n".join(blocks), kind=generator.choice(["web", "web", "code"])))
         shards.append(shard)
@@ -112,7 +113,8 @@ def test_dedup_repeated_passages_look_at_surviving_documents_only(tmp_path):
     shared = "a paragraph that several documents have"
     words = " ".join(f"w{number}" for number in range(60))
     items = [
-        Item("worse", f"{shared}\n\nBODY", 0), Item("better", f"{shared}\n\nbody", 1), Item("near", f"{words} x\n\n{shared} too", 0), Item("best", f"{words}\n\n{shared} too", 1),
+        Item("worse", f"{shared}\n\nBODY", 0), Item("better", f"{shared}\n\nbody", 1),
+        Item("near", f"{words} x\n\n{shared} too", 0), Item("best", f"{words}\n\n{shared} too", 1),
         Item("third", f"{shared}\n\n{shared} too\n\nother"),
     ]
     config = prepare_config(ExactDuplicatesConfig(tasks=3, paragraphs=PARAGRAPHS), NearDuplicatesConfig(tasks=2))
@@ -122,12 +124,13 @@ def test_dedup_repeated_passages_look_at_surviving_documents_only(tmp_path):
 
 
 def test_dedup_cuts_are_judged_by_what_is_left(tmp_path):
-    items = [Item("a", "boilerplate here\nfirst text"), Item("b", "boilerplate here\nsecond"), Item("c", "boilerplate here\nc\nboilerplate  here"), Item("d", "short")]
+    texts = {"a": "boilerplate here\nfirst text", "b": "boilerplate here\nsecond", "c": "boilerplate here\nc\nboilerplate  here", "d": "short"}
+    items = [Item(name, text) for name, text in texts.items()]
     config = exact(lines=LINES, min_characters_left=5)
     verdicts = dedup(tmp_path, [items], config)
     left = {item.id: cut(item.text, verdicts[item.id]) for item in items}
     assert left == {"a": items[0].text, "b": "second", "c": "c", "d": "short"}
     rule = config.steps.exact_duplicates
-    assert {name: reason_after_cut(text, verdicts[name], rule) for name, text in left.items()} == {"a": None, "b": None, "c": "duplicate_paragraphs", "d": None}
+    assert [reason_after_cut(text, verdicts[name], rule) for name, text in left.items()] == [None, None, "duplicate_paragraphs", None]
     assert reason_after_cut("", Verdict(), rule) is None, "short by itself: not for us to say"
     assert reason_after_cut("", Verdict(lines=(0,)), None) is None

@@ -10,13 +10,15 @@ import pytest
 
 from megagpt.config.prepare import ExactDuplicatesConfig, NearDuplicatesConfig, RepeatedLinesConfig, RepeatedParagraphsConfig
 from megagpt.prepare.dedup import layout as layout_module
-from megagpt.prepare.dedup.database import database, files, write
+from megagpt.prepare.dedup.database import database, files
 from megagpt.prepare.dedup.fingerprints import Fingerprints
 from megagpt.prepare.dedup.phases import dedup_phases
 from megagpt.prepare.dedup.verdicts import Verdicts
 from tests.helpers.dedup import Item, digests, prepare_config, run_phases, sentences, verdicts_of, with_changes, write_clean
 
-EXACT = ExactDuplicatesConfig(tasks=2, paragraphs=RepeatedParagraphsConfig(min_characters=10), lines=RepeatedLinesConfig(min_characters=10, min_documents=2))
+EXACT = ExactDuplicatesConfig(
+    tasks=2, paragraphs=RepeatedParagraphsConfig(min_characters=10), lines=RepeatedLinesConfig(min_characters=10, min_documents=2)
+)
 NEAR = NearDuplicatesConfig(buckets=6, hashes=4, tasks=2, tasks_per_bucket=2)
 
 
@@ -75,7 +77,7 @@ class Killed(BaseException):
 
 def killed(monkeypatch, work, task, files_moved: int) -> bool:
     """Runs a task that dies when it has moved so many files to their names, and leaves what a killed process leaves. Whether it died."""
-    real_move, real_clear, moved, cleared = os.replace, shutil.rmtree, [], []
+    real_move, real_clear, moved, cleared = os.replace, shutil.rmtree, [], set()
 
     def move(source, target):
         if len(moved) == files_moved:
@@ -84,9 +86,9 @@ def killed(monkeypatch, work, task, files_moved: int) -> bool:
         real_move(source, target)
 
     def clear(folder, ignore_errors):
-        if not cleared:  # before the work; behind it, nobody does
+        if folder not in cleared:  # before the work; behind it, nobody does
             real_clear(folder, ignore_errors)
-        cleared.append(folder)
+        cleared.add(folder)
 
     with monkeypatch.context() as patch:
         patch.setattr(layout_module.os, "replace", move)
@@ -104,7 +106,8 @@ def test_dedup_killed_tasks_are_done_again(tmp_path, done, monkeypatch):
     """The first task of every phase dies before its first file has its name, and once more after."""
     config = done[1]
     phases = [[partial(write_clean, tmp_path, task, shard, config) for task, shard in enumerate(corpus())]]
-    phases += [[partial(phase.step.run_task, task, phase.num_tasks) for task in range(phase.num_tasks)] for phase in dedup_phases(config, tmp_path, 3)]
+    for phase in dedup_phases(config, tmp_path, 3):
+        phases.append([partial(phase.step.run_task, task, phase.num_tasks) for task in range(phase.num_tasks)])
     for first, *others in phases:
         assert killed(monkeypatch, tmp_path, first, 0)
         killed(monkeypatch, tmp_path, first, 1)  # lives where there is one file only
@@ -122,7 +125,8 @@ def test_dedup_files_of_a_failed_task_do_not_appear(tmp_path):
 
 
 def test_dedup_numbers_have_no_gaps(tmp_path):
-    with pytest.raises(ValueError, match="document 2 of task 4: 1 is the next one"), Fingerprints(tmp_path, 4, prepare_config(EXACT).steps) as fingerprints:
+    config = prepare_config(EXACT).steps
+    with pytest.raises(ValueError, match="document 2 of task 4: 1 is the next one"), Fingerprints(tmp_path, 4, config) as fingerprints:
         fingerprints.add(0, "a", "text", 0.0, "web")
         fingerprints.add(2, "b", "text", 0.0, "web")
 
@@ -148,6 +152,6 @@ def test_dedup_phases_follow_the_configuration(tmp_path):
 
 def test_dedup_paths_may_look_like_patterns(tmp_path):
     folder = tmp_path / "it's [a] *?"
-    with database(folder, 0.5) as connection:
-        write(connection, "SELECT 1 AS one", folder / "a.parquet")
-        assert connection.sql(f"FROM {files(folder)}").fetchall() == [(1,)]
+    with database(folder, 0.5) as tables:
+        tables.write("SELECT 1 AS one", folder / "a.parquet")
+        assert tables.connection.sql(f"FROM {files(folder)}").fetchall() == [(1,)]
