@@ -200,7 +200,7 @@ class TrainingConfig(Frozen):
     run: RunConfig
     ngrams: NgramsConfig = NgramsConfig()
     windows: WindowsConfig = WindowsConfig()
-    inverse_regularisation: float = Field(3.0, gt=0, allow_inf_nan=False)
+    inverse_regularisation: float = Field(10.0, gt=0, allow_inf_nan=False)
     """scikit-learn's C of the logistic regression: smaller is smoother."""
     folds: int = Field(4, ge=2)
     """One of so many parts is held out, chosen by a hash; all that belongs together (windows of a document, copies of a text) is in one part."""
