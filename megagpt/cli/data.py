@@ -18,9 +18,9 @@ from megagpt.config.show import content_hash, store, to_yaml
 
 def add_arguments(parser: argparse.ArgumentParser, verb: str) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    words = "raw sources to clean documents (stage: prepare), or records to the files of later stages (stage: data)"
     run = actions.add_parser(
-        "run", help="raw sources to clean documents (stage: prepare), or records to the files of later stages (stage: data)",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "run", help=words, description=words, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     add_config_options(run, PrepareConfig)
     run.epilog += "\n".join(["", "", "With `stage: data` (the default) instead:", (DataConfig.__doc__ or "").strip(), "", *describe_keys(DataConfig)])

@@ -134,6 +134,8 @@ class PrepareConfig(Frozen):
     """What runs it."""
     shard_mib: float = Field(256.0, gt=0)
     """One task reads files of one source of about so much in all, or one larger file; MiB."""
+    tokenizer: str | None = None
+    """Count each document's tokens before and after with this one (folder or file), for the report. Costs about as much as tokenising the corpus twice."""
     max_document_characters: int = Field(5_000_000, gt=0)
     """Longer documents are dropped as `too_long`: one of them must fit into memory several times."""
     keep_work: bool = False

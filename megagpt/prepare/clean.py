@@ -21,6 +21,7 @@ from megagpt.prepare.shards import shard_of
 from megagpt.prepare.steps.build import CLEAN, build_steps
 from megagpt.prepare.tables import KEPT, PROBLEMS, Table, task_file
 from megagpt.prepare.timing import Times
+from megagpt.prepare.token_count import token_counter
 
 CLEANED, SEEN, BROKEN = "clean", "seen", "problems"
 """Folders in `work`: documents that go on, ledger rows of all that were seen, what could not be read."""
@@ -36,6 +37,7 @@ class Clean(TaskStep):
     def run_task(self, task: int, num_tasks: int) -> None:
         config, work = self.config, self.work
         shard, steps, times, number = shard_of(config, work, task), build_steps(CLEAN, config, work), Times(), 0
+        num_tokens = token_counter(config.tokenizer)
         with ExitStack() as files:
             kept = files.enter_context(Table(task_file(work / CLEANED, task), KEPT))
             ledger = files.enter_context(Ledger(task_file(work / SEEN, task), task, config))
@@ -47,10 +49,10 @@ class Clean(TaskStep):
                     if isinstance(found, Problem):
                         problems.add({"source": shard.source.name, "path": found.path, "position": found.position, "reason": found.reason})
                         continue
-                    document, characters = to_flow(found, shard.source), len(found.text)
+                    document, before = to_flow(found, shard.source), (len(found.text), num_tokens(found.text))
                     counts.add(document)
                     dropped = _judge(document, steps, config, times)
-                    ledger.add(document, dropped, characters)
+                    ledger.add(document, dropped, *before)
                     if dropped is None:
                         kept.add({"n": number, "row": ledger.num_rows - 1, **to_row(document)})
                         quality = document.metadata["scores"].get("quality", 0.0)

@@ -57,7 +57,8 @@ class Finish(TaskStep):
                         "id": document.id, "text": document.text, **{name: known[name] for name in ("source", "url", "licence", "date")},
                         "meta": to_json(known["meta"]), "weight": known["weight"],
                     })  # fmt: skip
-                ledger.add(document, dropped, seen["characters_before"], split=split, cluster=verdict.cluster, kept_instead=verdict.kept)
+                before = seen["characters_before"], seen["tokens_before"]
+                ledger.add(document, dropped, *before, split=split, cluster=verdict.cluster, kept_instead=verdict.kept)
         times.tell(self, ledger.num_rows, num_bytes)
 
 

@@ -11,6 +11,7 @@ from datatrove.data import Document
 
 from megagpt.config.prepare import PrepareConfig
 from megagpt.prepare.tables import LEDGER, Table, read_table
+from megagpt.prepare.token_count import token_counter
 
 EXCERPT_CHARACTERS = 400
 """Of each document's text, for the report's samples."""
@@ -24,13 +25,16 @@ class Ledger(Table):
 
     def __init__(self, path: Path, task: int, config: PrepareConfig) -> None:
         super().__init__(path, LEDGER)
-        self._task, self._redact = task, _redactor(config)
+        self._task, self._redact, self._num_tokens = task, _redactor(config), token_counter(config.tokenizer)
         self.num_rows = 0
 
-    def add(self, document: Document, dropped: tuple[str, str] | None, characters_before: int, **facts: Any) -> None:
-        """Args:
-        dropped: (step, reason).
-        facts: further columns: split, cluster, kept_instead.
+    def add(self, document: Document, dropped: tuple[str, str] | None, characters_before: int, tokens_before: int | None, **facts: Any) -> None:
+        """The next document.
+
+        Args:
+            dropped: (step, reason).
+            characters_before, tokens_before: as it was read.
+            facts: further columns: split, cluster, kept_instead.
         """
         known = document.metadata
         step, reason = dropped or (None, None)
@@ -38,6 +42,7 @@ class Ledger(Table):
             "id": document.id, "source": known["source"], "url": known["url"], "task": self._task, "row": self.num_rows, "kept": dropped is None,
             "step": step, "reason": reason, "scores": sorted(known["scores"].items()), "notes": _json(known["notes"]), "weight": known["weight"],
             "characters_before": characters_before, "characters_after": 0 if dropped else len(document.text),
+            "tokens_before": tokens_before, "tokens_after": 0 if dropped else self._num_tokens(document.text),
             "excerpt": self._redact(document.text[:EXCERPT_CHARACTERS]), **facts,
         })  # fmt: skip
         self.num_rows += 1

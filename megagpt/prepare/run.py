@@ -15,8 +15,8 @@ from megagpt.prepare.finish import finish_phase
 from megagpt.prepare.phase import Phase
 from megagpt.prepare.shards import plan_shards, read_plan, write_plan
 from megagpt.prepare.steps.decontamination import build_index
-from megagpt.prepare.timing import FILE, gather
 from megagpt.prepare.summary import STATISTICS, summary_phase
+from megagpt.prepare.timing import gather
 
 WORK = "work"
 RESULTS = ("documents", "ledger", "problems.parquet", STATISTICS)
@@ -41,7 +41,7 @@ def run_prepare(config: PrepareConfig, folder: Path) -> dict[str, Any] | None:
             return None
     statistics = json.loads((folder / STATISTICS).read_text(encoding="utf-8"))
     if _is_main(config) and (folder / WORK / "tasks").exists():
-        gather(folder / WORK / "tasks", folder / FILE)
+        gather(folder, folder / WORK)
     if _is_main(config) and not config.keep_work:
         shutil.rmtree(folder / WORK, ignore_errors=True)
     return statistics

@@ -50,7 +50,7 @@ def statistics_of(connection: duckdb.DuckDBPyConnection, folder: Path) -> dict[s
     """Documents and characters of each source, seen and kept; documents dropped by step and reason; problems by source."""
     ledger = ledger_files(folder)
     by_source = connection.execute(
-        """SELECT source, count(*), count(*) FILTER (kept), count(*) FILTER (split = 'valid'), sum(characters_before), sum(characters_after)
+        """SELECT source, count(*), count(*) FILTER (kept), count(*) FILTER (split = 'valid'), sum(characters_before), sum(characters_after), sum(tokens_before), sum(tokens_after)
         FROM read_parquet(?) GROUP BY source ORDER BY source""", [ledger],
     ).fetchall()  # fmt: skip
     dropped = connection.execute(
@@ -60,9 +60,9 @@ def statistics_of(connection: duckdb.DuckDBPyConnection, folder: Path) -> dict[s
     sources: dict[str, Any] = {
         source: {
             "seen": seen, "kept": kept, "valid": valid, "characters_before": int(before), "characters_after": int(after),
-            "problems": problems.get(source, 0), "dropped": {},
+            **({} if tokens is None else {"tokens_before": int(tokens), "tokens_after": int(tokens_after)}), "problems": problems.get(source, 0), "dropped": {},
         }
-        for source, seen, kept, valid, before, after in by_source
+        for source, seen, kept, valid, before, after, tokens, tokens_after in by_source
     }  # fmt: skip
     for source, step, reason, count in dropped:
         sources[source]["dropped"].setdefault(step, {})[reason] = count

@@ -31,7 +31,8 @@ LEDGER = pa.schema([
     ("id", pa.string()), ("source", pa.string()), ("url", pa.string()), ("task", pa.int64()), ("row", pa.int64()),
     ("kept", pa.bool_()), ("split", pa.string()), ("step", pa.string()), ("reason", pa.string()), ("cluster", pa.string()), ("kept_instead", pa.string()),
     ("scores", pa.map_(pa.string(), pa.float64())), ("notes", pa.string()), ("weight", pa.float64()),
-    ("characters_before", pa.int64()), ("characters_after", pa.int64()), ("excerpt", pa.string()),
+    ("characters_before", pa.int64()), ("characters_after", pa.int64()), ("tokens_before", pa.int64()), ("tokens_after", pa.int64()),
+    ("excerpt", pa.string()),
 ])  # fmt: skip
 """A row for every document that was seen."""
 PROBLEMS = pa.schema([("source", pa.string()), ("path", pa.string()), ("position", pa.string()), ("reason", pa.string())])

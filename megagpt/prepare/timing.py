@@ -44,12 +44,13 @@ class Times:
         step.stat_update("bytes", value=num_bytes, unit="task")
 
 
-def gather(tasks: Path, path: Path) -> None:
-    """Sums over all tasks of each phase, from the folder of their markers: `{phase: {"tasks", "documents", "bytes", "seconds": {step: …}}}`."""
-    found: dict[str, dict[str, Any]] = {}
-    for folder in sorted(tasks.iterdir()):
+def gather(folder: Path, work: Path) -> None:
+    """Sums over all tasks of each phase, from what lies beside their markers, and the bytes on disk of each folder, into `timing.json`:
+    `{"phases": {phase: {"tasks", "documents", "bytes", "seconds": {"all", "reader", step: …}}}, "disk": {folder: bytes}}`."""
+    phases: dict[str, dict[str, Any]] = {}
+    for tasks in sorted((work / "tasks").iterdir()):
         phase: dict[str, Any] = {"tasks": 0, "documents": 0, "bytes": 0, "seconds": Counter()}
-        for file in sorted((folder / "stats").glob("*.json")):
+        for file in sorted((tasks / "stats").glob("*.json")):
             phase["tasks"] += 1
             for name, value in json.loads(file.read_text(encoding="utf-8"))[0]["stats"].items():
                 total = value["total"] if isinstance(value, dict) else value
@@ -57,5 +58,11 @@ def gather(tasks: Path, path: Path) -> None:
                     phase["seconds"][name.removeprefix("seconds ")] += total
                 else:
                     phase[name] = phase.get(name, 0) + total
-        found[folder.name] = phase
-    atomic.write_json(path, found)
+        phases[tasks.name] = phase
+    places = {f"work/{entry.name}": entry for entry in sorted(work.iterdir()) if entry.name != "tasks"}
+    places |= {name: folder / name for name in ("documents", "ledger")}
+    atomic.write_json(folder / FILE, {"phases": phases, "disk": {name: _num_bytes(path) for name, path in places.items()}})
+
+
+def _num_bytes(path: Path) -> int:
+    return sum(file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())

@@ -52,13 +52,13 @@ def _totals(statistics: dict[str, Any]) -> Html:
 def _funnel(statistics: dict[str, Any], folder: Path) -> list[Html]:
     sources = statistics["sources"]
     path = draw_funnel(sources, folder / "plots" / "funnel.png")
-    tokens = "tokens_before" in next(iter(sources.values()))
+    tokens = any("tokens_before" in figures for figures in sources.values())
     head = ("Source", "Documents", "Kept", "Held out", "Characters", "Kept", *(("Tokens", "Kept") if tokens else ()), "Unreadable places", "Dropped for")
     rows = []
     for name, figures in sources.items():
         why = "\n".join(f"{count:,} {step}: {reason}" for step, reason, count in reasons(figures["dropped"]))
         counts = ("seen", "kept", "valid", "characters_before", "characters_after", *(("tokens_before", "tokens_after") if tokens else ()), "problems")
-        rows.append((name, *(f"{figures[key]:,}" for key in counts), why))
+        rows.append((name, *(f"{figures.get(key, 0):,}" for key in counts), why))
     return [element("h2", "What became of each source"), picture(path, "Share of each source's documents that each step dropped"), table(head, rows)]
 
 
