@@ -7,10 +7,14 @@ import pytest
 from datatrove.data import Document
 from scipy.stats import ks_2samp
 
-from megagpt.config.prepare import NgramsConfig, QualityConfig, ToxicityConfig, ToxicityRule, WindowsConfig
+from megagpt.config.check import check_prepare
+from megagpt.config.load import ConfigError
+from megagpt.config.prepare import NgramsConfig, PrepareConfig, QualityConfig, ToxicityConfig, ToxicityRule, WindowsConfig
+from megagpt.config.schema import RunConfig
 from megagpt.data.split import share
 from megagpt.prepare.classifier import Classifier, ClassifierError, save_classifier, sigmoid
 from megagpt.prepare.ngrams import Ngrams
+from megagpt.prepare.steps.build import build_steps
 from megagpt.prepare.steps.quality import Quality, lomax
 from megagpt.prepare.steps.toxicity import Toxicity
 
@@ -103,3 +107,15 @@ def test_toxicity_by_kind_of_source(folder):
 def test_steps_refuse_the_other_ones_classifier(folder):
     with pytest.raises(ClassifierError, match="a classifier of toxicity, not of quality"):
         Quality(QualityConfig(classifier=str(folder / "toxicity")))
+
+
+def test_steps_are_built_by_their_names_and_off_without_a_classifier(folder):
+    def config(steps: dict) -> PrepareConfig:
+        return PrepareConfig(run=RunConfig(name="x"), sources=[{"name": "a", "kind": "rows", "files": ["a.jsonl"]}], steps=steps)
+
+    named = {name: {"classifier": str(folder / name)} for name in ("quality", "toxicity")}
+    assert [type(step) for step in build_steps(("quality", "toxicity"), config(named), folder)] == [Quality, Toxicity]
+    assert build_steps(("quality", "toxicity"), config({}), folder) == []
+    check_prepare(config(named))
+    with pytest.raises(ConfigError, match="steps.toxicity.classifier = absent: no classifier.json in this folder; `megagpt data train-toxicity` writes it"):
+        check_prepare(config(named | {"toxicity": {"classifier": "absent"}}))
