@@ -548,8 +548,8 @@ class TextFiles(Frozen):
     """Files and patterns (`crawl/*.warc.gz`): JSONL or parquet of documents, plain text, and WARC, ARC, WET with all text of their pages, menus too."""
     document: Literal["file", "line"] = "file"
     """What a document is in a plain text file."""
-    max_documents: int = Field(50_000, gt=0)
-    """Learn from so many at most, chosen by a hash of their ids; they are held in memory."""
+    max_documents: int = Field(5_000, gt=0)
+    """Learn from so many at most, chosen by a hash of their ids. They are held in memory, a window of 2,000 characters with about 60 KB."""
 
 
 class WordListConfig(Frozen):
@@ -567,7 +567,7 @@ class TrainingConfig(Frozen):
     run: RunConfig
     ngrams: NgramsConfig = NgramsConfig()
     windows: WindowsConfig = WindowsConfig()
-    inverse_regularisation: float = Field(3.0, gt=0, allow_inf_nan=False)
+    inverse_regularisation: float = Field(10.0, gt=0, allow_inf_nan=False)
     """scikit-learn's C of the logistic regression: smaller is smoother."""
     folds: int = Field(4, ge=2)
     """One of so many parts is held out, chosen by a hash; all that belongs together (windows of a document, copies of a text) is in one part."""
@@ -586,7 +586,7 @@ class TrainQualityConfig(TrainingConfig):
     """Text that documents should be like: books, encyclopedias, edited news."""
     raw: list[TextFiles] = Field(min_length=1)
     """Text as the crawl gives it, before anything is cleaned. Take it from many sites: pages of one site share their menus."""
-    max_windows_per_document: int = Field(64, gt=0)
+    max_windows_per_document: int = Field(16, gt=0)
     """Learn from so many windows of a document, in equal steps; one long book should not be the whole reference."""
     min_auc: float | None = Field(0.9, gt=0.5, le=1)
     """Gate: ROC-AUC on held-out documents."""

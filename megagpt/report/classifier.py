@@ -181,10 +181,16 @@ def _toxicity(report: dict[str, Any], pictures: list[tuple[str, Path]]) -> list[
         "its part of the data. Nobody's dialect is known: the first slice is of texts with features that linguists describe for African American English "
         "and that spelling shows. The labels themselves lean the same way, so that rates measured against them say less than the whole."
     )
+    fixed = [
+        (f"{first['threshold']:g}", *(_interval(one["at_thresholds"][place][name]) for one in variants.values() for name in list(first)[1:]))
+        for place, first in enumerate(next(iter(variants.values()))["at_thresholds"])
+    ]  # fmt: skip
+    fixed_head = ("Score that is enough", *(f"{name}, {variant}" for variant in variants for name in list(next(iter(variants.values()))["at_thresholds"][0])[1:]))
     by_label = [(name, *(_show(one["by_label"][name]) for one in variants.values())) for name in next(iter(variants.values()))["by_label"]]
     return [
         element("h2", "By dialect and group"), element("div", join(picture(path, title) for title, path in pictures), "grid"),
         table(head, rows), element("p", note, "soft"),
+        element("h2", "False positives by dialect at thresholds of the step"), table(fixed_head, fixed),
         element("h2", "By label"), table(("ROC-AUC against all harmless texts", *variants), by_label),
     ]  # fmt: skip
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import csv
 import glob
 import heapq
 import html
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -164,8 +167,8 @@ def _pages(path: Path) -> Iterator[Document]:
                 if kind == "response" and not ("html" in media and record.http_headers.get_statuscode() == "200"):
                     continue
                 try:
-                    text = content.decode("utf-8", "replace") if kind == "conversion" else _all_text(content)
-                except (LxmlError, ValueError):
+                    text = content.decode("utf-8", "replace") if kind == "conversion" else _all_text(content, media)
+                except (LxmlError, ValueError, LookupError):
                     continue
                 yield Document(f"{path.name}#{number}", text, url=headers.get_header("WARC-Target-URI") or "")
         except Exception as error:  # warcio lets errors of gzip, HTTP and its own through
@@ -173,14 +176,28 @@ def _pages(path: Path) -> Iterator[Document]:
             raise DataError(path, f"record {number + 1}: {type(error).__name__}{f': {reason}' if reason else ''}") from error
 
 
-def _all_text(content: bytes) -> str:
+def _all_text(content: bytes, media: str) -> str:
     from lxml import etree
     from lxml import html as lxml_html
 
-    tree = lxml_html.document_fromstring(content, parser=lxml_html.HTMLParser(no_network=True, remove_comments=True, remove_pis=True))
+    parser = lxml_html.HTMLParser(no_network=True, remove_comments=True, remove_pis=True, encoding=_encoding(content, media))
+    tree = lxml_html.document_fromstring(content, parser=parser)
     etree.strip_elements(tree, "script", "style", "noscript", "template", with_tail=False)
     lines = (" ".join(text.split()) for text in tree.itertext())
     return "\n".join(line for line in lines if line)
+
+
+def _encoding(content: bytes, media: str) -> str | None:
+    """What HTTP names; else UTF-8 where the page names nothing and is valid; else (None) what the page names, which lxml finds."""
+    declared = re.search(r"charset=[\"']?([\w.:-]+)", media, re.IGNORECASE)
+    with contextlib.suppress(LookupError):
+        if declared:
+            return codecs.lookup(declared[1]).name
+    with contextlib.suppress(UnicodeDecodeError):
+        if b"charset" not in content[:4096].lower():
+            content.decode("utf-8")
+            return "utf-8"
+    return None
 
 
 def _is_usable(document: Document, seen: set[int], left_out: Counter[str]) -> bool:

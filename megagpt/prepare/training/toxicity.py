@@ -24,6 +24,8 @@ REPORT = "report.json"
 CLASSES = ("not toxic", "toxic")
 AS_LABELLED, MITIGATED = "labels as they are", "mitigated"
 EXCERPT = 280
+THRESHOLDS = (0.5, 0.8, 0.9)
+"""For the report; the last two are those of the step, unless it is told others."""
 MAX_WINDOWS = 10
 """A labelled text is learned from as a whole, up to so many windows."""
 
@@ -148,8 +150,15 @@ def _measure(texts: Texts, variant: Variant, config: TrainToxicityConfig) -> dic
         "threshold": round(threshold, 6),
         "slices": by_slice,
         "dialect_gap": None if known is None or other is None else round(known - other, 6),
+        "at_thresholds": [_at_threshold(texts, probabilities, threshold) for threshold in THRESHOLDS],
         "sentences": _sentences(variant),
     }
+
+
+def _at_threshold(texts: Texts, probabilities: np.ndarray, threshold: float) -> dict[str, Any]:
+    """Harmless texts of each dialect that are flagged where a score of `threshold` is enough."""
+    flagged, harmless = probabilities >= threshold, texts.labels == 0
+    return {"threshold": threshold, **{name: rate(flagged[texts.slices[name] & harmless]) for name in (slices_.AAE, slices_.OTHER)}}
 
 
 def _auc_of_label(texts: Texts, probabilities: np.ndarray, name: str) -> float | None:
