@@ -17,9 +17,9 @@ import yaml
 from megagpt.data.records import Document
 from megagpt.prepare.document import Problem
 from megagpt.prepare.readers import licences
-from megagpt.prepare.readers.decode import decode, is_binary
+from megagpt.prepare.readers.decode import decode
 from megagpt.prepare.readers.origin import Origin
-from megagpt.prepare.readers.unpack import read_whole
+from megagpt.prepare.readers.unpack import Damaged, read_whole
 
 MAX_SOURCE_BYTES = 16 << 20
 """A longer file was not written by people."""
@@ -46,10 +46,11 @@ def read(path: Path, origin: Origin) -> Iterator[Document | Problem]:
     if language is None and not path.suffix:
         language = _by_interpreter(path)
     content = read_whole(path, MAX_SOURCE_BYTES)
-    if is_binary(content):
+    try:
+        text = decode(content).replace("\r\n", "\n")
+    except Damaged:
         yield origin.document(None, "", meta={"drop": "binary_file"})
         return
-    text = decode(content).replace("\r\n", "\n")
     meta = {"language": language or "", "generated": is_generated(text, path.name), "minified": is_minified(text, path.name)}
     if drop := _drop(text, meta, origin.name, path.name):
         meta["drop"] = drop

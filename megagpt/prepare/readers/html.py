@@ -144,12 +144,13 @@ class _Lines:
             self._end_line()
 
     def close(self, tag: str) -> None:
+        if tag in _BLOCKS:
+            self._end_line()
         if tag == "pre":
             self._preformatted -= 1
         elif tag in ("ul", "ol") and self._lists:
             self._lists.pop()
         if tag in _BLOCKS:
-            self._end_line()
             if tag in _SPACED and not self._lists:
                 self._empty_line()
 

@@ -24,6 +24,8 @@ _DROPPED_MACROS = (
     "ref", "eqref", "autoref", "cref", "Cref", "pageref",
 )
 _SECTIONS = ("part", "chapter", "section", "subsection", "subsubsection", "paragraph", "subparagraph")
+_EMPTY_BRACKETS = re.compile(r" ?[(\[](?:see|cf\.?|e\.g\.|figs?\.?|figure|eqs?\.?|sec\.?|section|table|and|[\s,;])*[)\]]", re.IGNORECASE)
+"""What is left of `(see Fig. \\ref{a})`."""
 _ITEM = re.compile(r"^[ \t]*\* ", re.MULTILINE)
 
 
@@ -76,7 +78,9 @@ def _to_text(source: str) -> str:
     lines = [line.strip() for line in _ITEM.sub("- ", text).split("\n")]
     text = re.sub(r"[ \t]{2,}", " ", "\n".join(lines))
     text = re.sub(r" +([.,;:])", r"\1", text)  # where a citation was
-    return re.sub(r"\n{3,}", "\n\n", text).strip()
+    text = _EMPTY_BRACKETS.sub("", text)
+    text = re.sub(r"\n{3,}", "\n\n", text).strip()
+    return re.sub(r"^(- .*)\n\n(?=- )", r"\1\n", text, flags=re.MULTILINE)
 
 
 def _context() -> latexwalker.macrospec.LatexContextDb:

@@ -81,14 +81,14 @@ class _Page:
             self._request(name, rest)
 
     def _condition(self, name: str, rest: str, lines: Iterator[str]) -> None:
-        """`n` (a terminal, not a typesetter) holds, and so does whatever `el` belongs to does not; registers are all 0."""
+        """`n` (a terminal, no typesetter) and `\\n(.g` (groff) hold, all other registers are 0; `el` holds where its `ie` did not."""
         if name == "el":
             holds = False if self._held else True
             body = rest
         else:
             negated = rest.startswith("!")
             rest = rest.removeprefix("!")
-            known = re.match(r"([no])\s*(?=\S)", rest)
+            known = re.match(r"(?:[no]|\\n(?:\(\.g|\[\.g\]))\s*(?=\S)", rest)
             test = re.match(r"(?:\([^)]*\)|\\n\S*|'[^']*'[^']*'|\"[^\"]*\"[^\"]*\"|\S+)\s*", rest)
             holds = bool(known) != negated
             body = rest[(known or test).end() :] if (known or test) else ""
