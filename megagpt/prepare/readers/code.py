@@ -23,8 +23,8 @@ from megagpt.prepare.readers.unpack import Damaged, read_whole
 
 MAX_SOURCE_BYTES = 16 << 20
 """A longer file was not written by people."""
-_HEAD_LINES = 40
-"""Lines at a file's beginning that say who made it and under which licence."""
+_HEAD_LINES, _HEAD_CHARACTERS = 40, 20_000
+"""What is at a file's beginning that says who made it and under which licence."""
 _LICENCE_FILE = re.compile(r"(licen[cs]e|copying|unlicense)([-._].*)?", re.IGNORECASE)
 _MAX_LICENCE_BYTES = 1 << 18
 _GENERATED = re.compile(
@@ -54,7 +54,7 @@ def read(path: Path, origin: Origin) -> Iterator[Document | Problem]:
     meta = {"language": language or "", "generated": is_generated(text, path.name), "minified": is_minified(text, path.name)}
     if drop := _drop(text, meta, origin.name, path.name):
         meta["drop"] = drop
-    head = "\n".join(text.split("\n", _HEAD_LINES)[:_HEAD_LINES])
+    head = "\n".join(text[:_HEAD_CHARACTERS].split("\n", _HEAD_LINES)[:_HEAD_LINES])
     licence = licences.from_text(head) or _folder_licence(path.parent, len(Path(origin.name).parts) - 1)
     yield origin.document(None, text, licence=licence, meta=meta)
 
@@ -76,7 +76,7 @@ def is_generated(text: str, name: str = "") -> bool:
     """Whether the comments at its head say that a program wrote it, or its name does."""
     if re.search(r"(_pb2(_grpc)?\.pyi?|\.pb\.(go|cc|h)|\.g\.dart|\.designer\.(cs|vb)|_generated\.\w+|\.generated\.\w+)$", name, re.IGNORECASE):
         return True
-    head = text.split("\n", _HEAD_LINES)[:_HEAD_LINES]
+    head = text[:_HEAD_CHARACTERS].split("\n", _HEAD_LINES)[:_HEAD_LINES]
     return any(_COMMENT.match(line) and _GENERATED.search(line) for line in head)
 
 

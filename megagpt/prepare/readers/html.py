@@ -13,8 +13,9 @@ from megagpt.prepare.readers.unpack import Damaged, size
 
 MAX_PAGE_BYTES = 8 << 20
 """A longer page is no text that people read."""
-MAX_TAGS = 200_000
-"""Extraction walks over a page many times; limits are on sizes, since a limit on time would give another result on another machine."""
+MAX_TAGS = 60_000
+"""Opening and closing tags of a page whose main text is looked for: the time grows with their square, and reaches 10 seconds here. A limit on time
+itself would give another result on another machine."""
 _DECLARED = re.compile(rb"""<(?:meta[^>]{0,200}?charset\s*=|\?xml[^>]{0,100}?encoding\s*=)\s*["']?\s*([A-Za-z0-9_.:-]{2,40})""", re.IGNORECASE)
 _DECLARATION = re.compile(r"^\s*<\?xml[^>]*\?>")
 _LICENCE_NAMES = ("license", "licence", "dc.rights", "dcterms.rights", "dc.license", "dcterms.license", "copyright")
@@ -43,10 +44,7 @@ def decode_page(content: bytes, declared: str | None = None) -> str:
     if len(content) > MAX_PAGE_BYTES:
         raise Damaged(f"a page of more than {size(MAX_PAGE_BYTES)}")
     found = _DECLARED.search(content[:4096])
-    text = decode(content, declared or (found[1].decode("ascii") if found else None))
-    if text.count("<") > MAX_TAGS:
-        raise Damaged(f"a page of more than {MAX_TAGS} tags")
-    return text
+    return decode(content, declared or (found[1].decode("ascii") if found else None))
 
 
 def parse_page(text: str) -> etree._Element:
@@ -63,9 +61,14 @@ def main_text(page: str) -> str:
     """The main text of a page of the web, without its menus, advertisements and comments; empty where it has none. Tables and lists stay.
 
     trafilatura (Barbaresi 2021) with more recall than precision, since later steps drop what is no prose, and without its own `deduplicate`: that remembers earlier pages, and the result would depend on the order of the files.
+
+    Raises:
+        Damaged: more than MAX_TAGS tags.
     """
     from trafilatura import extract
 
+    if page.count("<") > MAX_TAGS:
+        raise Damaged(f"a page of more than {MAX_TAGS} tags")
     return extract(_DECLARATION.sub("", page), include_comments=False, include_tables=True, deduplicate=False, favor_recall=True) or ""
 
 
@@ -123,6 +126,8 @@ class _Lines:
     def __init__(self) -> None:
         self._lines: list[str] = []
         self._line: list[str] = []
+        self._begun = False
+        """The line has text."""
         self._preformatted = 0
         self._lists: list[int | None] = []
         """Of each open list: how many items it had so far; None where they have no numbers."""
@@ -138,7 +143,7 @@ class _Lines:
             self._lists.append(0 if tag == "ol" else None)
         elif tag == "li":
             self._line.append("  " * (len(self._lists) - 1) + self._item_mark())
-        elif tag in _CELLS and element.getprevious() is not None and "".join(self._line).strip():
+        elif tag in _CELLS and element.getprevious() is not None and self._begun:
             self._line.append(" | ")
         elif tag == "br":
             self._end_line()
@@ -159,6 +164,7 @@ class _Lines:
             return
         if not self._preformatted:
             self._line.append(re.sub(r"\s+", " ", text))
+            self._begun = self._begun or not text.isspace()
             return
         first, *others = text.split("\n")
         self._line.append(first)
@@ -182,11 +188,11 @@ class _Lines:
             indent = line[: len(line) - len(line.lstrip())] if self._lists else ""
             line = indent + re.sub(r" {2,}", " ", line.strip())
         if re.fullmatch(r"\s*(-|\d+\.)", line) and self._lists:  # the paragraph of an item begins: its mark waits for it
-            self._line = [line + " "]
+            self._line, self._begun = [line + " "], False
             return
         if line.strip():
             self._lines.append(line.rstrip())
-        self._line = []
+        self._line, self._begun = [], False
 
     def _empty_line(self) -> None:
         if self._lines and self._lines[-1] and not "".join(self._line).strip():

@@ -24,6 +24,8 @@ _LICENCE_COLUMNS = ("licence", "license", "licenses", "max_stars_repo_licenses")
 _DATE_COLUMNS = ("date", "timestamp", "created", "date_download")
 _ABOUT_DATASETS = frozenset(("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"))
 """What `datasets` writes beside its rows."""
+MAX_ARRAY_BYTES = 256 << 20
+"""An array is read whole; larger sets come as lines or tables."""
 _MAX_BAD_LINES = 100
 """So many in a row are no damage but another kind of file."""
 _SIGN = re.compile(r"[^ \t\r\n]")
@@ -159,7 +161,7 @@ def _read_json(path: Path, origin: Origin) -> Made:
             stream.give_back(start)
             yield from _jsonl_rows(stream, origin)
             return
-    text = decode(read_whole(path))
+    text = decode(read_whole(path, MAX_ARRAY_BYTES))
     decoder = json.JSONDecoder()
     place, number = _next_sign(text, text.index("[") + 1), 0
     while place < len(text) and text[place] != "]":

@@ -10,8 +10,11 @@ from megagpt.prepare.readers.decode import decode
 from megagpt.prepare.readers.mdoc import PARAGRAPHS, Mdoc
 from megagpt.prepare.readers.origin import Origin
 from megagpt.prepare.readers.troff_text import split_arguments, to_plain
-from megagpt.prepare.readers.unpack import Damaged
+from megagpt.prepare.readers.unpack import Damaged, size
 
+MAX_MAN_PAGE_BYTES = 4 << 20
+_MAX_STRING = 500
+"""Strings may be defined by themselves, twice over: a page of forty lines could ask for a terabyte."""
 _PARAGRAPHS = frozenset(("PP", "LP", "P", "sp", "YS", "HP", *PARAGRAPHS))
 _BREAKS = frozenset("br RS RE in ti ce PD UE ME nr".split())
 _FONTS = frozenset("B I SM SB R CW C".split())
@@ -22,6 +25,8 @@ _CONDITION = re.compile(r"([ie]f?|ie)\s*")
 
 def read_man_page(content: bytes, origin: Origin) -> Iterator[Document]:
     """A page: its name, sections, paragraphs and options. A page that only points to another one (`.so`) has `meta["drop"] = "alias"`."""
+    if len(content) > MAX_MAN_PAGE_BYTES:
+        raise Damaged(f"a man page of more than {size(MAX_MAN_PAGE_BYTES)}")
     text = decode(content).replace("\r\n", "\n")
     if not re.search(r"^['.]\s*(TH|Dd|Dt|so|SH)\b", text, re.MULTILINE):
         raise Damaged("no man page: neither .TH nor .Dd")
@@ -131,7 +136,7 @@ class _Page:
             self._heading(joined)
         elif name in ("ds", "as"):
             key, _, value = rest.partition(" ")
-            self._strings[key] = self._plain(value.removeprefix('"'))
+            self._strings[key] = self._plain(value.removeprefix('"'))[:_MAX_STRING]
         elif name in _PREFORMATTED:
             self._end_paragraph()
             self._preformatted = True

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-MAX_FILE_BYTES = 256 << 20
-"""Of a file that is one document, unpacked."""
+MAX_FILE_BYTES = 64 << 20
+"""Of a file that is one document, unpacked: more text than any document is allowed."""
 _BLOCK = 1 << 18
 _GZIP = b"\x1f\x8b\x08"
 _BZIP2 = b"BZh"

@@ -25,7 +25,7 @@ from megagpt.prepare.readers.unpack import ByteStream, Damaged, open_unpacked, s
 
 logging.getLogger("warcio").setLevel(logging.ERROR)  # it warns of spaces in addresses
 
-MAX_RECORD_BYTES = 64 << 20
+MAX_RECORD_BYTES = 32 << 20
 """A longer record is passed over; crawls hold films."""
 _MAX_HEADER_LINE = 1 << 16
 _MAX_HEADER_BYTES = 1 << 20

@@ -14,8 +14,12 @@ from mwparserfromhell.wikicode import Wikicode
 
 from megagpt.prepare.readers.unpack import Damaged
 
+MAX_ARTICLE_CHARACTERS = 4 << 20
+"""Twice what MediaWiki takes."""
 MAX_UNCLOSED = 2000
 """The parser looks for the end of each anew: its time grows with their square, to minutes for a page of vandalism."""
+_UNSEEN = re.compile(r"<!--.*?-->|<ref(?:\s[^<>]*?)?/>|<ref(?:\s[^<>]*)?>.*?</ref\s*>", re.IGNORECASE | re.DOTALL)
+"""Comments and references go before the parser sees them: half of an article's markup is in its references."""
 _TAG = re.compile(r"<(?!br|hr|li\b|!)[a-z]", re.IGNORECASE)
 _NO_TEXT = frozenset(
     "ref references gallery timeline table imagemap score chem graph mapframe maplink templatestyles categorytree inputbox indicator hr section style script".split()
@@ -45,12 +49,14 @@ def to_text(markup: str, hidden: set[str]) -> str:
         hidden: names of namespaces, lower case, whose links are left out.
 
     Raises:
-        Damaged: more than MAX_UNCLOSED brackets or tags of one kind that nothing closes.
+        Damaged: more than MAX_ARTICLE_CHARACTERS, or more than MAX_UNCLOSED brackets or tags of one kind that nothing closes.
     """
+    if len(markup) > MAX_ARTICLE_CHARACTERS:
+        raise Damaged(f"more than {MAX_ARTICLE_CHARACTERS} characters of markup")
     _refuse_unclosed(markup)
     lines: list[str] = []
     pieces: list[str] = []
-    _collect(mwparserfromhell.parse(markup, skip_style_tags=True), hidden, pieces)
+    _collect(mwparserfromhell.parse(_UNSEEN.sub("", markup), skip_style_tags=True), hidden, pieces)
     for line in _SWITCH.sub("", "".join(pieces).replace("'''", "").replace("''", "")).split("\n"):
         line = _DEEPER.sub("- ", line)
         line = _EMPTY_BRACKETS.sub("", re.sub(r"[ \t\xa0]+", " ", line)).strip()

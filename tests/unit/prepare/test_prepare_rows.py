@@ -180,7 +180,7 @@ def test_prepare_rows_of_damaged_tables(tmp_path):
         ("a.txt", b" \n", "no text"),
         ("a.txt", bytes(range(256)) * 20, "binary, not text"),
         ("a.txt.gz", gzip.compress(bytes(1000))[:-9], "truncated gzip file"),
-        ("bomb.txt.gz", gzip.compress(bytes(MAX_FILE_BYTES + 10), 1), "more than 256 MiB"),
+        ("bomb.txt.gz", gzip.compress(bytes(MAX_FILE_BYTES + 10), 1), "more than 64 MiB"),
     ],
 )
 def test_prepare_rows_files_that_give_nothing(tmp_path, name, content, reason):
@@ -188,8 +188,8 @@ def test_prepare_rows_files_that_give_nothing(tmp_path, name, content, reason):
 
 
 def test_prepare_rows_half_surrogates_are_replaced(tmp_path):
-    document = only_document(read_bytes(tmp_path, b'{"text": "a\\ud83d"}\n', "rows", "a.jsonl"))
-    assert document.text == "a\ufffd"
+    document = only_document(read_bytes(tmp_path, b'{"text": "a\\ud83d", "url": "\\ud83d", "x": ["\\ud83d"]}\n', "rows", "a.jsonl"))
+    assert (document.text, document.url, document.meta) == ("a\ufffd", "\ufffd", {"x": ["\ufffd"]})
 
 
 def test_prepare_rows_know_each_text_column(tmp_path):
