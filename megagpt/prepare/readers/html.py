@@ -7,6 +7,7 @@ import re
 from lxml import etree
 from lxml import html as lxml_html
 
+from megagpt.data.repair import repair_text
 from megagpt.prepare.readers import licences
 from megagpt.prepare.readers.decode import decode
 from megagpt.prepare.readers.unpack import Damaged, size
@@ -36,7 +37,9 @@ _MAIN = ".//*[local-name()='main' or @role='main']"
 
 
 def decode_page(content: bytes, declared: str | None = None) -> str:
-    """`declared`: the encoding that HTTP names; the page's own word comes after it.
+    """A page's text, without control characters, which lxml refuses.
+
+    `declared`: the encoding that HTTP names; the page's own word comes after it.
 
     Raises:
         Damaged: too long, or binary.
@@ -44,7 +47,7 @@ def decode_page(content: bytes, declared: str | None = None) -> str:
     if len(content) > MAX_PAGE_BYTES:
         raise Damaged(f"a page of more than {size(MAX_PAGE_BYTES)}")
     found = _DECLARED.search(content[:4096])
-    return decode(content, declared or (found[1].decode("ascii") if found else None))
+    return repair_text(decode(content, declared or (found[1].decode("ascii") if found else None)))
 
 
 def parse_page(text: str) -> etree._Element:
@@ -97,7 +100,7 @@ def whole_text(tree: etree._Element) -> str:
     for event, element in etree.iterwalk(root, events=("start", "end")):
         if not isinstance(element.tag, str):
             continue
-        tag = etree.QName(element).localname.lower()
+        tag = element.tag.rpartition("}")[2].lower()  # pages have names that etree.QName refuses
         if event == "start" and skipped is None:
             if _is_skipped(element, tag):
                 skipped = element

@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+from pyarrow import ArrowException
+
 from megagpt.data.records import Document
 from megagpt.data.rows import MAX_LINE_BYTES, BadJson, parse_json
 from megagpt.prepare.document import Problem
@@ -190,7 +193,7 @@ def _next_sign(text: str, place: int) -> int:
 
 def _read_parquet(path: Path, origin: Origin) -> Made:
     """Row groups, each by itself: damage costs the rest of one."""
-    from pyarrow import ArrowException, parquet
+    from pyarrow import parquet
 
     try:
         file = parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)  # pages as they are needed, not whole row groups
@@ -212,8 +215,7 @@ def _read_parquet(path: Path, origin: Origin) -> Made:
 
 def _read_arrow(path: Path, origin: Origin) -> Made:
     """A stream of Arrow record batches, as `Dataset.save_to_disk` writes it, or an Arrow file."""
-    import pyarrow
-    from pyarrow import ArrowException, ipc
+    from pyarrow import ipc
 
     number = 1
     try:
@@ -242,7 +244,13 @@ def _require_text(columns: list[str]) -> None:
 
 
 def _table_rows(batch: Any, first: int, origin: Origin) -> Made:
-    for number, row in enumerate(batch.to_pylist(), first):
+    try:
+        batch.validate(full=True)  # offsets that point outside, and bytes that are no UTF-8: reading them would end the process
+        rows = batch.to_pylist()
+    except (ArrowException, ValueError, SystemError, OverflowError) as error:
+        yield origin.problem(f"rows {first} to {first + batch.num_rows - 1}", f"damaged: {reason(error)}")
+        return
+    for number, row in enumerate(rows, first):
         yield origin.attempt(f"row {number}", lambda: to_document(_as_json(row), number, origin))
 
 
