@@ -63,9 +63,7 @@ def problems(items: list[Document | Problem]) -> list[Problem]:
     return [item for item in items if isinstance(item, Problem)]
 
 
-@pytest.mark.parametrize(
-    ("name", "count"), [("c4", 300), ("code", 84), ("news", 300), ("wiki_demo", 30), ("books", 3), ("wiki", 112), ("manual", 4)]
-)
+@pytest.mark.parametrize(("name", "count"), [("c4", 300), ("code", 84), ("news", 300), ("wiki_demo", 30), ("books", 3), ("wiki", 112), ("manual", 4)])
 def test_prepare_real_sources_run_through(results, name, count):
     assert not problems(results[name])
     found = documents(results[name])
@@ -105,8 +103,8 @@ def test_prepare_real_warc_records_are_those_that_warcio_counts():
         with open_unpacked(SHARED / "webcrawl_warc" / name) as stream:
             found = list(web.find_records(stream))
         assert Counter(record.rec_type for record in found) == records, name
-        of_html = [record for record in found if record.rec_type == "response" and record.http_headers and "html" in (record.http_headers.get_header("Content-Type") or "")]
-        assert len(of_html) == html_responses, name
+        answers = [record.http_headers for record in found if record.rec_type == "response" and record.http_headers]
+        assert sum("html" in (headers.get_header("Content-Type") or "") for headers in answers) == html_responses, name
 
 
 def test_prepare_real_warc_broken_files_are_reported_and_the_run_goes_on(results):
@@ -122,7 +120,7 @@ def test_prepare_real_warc_pages(results):
     pages = documents(results["web"])
     iana = [page for page in pages if "/iana.warc.gz#" in page.id]
     assert len(iana) == 16  # the other 4 of its 20 HTML responses are redirects
-    assert all(page.text and page.url.startswith(("http://www.iana.org", "https://www.iana.org")) and page.date.startswith("2014-01-26T") for page in iana)
+    assert all(page.text and "://www.iana.org/" in page.url and page.date.startswith("2014-01-26T") for page in iana)
     crawled = next(page for page in pages if page.id.startswith("web/webcrawl_warc/commoncrawl/whirlwind.warc.gz#"))
     assert (crawled.url, crawled.licence) == ("https://an.wikipedia.org/wiki/Escopete", "CC-BY-SA-4.0")
     # Common Crawl's own text of the same page has its menus as well: all of ours is in it.
@@ -196,5 +194,6 @@ def test_prepare_real_readers_load_no_heavy_library():
     import sys
 
     modules = [f"megagpt.prepare.readers.{path.stem}" for path in Path(web.__file__).parent.glob("*.py") if path.stem != "__init__"]
-    code = f"import sys, importlib; [importlib.import_module(name) for name in {modules}]; print(*sorted({{'torch', 'megatron', 'deepspeed', 'transformers'}} & set(sys.modules)))"
+    heavy = {"torch", "megatron", "deepspeed", "transformers"}
+    code = f"import sys, importlib; [importlib.import_module(name) for name in {modules}]; print(*({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout.strip() == ""

@@ -28,7 +28,7 @@ _HEAD_LINES, _HEAD_CHARACTERS = 40, 20_000
 _LICENCE_FILE = re.compile(r"(licen[cs]e|copying|unlicense)([-._].*)?", re.IGNORECASE)
 _MAX_LICENCE_BYTES = 1 << 18
 _GENERATED = re.compile(
-    r"(?:auto(?:matically)?[- ]?generated|generated (?:by|from|with|using|automatically)|@generated|code generated .* do not edit|do not (?:edit|modify)\b"
+    r"(?:auto(?:matically)?[- ]?generated|generated (?:by|from|with|using|automatically)|@generated|do not (?:edit|modify)\b"
     r"|this (?:file|code) (?:is|was) (?:auto\S*[- ])?generated)",
     re.IGNORECASE,
 )
@@ -136,5 +136,8 @@ def _folder_licence(folder: Path, height: int) -> str:
 def _languages() -> dict[str, dict[str, str]]:
     """Extensions, names and interpreters of `languages.yaml`, each with its language."""
     table = yaml.safe_load(resources.files(__package__).joinpath("languages.yaml").read_text(encoding="utf-8"))
-    turned = {kind: {value: language for language, known in table["languages"].items() for value in known.get(kind, [])} for kind in ("extensions", "names", "interpreters")}
+    turned = {
+        kind: {value: language for language, known in table["languages"].items() for value in known.get(kind, [])}
+        for kind in ("extensions", "names", "interpreters")
+    }
     return turned | {"locks": dict.fromkeys(table["lock_files"], "")}

@@ -23,12 +23,13 @@ _LICENCE_NAMES = ("license", "licence", "dc.rights", "dcterms.rights", "dc.licen
 
 _NO_TEXT = frozenset("head script style noscript template svg iframe object button select input textarea nav img audio video canvas map".split())
 _NAVIGATION = frozenset(
-    "navheader navfooter navbar navigation toc contents sphinxsidebar related headerlink sidebar breadcrumb breadcrumbs mw-editsection skip-link footer".split()
+    "navheader navfooter navbar navigation toc contents sphinxsidebar related headerlink sidebar breadcrumb breadcrumbs "
+    "mw-editsection skip-link footer".split()
 )
 _NAVIGATION_ROLES = frozenset("navigation search banner contentinfo".split())
 _BLOCKS = frozenset(
-    "address article aside blockquote body center dd details dialog div dl dt fieldset figcaption figure footer form h1 h2 h3 h4 h5 h6 header hgroup hr "
-    "legend li main menu ol p pre section summary table tbody tfoot thead tr ul caption".split()
+    "address article aside blockquote body center dd details dialog div dl dt fieldset figcaption figure footer form h1 h2 h3 h4 h5 h6 header "
+    "hgroup hr legend li main menu ol p pre section summary table tbody tfoot thead tr ul caption".split()
 )
 _SPACED = frozenset("blockquote dl h1 h2 h3 h4 h5 h6 ol p pre table ul".split())
 """Blocks with an empty line before and after them."""
@@ -63,7 +64,8 @@ def parse_page(text: str) -> etree._Element:
 def main_text(page: str) -> str:
     """The main text of a page of the web, without its menus, advertisements and comments; empty where it has none. Tables and lists stay.
 
-    trafilatura (Barbaresi 2021) with more recall than precision, since later steps drop what is no prose, and without its own `deduplicate`: that remembers earlier pages, and the result would depend on the order of the files.
+    trafilatura (Barbaresi 2021) with more recall than precision, since later steps drop what is no prose, and without its own `deduplicate`: that
+    remembers earlier pages, and the result would depend on the order of the files.
 
     Raises:
         Damaged: more than MAX_TAGS tags.
@@ -81,7 +83,8 @@ def page_licence(tree: etree._Element) -> str:
         if "license" in (element.get("rel") or "").lower().split() and (found := licences.from_url(element.get("href") or "")):
             return found
     for element in tree.iter("meta"):
-        if (element.get("name") or element.get("property") or "").lower() in _LICENCE_NAMES and (found := licences.from_url(element.get("content") or "")):
+        name = (element.get("name") or element.get("property") or "").lower()
+        if name in _LICENCE_NAMES and (found := licences.from_url(element.get("content") or "")):
             return found
     return ""
 

@@ -23,7 +23,9 @@ class Origin:
     name: str
     """The same on every machine."""
 
-    def document(self, position: object, text: str, *, url: str = "", licence: str = "", date: str = "", meta: dict[str, Any] | None = None) -> Document:
+    def document(
+        self, position: object, text: str, *, url: str = "", licence: str = "", date: str = "", meta: dict[str, Any] | None = None
+    ) -> Document:
         """`position` None: the file is one document."""
         return Document(
             id=repair_surrogates(f"{self.source.name}/{self.name}" + ("" if position is None else f"#{position}")),

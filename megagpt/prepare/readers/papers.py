@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from datetime import date
 from pathlib import Path
 
 import yaml
@@ -50,7 +51,8 @@ def _read_markdown(content: bytes, origin: Origin) -> Made:
     known = _front_matter(front[1]) if front else {}
     body = _COMMENT.sub("", text[front.end() :] if front else text)
     stated = known.get("license") or known.get("licence") or ""
-    yield _document(origin, body, licence=licences.from_url(stated) or stated, date=known.get("date", ""), meta={"title": known["title"]} if "title" in known else {})
+    meta = {"title": known["title"]} if "title" in known else {}
+    yield _document(origin, body, licence=licences.from_url(stated) or stated, date=known.get("date", ""), meta=meta)
 
 
 def _read_text(content: bytes, origin: Origin) -> Made:
@@ -68,7 +70,8 @@ def _front_matter(text: str) -> dict[str, str]:
         known = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError):
         return {}
-    return {str(key).lower(): str(value) for key, value in known.items() if isinstance(value, str | int) or hasattr(value, "isoformat")} if isinstance(known, dict) else {}
+    named = known.items() if isinstance(known, dict) else ()
+    return {str(key).lower(): str(value) for key, value in named if isinstance(value, str | int | date)}
 
 
 _KINDS: dict[str, Callable[[bytes, Origin], Made]] = {

@@ -264,7 +264,7 @@ def _read_text_lines(path: Path, origin: Origin) -> Made:
         start = stream.read(4)
         stream.give_back(start)
         if start[:2] in (b"\xff\xfe", b"\xfe\xff"):  # UTF-16 has newlines inside its characters
-            numbered: Iterator[tuple[int, bytes | str]] = ((number, line.encode("utf-8", "replace")) for number, line in enumerate(decode(read_whole(path)).split("\n"), 1))
+            numbered: Iterator[tuple[int, bytes | str]] = enumerate(decode(read_whole(path)).encode("utf-8", "replace").split(b"\n"), 1)
         else:
             numbered = _lines(stream)
         for number, line in numbered:

@@ -91,7 +91,7 @@ class ByteStream:
         return self._position
 
     def read(self, count: int) -> bytes:
-        """Up to `count` bytes, fewer at the end. Damage behind the first of them is raised by the next call, so that what comes before it is not lost."""
+        """Up to `count` bytes, fewer at the end. Damage behind the first of them is raised by the next call: what comes before it is not lost."""
         self.raise_damage()
         pieces = [self._returned[:count]]
         self._returned = self._returned[count:]

@@ -22,18 +22,24 @@ _UNSEEN = re.compile(r"<!--.*?-->|<ref(?:\s[^<>]*?)?/>|<ref(?:\s[^<>]*)?>.*?</re
 """Comments and references go before the parser sees them: half of an article's markup is in its references."""
 _TAG = re.compile(r"<(?!br|hr|li\b|!)[a-z]", re.IGNORECASE)
 _NO_TEXT = frozenset(
-    "ref references gallery timeline table imagemap score chem graph mapframe maplink templatestyles categorytree inputbox indicator hr section style script".split()
+    "ref references gallery timeline table imagemap score chem graph mapframe maplink templatestyles categorytree inputbox indicator hr section "
+    "style script".split()
 )
 _BLOCKS = frozenset("p div blockquote center poem ul ol dl li tr".split())
 _LIST_MARKS = {"*": "- ", "#": "- ", ":": "", ";": ""}
 _ARGUMENT_TEMPLATES = {
-    "lang": "2", "transl": "2", "transliteration": "2", "nowrap": "1", "nobr": "1", "small": "1", "big": "1", "abbr": "1", "quote": "1", "blockquote": "1",
-    "cquote": "1", "quotation": "1", "em": "1", "strong": "1", "sup": "1", "sub": "1", "ill": "1", "interlanguage link": "1", "tooltip": "1", "math": "1",
+    "lang": "2", "transl": "2", "transliteration": "2", "nowrap": "1", "nobr": "1", "small": "1", "big": "1", "abbr": "1", "quote": "1",
+    "blockquote": "1",
+    "cquote": "1", "quotation": "1", "em": "1", "strong": "1", "sup": "1", "sub": "1", "ill": "1", "interlanguage link": "1", "tooltip": "1",
+    "math": "1",
     "mvar": "1", "visible anchor": "1", "lang-en": "1",
 }
 """Templates that stand for one of their arguments; all others have no text of their own that could be known without the wiki."""
 _UNITS = ("convert", "cvt")
-_SIGNS = {"ndash": "–", "mdash": "—", "snd": " – ", "spaced ndash": " – ", "spnd": " – ", "en dash": "–", "em dash": "—", "nbsp": " ", "!": "|", "=": "=", "'": "'"}
+_SIGNS = {
+    "ndash": "–", "mdash": "—", "en dash": "–", "em dash": "—", "snd": " – ", "spnd": " – ", "spaced ndash": " – ", "nbsp": " ",
+    "!": "|", "=": "=", "'": "'",
+}
 _INTERLANGUAGE = re.compile(r"[a-z]{2,3}(-[a-z-]{2,12})?")
 _SWITCH = re.compile(r"__[A-Z]{3,}__")
 _DEEPER = re.compile("^(- ){2,}")

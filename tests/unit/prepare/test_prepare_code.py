@@ -11,11 +11,17 @@ MIT = """Copyright (c) 2020 A. Writer
 
 Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated documentation files (the "Software"),
 to deal in the Software without restriction, including without limitation the rights to use, copy, modify, merge"""
-BSD2 = "Redistribution and use in source and binary forms, with or without modification, are permitted provided that the following conditions are met:"
+BSD2 = (
+    "Redistribution and use in source and binary forms, with or without modification, are permitted provided that the following conditions are met:"
+)
 BSD3 = BSD2 + "\n3. Neither the name of the copyright holder nor the names of its contributors may be used to endorse"
-GPL3 = """                    GNU GENERAL PUBLIC LICENSE
+GPL3 = (
+    """                    GNU GENERAL PUBLIC LICENSE
                        Version 3, 29 June 2007
-""" + "x " * 1000 + "use the GNU Lesser General Public License instead of this License. GNU Affero General Public License version 3"
+"""
+    + "x " * 1000
+    + "use the GNU Lesser General Public License instead of this License. GNU Affero General Public License version 3"
+)
 APACHE_NOTICE = """# Licensed under the Apache License, Version 2.0 (the "License");
 # you may not use this file except in compliance with the License.
 """
@@ -24,19 +30,28 @@ GPL_NOTICE = """/* This program is free software; you can redistribute it and/or
  * the Free Software Foundation; either version 2 of the License, or
  */
 """
-SOURCE = "def add(first, second):\n    \"\"\"The sum.\"\"\"\n    return first + second\n"
+SOURCE = 'def add(first, second):\n    """The sum."""\n    return first + second\n'
 
 
 @pytest.mark.parametrize(
     ("text", "identifier"),
     [
-        (MIT, "MIT"), (BSD2, "BSD-2-Clause"), (BSD3, "BSD-3-Clause"), (GPL3, "GPL-3.0"), (GPL_NOTICE, "GPL-2.0"), (APACHE_NOTICE, "Apache-2.0"),
+        (MIT, "MIT"),
+        (BSD2, "BSD-2-Clause"),
+        (BSD3, "BSD-3-Clause"),
+        (GPL3, "GPL-3.0"),
+        (GPL_NOTICE, "GPL-2.0"),
+        (APACHE_NOTICE, "Apache-2.0"),
         ("                  GNU LESSER GENERAL PUBLIC LICENSE\n                       Version 2.1, February 1999", "LGPL-2.1"),
         ("GNU AFFERO GENERAL PUBLIC LICENSE\nVersion 3, 19 November 2007", "AGPL-3.0"),
-        ("Mozilla Public License Version 2.0\n====", "MPL-2.0"), ("PYTHON SOFTWARE FOUNDATION LICENSE VERSION 2\n---", "PSF-2.0"),
-        ("This is free and unencumbered software released into the public domain.", "Unlicense"), ("Creative Commons Legal Code\n\nCC0 1.0 Universal", "CC0-1.0"),
-        ("// SPDX-License-Identifier: (MIT OR Apache-2.0)", "MIT OR Apache-2.0"), ("/* SPDX-License-Identifier: GPL-2.0-only WITH Linux-syscall-note */", "GPL-2.0-only WITH Linux-syscall-note"),
-        ("All rights reserved.", ""), ("", ""),
+        ("Mozilla Public License Version 2.0\n====", "MPL-2.0"),
+        ("PYTHON SOFTWARE FOUNDATION LICENSE VERSION 2\n---", "PSF-2.0"),
+        ("This is free and unencumbered software released into the public domain.", "Unlicense"),
+        ("Creative Commons Legal Code\n\nCC0 1.0 Universal", "CC0-1.0"),
+        ("// SPDX-License-Identifier: (MIT OR Apache-2.0)", "MIT OR Apache-2.0"),
+        ("/* SPDX-License-Identifier: GPL-2.0-only WITH Linux-syscall-note */", "GPL-2.0-only WITH Linux-syscall-note"),
+        ("All rights reserved.", ""),
+        ("", ""),
     ],
 )
 def test_prepare_code_licences_by_their_words(text, identifier):
@@ -46,8 +61,10 @@ def test_prepare_code_licences_by_their_words(text, identifier):
 @pytest.mark.parametrize(
     ("url", "identifier"),
     [
-        ("https://creativecommons.org/licenses/by-nc-sa/3.0/de/", "CC-BY-NC-SA-3.0"), ("//creativecommons.org/publicdomain/mark/1.0/", "PDM-1.0"),
-        ("http://creativecommons.org/publicdomain/zero/1.0", "CC0-1.0"), ("https://a.example/licenses/by/4.0/", ""),
+        ("https://creativecommons.org/licenses/by-nc-sa/3.0/de/", "CC-BY-NC-SA-3.0"),
+        ("//creativecommons.org/publicdomain/mark/1.0/", "PDM-1.0"),
+        ("http://creativecommons.org/publicdomain/zero/1.0", "CC0-1.0"),
+        ("https://a.example/licenses/by/4.0/", ""),
     ],
 )
 def test_prepare_code_licences_by_their_address(url, identifier):
@@ -56,7 +73,16 @@ def test_prepare_code_licences_by_their_address(url, identifier):
 
 @pytest.mark.parametrize(
     ("name", "language"),
-    [("a.py", "Python"), ("A.PY", "Python"), ("x.tar.cpp", "C++"), ("CMakeLists.txt", "CMake"), ("Makefile", "Makefile"), ("a.d.ts", "TypeScript"), ("a.txt", None), ("LICENSE", None)],
+    [
+        ("a.py", "Python"),
+        ("A.PY", "Python"),
+        ("x.tar.cpp", "C++"),
+        ("CMakeLists.txt", "CMake"),
+        ("Makefile", "Makefile"),
+        ("a.d.ts", "TypeScript"),
+        ("a.txt", None),
+        ("LICENSE", None),
+    ],
 )
 def test_prepare_code_languages_by_name(name, language):
     assert language_of(name) == language
@@ -64,8 +90,14 @@ def test_prepare_code_languages_by_name(name, language):
 
 def repository(tmp_path):
     for name, content in {
-        "repo/LICENSE": MIT, "repo/src/a.py": SOURCE, "repo/vendored_gpl/COPYING.txt": GPL3, "repo/vendored_gpl/b.c": "int x;\n",
-        "repo/src/c.py": APACHE_NOTICE + SOURCE, "other/d.py": SOURCE, "repo/src/odd/LICENSE": "All rights reserved.", "repo/src/odd/e.py": SOURCE,
+        "repo/LICENSE": MIT,
+        "repo/src/a.py": SOURCE,
+        "repo/vendored_gpl/COPYING.txt": GPL3,
+        "repo/vendored_gpl/b.c": "int x;\n",
+        "repo/src/c.py": APACHE_NOTICE + SOURCE,
+        "other/d.py": SOURCE,
+        "repo/src/odd/LICENSE": "All rights reserved.",
+        "repo/src/odd/e.py": SOURCE,
     }.items():
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)

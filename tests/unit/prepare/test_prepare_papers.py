@@ -65,7 +65,9 @@ def pdf(*pages: list[str]) -> bytes:
         stream = b"BT /F1 10 Tf 12 TL 50 700 Td " + shown + b" ET"
         objects.append(b"<< /Length %d >>\nstream\n%s\nendstream" % (len(stream), stream))
         kids.append(b"%d 0 R" % (len(objects) + 1))
-        objects.append(b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 600 800] /Resources << /Font << /F1 3 0 R >> >> /Contents %d 0 R >>" % len(objects))
+        objects.append(
+            b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 600 800] /Resources << /Font << /F1 3 0 R >> >> /Contents %d 0 R >>" % len(objects)
+        )
     objects[1] = b"<< /Type /Pages /Kids [%s] /Count %d >>" % (b" ".join(kids), len(kids))
     out, places = io.BytesIO(b"%PDF-1.4\n"), []
     out.seek(0, io.SEEK_END)
@@ -78,7 +80,10 @@ def pdf(*pages: list[str]) -> bytes:
     return out.getvalue()
 
 
-PAGES = [["Annals of Rivers", f"Page {'ABCD'[i]} begins with a well-known line that is exam-", f"ple {word} text and", f"goes on to {word}.", f"{i + 1}"] for i, word in enumerate(("red", "green", "blue", "black"))]
+PAGES = [
+    ["Annals of Rivers", f"Page {'ABCD'[i]} begins with a well-known line that is exam-", f"ple {word} text and", f"goes on to {word}.", f"{i + 1}"]
+    for i, word in enumerate(("red", "green", "blue", "black"))
+]
 
 
 def test_prepare_pdf_text_without_headers_and_hyphens(tmp_path):
@@ -266,7 +271,8 @@ def test_prepare_troff_escapes_and_arguments():
 @pytest.mark.skipif(shutil.which("groff") is None, reason="needs groff to compare with")
 @pytest.mark.parametrize("source", [MAN, MDOC], ids=["man", "mdoc"])
 def test_prepare_man_page_has_the_words_of_groff(tmp_path, source):
-    shown = subprocess.run(["groff", "-t", "-mandoc", "-Tascii", "-P-c", "-P-b", "-P-u", "-rLL=500n"], input=source.encode(), capture_output=True, check=True).stdout.decode()
+    command = ["groff", "-t", "-mandoc", "-Tascii", "-P-c", "-P-b", "-P-u", "-rLL=500n"]
+    shown = subprocess.run(command, input=source.encode(), capture_output=True, check=True).stdout.decode()
     body = "\n".join(shown.strip().splitlines()[1:-1])  # without header and footer
     text = only_document(read_bytes(tmp_path, source.encode(), "papers", "river.1")).text
     ours, theirs = (Counter(re.findall(r"[A-Za-z]{2,}", part)) for part in (text, body))

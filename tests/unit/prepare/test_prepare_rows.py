@@ -48,7 +48,9 @@ def test_prepare_rows_of_json(tmp_path, name, content):
 
 
 def test_prepare_rows_of_parquet_and_of_saved_data_sets(tmp_path):
-    table = pyarrow.table({"text": [f"Text {i}." for i in range(1000)], "license": ["MIT"] * 1000, "date": [date(2020, 1, 2)] * 1000, "n": list(range(1000))})
+    table = pyarrow.table(
+        {"text": [f"Text {i}." for i in range(1000)], "license": ["MIT"] * 1000, "date": [date(2020, 1, 2)] * 1000, "n": list(range(1000))}
+    )
     parquet.write_table(table, tmp_path / "shard.parquet", row_group_size=300)
     with pyarrow.ipc.new_stream(tmp_path / "data-00000-of-00001.arrow", table.schema) as stream:
         stream.write_table(table)
