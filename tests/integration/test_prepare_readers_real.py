@@ -13,7 +13,7 @@ import pytest
 from megagpt.config.prepare import SourceConfig
 from megagpt.data.records import Document
 from megagpt.prepare.document import Problem
-from megagpt.prepare.readers import web, wikipedia
+from megagpt.prepare.readers import html, web, wikipedia
 from megagpt.prepare.readers.files import find_files
 from megagpt.prepare.readers.read import read_file
 from megagpt.prepare.readers.unpack import open_unpacked
@@ -127,6 +127,15 @@ def test_prepare_real_warc_pages(results):
     theirs = next(page for page in pages if page.id.startswith("web/webcrawl_warc/commoncrawl/whirlwind.warc.wet.gz#"))
     ours, whole = (Counter(re.findall(r"\w+", text)) for text in (crawled.text, theirs.text))
     assert (ours & whole).total() > 0.97 * ours.total() and "Menú principal" in theirs.text and "Menú principal" not in crawled.text
+
+
+def test_prepare_real_page_does_not_depend_on_those_before_it(results):
+    """trafilatura keeps caches; shards are read in any order by any worker."""
+    with open_unpacked(SHARED / "webcrawl_warc/pywb/iana.warc.gz") as stream:
+        found = [record for record in web.find_records(stream) if record.rec_type == "response" and record.http_headers.get_statuscode() == "200"]
+    pages = [html.decode_page(record.raw_stream.read()) for record in found if "html" in record.http_headers.get_header("Content-Type")]
+    texts = [page.text for page in documents(results["web"]) if "/iana.warc.gz#" in page.id]
+    assert [html.main_text(page) for page in reversed(pages)] == texts[::-1]
 
 
 # ---------------------------------------------------------------- Wikipedia

@@ -38,7 +38,7 @@ class Origin:
         )
 
     def problem(self, position: str, error: object) -> Problem:
-        return Problem(repair_surrogates(self.name), repair_surrogates(position), reason(error))
+        return Problem(repair_surrogates(self.name), reason(position), reason(error))
 
     def attempt(self, position: str, make: Callable[[], Document | None]) -> Document | Problem | None:
         """What `make` gives, or why it gives nothing: one document that breaks a library costs that document only."""
