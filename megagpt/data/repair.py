@@ -17,7 +17,11 @@ def repair_text(text: str) -> str:
 
 def repair_surrogates(text: str) -> str:
     r"""JSON may spell half of a surrogate pair (`\ud83d`), which no tokenizer can encode: it becomes U+FFFD."""
-    return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
+    try:
+        text.encode()  # ten times as fast as a search
+        return text
+    except UnicodeEncodeError:
+        return _SURROGATE.sub("\ufffd", text)
 
 
 def repair_row(row: Any) -> Any:

@@ -84,9 +84,11 @@ def to_document(row: Any, position: int, origin: Origin) -> Document:
     def take(columns: tuple[str, ...]) -> str:
         for name in columns:
             value = row.get(name)
+            if value is None or name in used:
+                continue
             if isinstance(value, list) and value and all(isinstance(part, str) for part in value):
                 value = " OR ".join(value)
-            if value is not None and not isinstance(value, dict | list) and name not in used:
+            if not isinstance(value, dict | list):
                 used.add(name)
                 return str(value)
         return ""
