@@ -12,8 +12,8 @@ from megagpt.prepare.readers import licences
 from megagpt.prepare.readers.decode import decode
 from megagpt.prepare.readers.unpack import Damaged, size
 
-MAX_PAGE_BYTES = 8 << 20
-"""A longer page is no text that people read."""
+MAX_PAGE_BYTES, MAX_MANUAL_BYTES = 8 << 20, 32 << 20
+"""A longer page of the web is no text that people read; manuals are also published as one page."""
 MAX_TAGS = 60_000
 """Opening and closing tags of a page whose main text is looked for: the time grows with their square, and reaches 10 seconds here. A limit on time
 itself would give another result on another machine."""
@@ -33,11 +33,13 @@ _BLOCKS = frozenset(
 )
 _SPACED = frozenset("blockquote dl h1 h2 h3 h4 h5 h6 ol p pre table ul".split())
 """Blocks with an empty line before and after them."""
+_ANCHOR_SIGNS = frozenset("#¶§🔗")
+"""Links to themselves, behind titles."""
 _CELLS = frozenset(("td", "th"))
 _MAIN = ".//*[local-name()='main' or @role='main']"
 
 
-def decode_page(content: bytes, declared: str | None = None) -> str:
+def decode_page(content: bytes, declared: str | None = None, limit: int = MAX_PAGE_BYTES) -> str:
     """A page's text, without control characters, which lxml refuses.
 
     `declared`: the encoding that HTTP names; the page's own word comes after it.
@@ -45,8 +47,8 @@ def decode_page(content: bytes, declared: str | None = None) -> str:
     Raises:
         Damaged: too long, or binary.
     """
-    if len(content) > MAX_PAGE_BYTES:
-        raise Damaged(f"a page of more than {size(MAX_PAGE_BYTES)}")
+    if len(content) > limit:
+        raise Damaged(f"a page of more than {size(limit)}")
     found = _DECLARED.search(content[:4096])
     return repair_text(decode(content, declared or (found[1].decode("ascii") if found else None)))
 
@@ -122,6 +124,8 @@ def whole_text(tree: etree._Element) -> str:
 
 def _is_skipped(element: etree._Element, tag: str) -> bool:
     if tag in _NO_TEXT or element.get("role") in _NAVIGATION_ROLES or element.get("hidden") is not None:
+        return True
+    if tag == "a" and (element.text or "").strip() in _ANCHOR_SIGNS:
         return True
     return not _NAVIGATION.isdisjoint((element.get("class") or "").lower().split()) or (element.get("id") or "").lower() in ("toc", "footer")
 

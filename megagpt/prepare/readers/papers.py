@@ -13,7 +13,7 @@ from megagpt.data.records import Document
 from megagpt.prepare.document import Problem
 from megagpt.prepare.readers import licences
 from megagpt.prepare.readers.decode import decode
-from megagpt.prepare.readers.html import decode_page, page_licence, page_title, parse_page, whole_text
+from megagpt.prepare.readers.html import MAX_MANUAL_BYTES, decode_page, page_licence, page_title, parse_page, whole_text
 from megagpt.prepare.readers.jats import read_jats
 from megagpt.prepare.readers.latex import read_latex
 from megagpt.prepare.readers.origin import Origin
@@ -39,7 +39,7 @@ def read(path: Path, origin: Origin) -> Made:
 
 
 def _read_html(content: bytes, origin: Origin) -> Made:
-    tree = parse_page(decode_page(content))
+    tree = parse_page(decode_page(content, limit=MAX_MANUAL_BYTES))
     title = page_title(tree)
     canonical = next((link.get("href") for link in tree.iter("link") if link.get("rel") == "canonical" and link.get("href")), "")
     yield _document(origin, whole_text(tree), url=canonical, licence=page_licence(tree), meta={"title": title} if title else {})

@@ -138,7 +138,7 @@ def test_prepare_jats_title_abstract_and_body(tmp_path):
 
 
 HTML = """<html><head><title>A Manual</title><link rel="license" href="http://creativecommons.org/licenses/by/4.0/"><style>gone</style></head><body>
-<div class="navheader">gone</div><div class="toc"><p>gone</p></div><h1>One</h1><p>Text   with
+<div class="navheader">gone</div><div class="toc"><p>gone</p></div><h1>One <a href="#one">¶</a></h1><p>Text   with
 <b>bold</b>&nbsp;words.</p><pre>line one
     line two</pre><ol><li>first<ul><li>inner</li></ul></li><li><p>second</p></li></ol>
 <table><tr><th>a</th><th>b</th></tr><tr><td>1</td><td>2</td></tr></table><dl><dt>term</dt><dd>meaning</dd></dl><script>gone()</script></body></html>"""
