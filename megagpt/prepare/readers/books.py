@@ -15,7 +15,9 @@ from megagpt.prepare.readers.unpack import Damaged, read_whole
 
 _ZIP = b"PK\x03\x04"
 _START = re.compile(r"^\*\*\* ?START OF (?:THE|THIS) PROJECT GUTENBERG EBOOK.*?\*\*\*[^\n]*\n", re.MULTILINE | re.IGNORECASE | re.DOTALL)
-_END = re.compile(r"^(?:\*\*\* ?END OF (?:THE|THIS) PROJECT GUTENBERG EBOOK|End of (?:the |this )?Project Gutenberg(?:'s|’s)? )", re.MULTILINE | re.IGNORECASE)
+_END = re.compile(
+    r"^(?:\*\*\* ?END OF (?:THE|THIS) PROJECT GUTENBERG EBOOK|End of (?:the |this )?Project Gutenberg(?:'s|’s)? )", re.MULTILINE | re.IGNORECASE
+)
 _START_REACH = 20_000
 """The header is near the beginning: characters."""
 _FIELD = re.compile(r"^(Title|Author|Language|Release date|Posting date): *(.+)$", re.MULTILINE | re.IGNORECASE)
@@ -69,7 +71,5 @@ def _plain(text: str, origin: Origin) -> Document:
 def _without_aozora_marks(text: str) -> str:
     """A book of Aozora Bunko (https://www.aozora.gr.jp) without the explanation of its marks, the marks, and what it was copied from."""
     text = _AOZORA_NOTES.sub("", text, count=1)
-    end = None
-    for end in _AOZORA_END.finditer(text):
-        pass  # the last one
-    return _AOZORA_MARKS.sub("", text[: end.start()] if end else text)
+    ends = [found.start() for found in _AOZORA_END.finditer(text)]
+    return _AOZORA_MARKS.sub("", text[: ends[-1]] if ends else text)

@@ -17,18 +17,18 @@ import yaml
 from megagpt.data.records import Document
 from megagpt.prepare.document import Problem
 from megagpt.prepare.readers import licences
-from megagpt.prepare.readers.decode import decode, is_binary
+from megagpt.prepare.readers.decode import decode
 from megagpt.prepare.readers.origin import Origin
-from megagpt.prepare.readers.unpack import read_whole
+from megagpt.prepare.readers.unpack import Damaged, read_whole
 
 MAX_SOURCE_BYTES = 16 << 20
 """A longer file was not written by people."""
-_HEAD_LINES = 40
-"""Lines at a file's beginning that say who made it and under which licence."""
+_HEAD_LINES, _HEAD_CHARACTERS = 40, 20_000
+"""What is at a file's beginning that says who made it and under which licence."""
 _LICENCE_FILE = re.compile(r"(licen[cs]e|copying|unlicense)([-._].*)?", re.IGNORECASE)
 _MAX_LICENCE_BYTES = 1 << 18
 _GENERATED = re.compile(
-    r"(?:auto(?:matically)?[- ]?generated|generated (?:by|from|with|using|automatically)|@generated|code generated .* do not edit|do not (?:edit|modify)\b"
+    r"(?:auto(?:matically)?[- ]?generated|generated (?:by|from|with|using|automatically)|@generated|do not (?:edit|modify)\b"
     r"|this (?:file|code) (?:is|was) (?:auto\S*[- ])?generated)",
     re.IGNORECASE,
 )
@@ -46,14 +46,15 @@ def read(path: Path, origin: Origin) -> Iterator[Document | Problem]:
     if language is None and not path.suffix:
         language = _by_interpreter(path)
     content = read_whole(path, MAX_SOURCE_BYTES)
-    if is_binary(content):
+    try:
+        text = decode(content).replace("\r\n", "\n")
+    except Damaged:
         yield origin.document(None, "", meta={"drop": "binary_file"})
         return
-    text = decode(content).replace("\r\n", "\n")
     meta = {"language": language or "", "generated": is_generated(text, path.name), "minified": is_minified(text, path.name)}
     if drop := _drop(text, meta, origin.name, path.name):
         meta["drop"] = drop
-    head = "\n".join(text.split("\n", _HEAD_LINES)[:_HEAD_LINES])
+    head = "\n".join(text[:_HEAD_CHARACTERS].split("\n", _HEAD_LINES)[:_HEAD_LINES])
     licence = licences.from_text(head) or _folder_licence(path.parent, len(Path(origin.name).parts) - 1)
     yield origin.document(None, text, licence=licence, meta=meta)
 
@@ -75,7 +76,7 @@ def is_generated(text: str, name: str = "") -> bool:
     """Whether the comments at its head say that a program wrote it, or its name does."""
     if re.search(r"(_pb2(_grpc)?\.pyi?|\.pb\.(go|cc|h)|\.g\.dart|\.designer\.(cs|vb)|_generated\.\w+|\.generated\.\w+)$", name, re.IGNORECASE):
         return True
-    head = text.split("\n", _HEAD_LINES)[:_HEAD_LINES]
+    head = text[:_HEAD_CHARACTERS].split("\n", _HEAD_LINES)[:_HEAD_LINES]
     return any(_COMMENT.match(line) and _GENERATED.search(line) for line in head)
 
 
@@ -135,5 +136,8 @@ def _folder_licence(folder: Path, height: int) -> str:
 def _languages() -> dict[str, dict[str, str]]:
     """Extensions, names and interpreters of `languages.yaml`, each with its language."""
     table = yaml.safe_load(resources.files(__package__).joinpath("languages.yaml").read_text(encoding="utf-8"))
-    turned = {kind: {value: language for language, known in table["languages"].items() for value in known.get(kind, [])} for kind in ("extensions", "names", "interpreters")}
+    turned = {
+        kind: {value: language for language, known in table["languages"].items() for value in known.get(kind, [])}
+        for kind in ("extensions", "names", "interpreters")
+    }
     return turned | {"locks": dict.fromkeys(table["lock_files"], "")}

@@ -7,18 +7,41 @@ import re
 
 from megagpt.prepare.readers.unpack import Damaged
 
-_MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
 """Byte-order marks; that of UTF-32 begins with that of UTF-16."""
 _SAMPLE = 1 << 16
 """So many bytes are enough to guess from."""
 _BINARY = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
-_SUPERSETS = {"iso-8859-1": "cp1252", "latin-1": "cp1252", "latin1": "cp1252", "us-ascii": "cp1252", "ascii": "cp1252", "gb2312": "gb18030", "gbk": "gb18030", "shift_jis": "cp932",
-              "shift-jis": "cp932", "sjis": "cp932", "x-sjis": "cp932"}
+_SUPERSETS = {
+    **dict.fromkeys(("iso-8859-1", "latin-1", "latin1", "us-ascii", "ascii"), "cp1252"),
+    **dict.fromkeys(("gb2312", "gbk"), "gb18030"),
+    **dict.fromkeys(("shift_jis", "shift-jis", "sjis", "x-sjis"), "cp932"),
+}
 """What pages that declare the left ones are written in, by the WHATWG's table of labels."""
 
 
 _COMMON = (
-    "cp1252", "cp1250", "iso8859_2", "cp1251", "koi8_r", "cp932", "euc_jp", "gb18030", "big5", "cp949", "cp1253", "cp1254", "cp1255", "cp1256", "cp874"
+    "cp1252",
+    "cp1250",
+    "iso8859_2",
+    "cp1251",
+    "koi8_r",
+    "cp932",
+    "euc_jp",
+    "gb18030",
+    "big5",
+    "cp949",
+    "cp1253",
+    "cp1254",
+    "cp1255",
+    "cp1256",
+    "cp874",
 )
 """What text that is no UTF-8 is written in, the commoner ones first; supersets stand for what they contain (cp1252 for Latin-1)."""
 _SIGN_IN_WORD = re.compile(r"(?<=[^\W\d_])[^\w\s\x00-\x7f’‘‐–—…·](?=[^\W\d_])|(?<=[^\W\d_]{2})[¹²³]")
@@ -69,10 +92,7 @@ def _guess(content: bytes) -> str | None:
     least, most = min((match.chaos for match in matches), default=0), max((match.coherence for match in matches), default=0)
     close = [match for match in matches if match.chaos <= least + 0.1 and match.coherence >= most - 0.2]
     names = [
-        (len(_SIGN_IN_WORD.findall(str(match))), _COMMON.index(name))
-        for match in close
-        for name in match.could_be_from_charset
-        if name in _COMMON
+        (len(_SIGN_IN_WORD.findall(str(match))), _COMMON.index(name)) for match in close for name in match.could_be_from_charset if name in _COMMON
     ]
     for _, place in sorted(names):
         if (text := _decode(content, _COMMON[place])) is not None:

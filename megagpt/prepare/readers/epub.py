@@ -18,7 +18,7 @@ from lxml import etree
 from megagpt.data.records import Document
 from megagpt.prepare.document import Problem
 from megagpt.prepare.readers import licences
-from megagpt.prepare.readers.html import decode_page, parse_page, whole_text
+from megagpt.prepare.readers.html import MAX_MANUAL_BYTES, decode_page, parse_page, whole_text
 from megagpt.prepare.readers.origin import Origin
 from megagpt.prepare.readers.unpack import Damaged, size
 
@@ -46,7 +46,7 @@ def read_epub(content: bytes, origin: Origin) -> Iterator[Document | Problem]:
     chapters, problems = [], []
     for number, name in enumerate(_spine(package, folder), 1):
         try:
-            chapters.append(whole_text(parse_page(decode_page(book.read(name)))))
+            chapters.append(whole_text(parse_page(decode_page(book.read(name), limit=MAX_MANUAL_BYTES))))
         except (Damaged, etree.LxmlError, RecursionError) as error:
             problems.append(origin.problem(f"chapter {number} ({name})", error))
     yield from problems

@@ -17,8 +17,9 @@ _SIGNS = "*?["
 def find_files(source: SourceConfig) -> list[Path]:
     """Files of a source in order of their names, each once (by its real path; of several names the first stays).
 
-    A folder gives all files below it, a pattern those whose names fit (`**` is any number of folders). Both leave out hidden files and folders (`.git`),
-    and follow no links: a link leads out of the folder, round in a circle, or to what is found without it. A file that is named itself may be a link.
+    A folder gives all files below it, a pattern those whose names fit (`**` is any number of folders). Both leave out hidden files and folders
+    (`.git`), and follow no links: a link leads out of the folder, round in a circle, or to what is found without it. A file that is named itself may
+    be a link.
 
     Raises:
         DataError: an entry matches no file.

@@ -7,46 +7,50 @@ import re
 from lxml import etree
 from lxml import html as lxml_html
 
+from megagpt.data.repair import repair_text
 from megagpt.prepare.readers import licences
 from megagpt.prepare.readers.decode import decode
 from megagpt.prepare.readers.unpack import Damaged, size
 
-MAX_PAGE_BYTES = 8 << 20
-"""A longer page is no text that people read."""
-MAX_TAGS = 200_000
-"""Extraction walks over a page many times; limits are on sizes, since a limit on time would give another result on another machine."""
+MAX_PAGE_BYTES, MAX_MANUAL_BYTES = 8 << 20, 32 << 20
+"""A longer page of the web is no text that people read; manuals are also published as one page."""
+MAX_TAGS = 60_000
+"""Opening and closing tags of a page whose main text is looked for: the time grows with their square, and reaches 10 seconds here. A limit on time
+itself would give another result on another machine."""
 _DECLARED = re.compile(rb"""<(?:meta[^>]{0,200}?charset\s*=|\?xml[^>]{0,100}?encoding\s*=)\s*["']?\s*([A-Za-z0-9_.:-]{2,40})""", re.IGNORECASE)
 _DECLARATION = re.compile(r"^\s*<\?xml[^>]*\?>")
 _LICENCE_NAMES = ("license", "licence", "dc.rights", "dcterms.rights", "dc.license", "dcterms.license", "copyright")
 
 _NO_TEXT = frozenset("head script style noscript template svg iframe object button select input textarea nav img audio video canvas map".split())
 _NAVIGATION = frozenset(
-    "navheader navfooter navbar navigation toc contents sphinxsidebar related headerlink sidebar breadcrumb breadcrumbs mw-editsection skip-link footer".split()
+    "navheader navfooter navbar navigation toc contents sphinxsidebar related headerlink sidebar breadcrumb breadcrumbs "
+    "mw-editsection skip-link footer".split()
 )
 _NAVIGATION_ROLES = frozenset("navigation search banner contentinfo".split())
 _BLOCKS = frozenset(
-    "address article aside blockquote body center dd details dialog div dl dt fieldset figcaption figure footer form h1 h2 h3 h4 h5 h6 header hgroup hr "
-    "legend li main menu ol p pre section summary table tbody tfoot thead tr ul caption".split()
+    "address article aside blockquote body center dd details dialog div dl dt fieldset figcaption figure footer form h1 h2 h3 h4 h5 h6 header "
+    "hgroup hr legend li main menu ol p pre section summary table tbody tfoot thead tr ul caption".split()
 )
 _SPACED = frozenset("blockquote dl h1 h2 h3 h4 h5 h6 ol p pre table ul".split())
 """Blocks with an empty line before and after them."""
+_ANCHOR_SIGNS = frozenset("#¶§🔗")
+"""Links to themselves, behind titles."""
 _CELLS = frozenset(("td", "th"))
 _MAIN = ".//*[local-name()='main' or @role='main']"
 
 
-def decode_page(content: bytes, declared: str | None = None) -> str:
-    """`declared`: the encoding that HTTP names; the page's own word comes after it.
+def decode_page(content: bytes, declared: str | None = None, limit: int = MAX_PAGE_BYTES) -> str:
+    """A page's text, without control characters, which lxml refuses.
+
+    `declared`: the encoding that HTTP names; the page's own word comes after it.
 
     Raises:
         Damaged: too long, or binary.
     """
-    if len(content) > MAX_PAGE_BYTES:
-        raise Damaged(f"a page of more than {size(MAX_PAGE_BYTES)}")
+    if len(content) > limit:
+        raise Damaged(f"a page of more than {size(limit)}")
     found = _DECLARED.search(content[:4096])
-    text = decode(content, declared or (found[1].decode("ascii") if found else None))
-    if text.count("<") > MAX_TAGS:
-        raise Damaged(f"a page of more than {MAX_TAGS} tags")
-    return text
+    return repair_text(decode(content, declared or (found[1].decode("ascii") if found else None)))
 
 
 def parse_page(text: str) -> etree._Element:
@@ -62,10 +66,16 @@ def parse_page(text: str) -> etree._Element:
 def main_text(page: str) -> str:
     """The main text of a page of the web, without its menus, advertisements and comments; empty where it has none. Tables and lists stay.
 
-    trafilatura (Barbaresi 2021) with more recall than precision, since later steps drop what is no prose, and without its own `deduplicate`: that remembers earlier pages, and the result would depend on the order of the files.
+    trafilatura (Barbaresi 2021) with more recall than precision, since later steps drop what is no prose, and without its own `deduplicate`: that
+    remembers earlier pages, and the result would depend on the order of the files.
+
+    Raises:
+        Damaged: more than MAX_TAGS tags.
     """
     from trafilatura import extract
 
+    if page.count("<") > MAX_TAGS:
+        raise Damaged(f"a page of more than {MAX_TAGS} tags")
     return extract(_DECLARATION.sub("", page), include_comments=False, include_tables=True, deduplicate=False, favor_recall=True) or ""
 
 
@@ -75,7 +85,8 @@ def page_licence(tree: etree._Element) -> str:
         if "license" in (element.get("rel") or "").lower().split() and (found := licences.from_url(element.get("href") or "")):
             return found
     for element in tree.iter("meta"):
-        if (element.get("name") or element.get("property") or "").lower() in _LICENCE_NAMES and (found := licences.from_url(element.get("content") or "")):
+        name = (element.get("name") or element.get("property") or "").lower()
+        if name in _LICENCE_NAMES and (found := licences.from_url(element.get("content") or "")):
             return found
     return ""
 
@@ -94,7 +105,7 @@ def whole_text(tree: etree._Element) -> str:
     for event, element in etree.iterwalk(root, events=("start", "end")):
         if not isinstance(element.tag, str):
             continue
-        tag = etree.QName(element).localname.lower()
+        tag = element.tag.rpartition("}")[2].lower()  # pages have names that etree.QName refuses
         if event == "start" and skipped is None:
             if _is_skipped(element, tag):
                 skipped = element
@@ -114,6 +125,8 @@ def whole_text(tree: etree._Element) -> str:
 def _is_skipped(element: etree._Element, tag: str) -> bool:
     if tag in _NO_TEXT or element.get("role") in _NAVIGATION_ROLES or element.get("hidden") is not None:
         return True
+    if tag == "a" and (element.text or "").strip() in _ANCHOR_SIGNS:
+        return True
     return not _NAVIGATION.isdisjoint((element.get("class") or "").lower().split()) or (element.get("id") or "").lower() in ("toc", "footer")
 
 
@@ -123,6 +136,8 @@ class _Lines:
     def __init__(self) -> None:
         self._lines: list[str] = []
         self._line: list[str] = []
+        self._begun = False
+        """The line has text."""
         self._preformatted = 0
         self._lists: list[int | None] = []
         """Of each open list: how many items it had so far; None where they have no numbers."""
@@ -138,18 +153,19 @@ class _Lines:
             self._lists.append(0 if tag == "ol" else None)
         elif tag == "li":
             self._line.append("  " * (len(self._lists) - 1) + self._item_mark())
-        elif tag in _CELLS and element.getprevious() is not None and "".join(self._line).strip():
+        elif tag in _CELLS and element.getprevious() is not None and self._begun:
             self._line.append(" | ")
         elif tag == "br":
             self._end_line()
 
     def close(self, tag: str) -> None:
+        if tag in _BLOCKS:
+            self._end_line()
         if tag == "pre":
             self._preformatted -= 1
         elif tag in ("ul", "ol") and self._lists:
             self._lists.pop()
         if tag in _BLOCKS:
-            self._end_line()
             if tag in _SPACED and not self._lists:
                 self._empty_line()
 
@@ -158,6 +174,7 @@ class _Lines:
             return
         if not self._preformatted:
             self._line.append(re.sub(r"\s+", " ", text))
+            self._begun = self._begun or not text.isspace()
             return
         first, *others = text.split("\n")
         self._line.append(first)
@@ -181,11 +198,11 @@ class _Lines:
             indent = line[: len(line) - len(line.lstrip())] if self._lists else ""
             line = indent + re.sub(r" {2,}", " ", line.strip())
         if re.fullmatch(r"\s*(-|\d+\.)", line) and self._lists:  # the paragraph of an item begins: its mark waits for it
-            self._line = [line + " "]
+            self._line, self._begun = [line + " "], False
             return
         if line.strip():
             self._lines.append(line.rstrip())
-        self._line = []
+        self._line, self._begun = [], False
 
     def _empty_line(self) -> None:
         if self._lines and self._lines[-1] and not "".join(self._line).strip():

@@ -12,7 +12,10 @@ from megagpt.prepare.readers import licences
 from megagpt.prepare.readers.origin import Origin
 from megagpt.prepare.readers.unpack import Damaged
 
-_NO_TEXT = frozenset("fig fig-group table-wrap table-wrap-group table ref-list graphic inline-graphic media supplementary-material object-id fn-group label permissions".split())
+_NO_TEXT = frozenset(
+    "fig fig-group table-wrap table-wrap-group table ref-list graphic inline-graphic media supplementary-material object-id fn-group label "
+    "permissions".split()
+)
 _BLOCKS = frozenset("sec p title list list-item disp-formula disp-quote abstract boxed-text def-item verse-group preformat code statement".split())
 _HREF = "{http://www.w3.org/1999/xlink}href"
 
@@ -37,8 +40,9 @@ def read_jats(content: bytes, origin: Origin) -> Iterator[Document]:
 
 
 def _parse(content: bytes) -> etree._Element:
+    parser = etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False, remove_comments=True, remove_pis=True, huge_tree=False)
     try:
-        return etree.fromstring(content, etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False, remove_comments=True, remove_pis=True, huge_tree=False))
+        return etree.fromstring(content, parser)
     except etree.XMLSyntaxError as error:
         raise Damaged(f"no XML ({error})") from error
 

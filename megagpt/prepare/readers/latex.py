@@ -12,24 +12,31 @@ from megagpt.prepare.readers.decode import decode
 from megagpt.prepare.readers.origin import Origin
 from megagpt.prepare.readers.unpack import Damaged, size
 
-MAX_LATEX_BYTES = 8 << 20
+MAX_LATEX_BYTES = 2 << 20
+"""The parser takes some 12 seconds for each MiB; papers have a tenth of one."""
 _BODY = re.compile(r"\\begin\s*\{document\}(.*?)(?:\\end\s*\{document\}|\Z)", re.DOTALL)
 _NO_TEXT = (
-    "figure", "figure*", "wrapfigure", "subfigure", "table", "table*", "sidewaystable", "longtable", "tabular", "tabular*", "tabularx", "tikzpicture", "picture",
+    "figure", "figure*", "wrapfigure", "subfigure", "table", "table*", "sidewaystable", "longtable", "tabular", "tabular*", "tabularx",
+    "tikzpicture", "picture",
     "thebibliography", "filecontents", "filecontents*", "comment", "CCSXML", "pspicture", "forest",
 )
 _DROPPED_MACROS = (
-    "cite", "citep", "citet", "citealp", "citeauthor", "citeyear", "nocite", "label", "bibliography", "bibliographystyle", "includegraphics", "input", "include",
-    "vspace", "hspace", "thanks", "index", "pagestyle", "thispagestyle", "setcounter", "maketitle", "tableofcontents", "footnotemark", "addbibresource", "printbibliography",
+    "cite", "citep", "citet", "citealp", "citeauthor", "citeyear", "nocite", "label", "bibliography", "bibliographystyle", "includegraphics",
+    "input", "include",
+    "vspace", "hspace", "thanks", "index", "pagestyle", "thispagestyle", "setcounter", "maketitle", "tableofcontents", "footnotemark",
+    "addbibresource", "printbibliography",
     "ref", "eqref", "autoref", "cref", "Cref", "pageref",
 )
 _SECTIONS = ("part", "chapter", "section", "subsection", "subsubsection", "paragraph", "subparagraph")
+_EMPTY_BRACKETS = re.compile(r" ?[(\[](?:see|cf\.?|e\.g\.|figs?\.?|figure|eqs?\.?|sec\.?|section|table|and|[\s,;])*[)\]]", re.IGNORECASE)
+"""What is left of `(see Fig. \\ref{a})`."""
 _ITEM = re.compile(r"^[ \t]*\* ", re.MULTILINE)
 
 
 def read_latex(content: bytes, origin: Origin) -> Iterator[Document]:
-    """The body of a document: its sections with their titles, mathematics as it is written between `$` or as its environment; without preamble, comments,
-    figures, tables, citations and bibliography. A file without `\\begin{document}` is a part of another one and is all body."""
+
+    """The body of a document: its sections with their titles, mathematics as it is written; without preamble, comments, figures, tables, citations
+    and bibliography. A file without `\\begin{document}` is a part of another one and is all body."""
     if len(content) > MAX_LATEX_BYTES:
         raise Damaged(f"more than {size(MAX_LATEX_BYTES)} of LaTeX")
     source = _without_comments(decode(content).replace("\r\n", "\n"))
@@ -76,7 +83,9 @@ def _to_text(source: str) -> str:
     lines = [line.strip() for line in _ITEM.sub("- ", text).split("\n")]
     text = re.sub(r"[ \t]{2,}", " ", "\n".join(lines))
     text = re.sub(r" +([.,;:])", r"\1", text)  # where a citation was
-    return re.sub(r"\n{3,}", "\n\n", text).strip()
+    text = _EMPTY_BRACKETS.sub("", text)
+    text = re.sub(r"\n{3,}", "\n\n", text).strip()
+    return re.sub(r"^(- .*)\n\n(?=- )", r"\1\n", text, flags=re.MULTILINE)
 
 
 def _context() -> latexwalker.macrospec.LatexContextDb:

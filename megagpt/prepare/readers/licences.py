@@ -6,7 +6,7 @@ import re
 
 _SPDX = re.compile(r"SPDX-License-Identifier:\s*\(?([A-Za-z0-9.+-]+(?:\s+(?:OR|AND|WITH)\s+[A-Za-z0-9.+-]+)*)\)?")
 _CREATIVE_COMMONS = re.compile(r"creativecommons\.org/(?:licenses/([a-z-]+)/([0-9.]+)|publicdomain/(zero|mark)/([0-9.]+))", re.IGNORECASE)
-_TITLE_CHARACTERS = 1000
+_TITLE_CHARACTERS = 2000
 """GNU licences name each other; which one a text is stands at its beginning."""
 
 _GNU = (

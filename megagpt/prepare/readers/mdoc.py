@@ -4,17 +4,21 @@ from __future__ import annotations
 
 PARAGRAPHS = frozenset(("Pp",))
 _ENCLOSURES = {
-    "Op": "[]", "Oo": "[]", "Dq": "“”", "Do": "“”", "Sq": "‘’", "So": "‘’", "Ql": "‘’", "Pq": "()", "Po": "()", "Aq": "<>", "Ao": "<>", "Brq": "{}", "Bro": "{}",
+    "Op": "[]", "Oo": "[]", "Dq": "“”", "Do": "“”", "Sq": "‘’", "So": "‘’", "Ql": "‘’", "Pq": "()", "Po": "()", "Aq": "<>", "Ao": "<>", "Brq": "{}",
+    "Bro": "{}",
     "Bq": "[]", "Bo": "[]", "Qq": '""', "Qo": '""',
 }
 """Of what follows on the line; those that end with `o` go on until their twin that ends with `c`."""
 _CLOSERS = {"Oc": "]", "Dc": "”", "Sc": "’", "Pc": ")", "Ac": ">", "Brc": "}", "Bc": "]", "Qc": '"'}
-_WORDS = frozenset("Ar Cm Pa Em Sy Li Ev Va Fa Ft Vt In Er Dv Ic Sx An Ad Cd No Tn Lk Mt Nm Fl Xr Fn Ns Ap Ms St Lb Fd Tg Bx Fx Nx Ox Ux At Bsx Dx Pf".split())
+_WORDS = frozenset(
+    "Ar Cm Pa Em Sy Li Ev Va Fa Ft Vt In Er Dv Ic Sx An Ad Cd No Tn Lk Mt Nm Fl Xr Fn Ns Ap Ms St Lb Fd Tg Bx Fx Nx Ox Ux At Bsx Dx Pf".split()
+)
 _SYSTEMS = {"Bx": "BSD", "Fx": "FreeBSD", "Nx": "NetBSD", "Ox": "OpenBSD", "Ux": "UNIX", "At": "AT&T UNIX", "Bsx": "BSD/OS", "Dx": "DragonFly"}
 _IGNORED = frozenset("Os Bk Ek Sm Rv Ex Rs Re Bt Ud Hf Db".split())
 _OWN_LINE = frozenset("D1 Dl".split())
 _CLOSING, _OPENING = frozenset(".,:;)]?!"), frozenset("([")
 _MACROS = frozenset((*_ENCLOSURES, *_CLOSERS, *_WORDS))
+_SPECIAL = _MACROS | _CLOSING | _OPENING | {"|"}
 
 
 class Mdoc:
@@ -55,8 +59,8 @@ class Mdoc:
         return None
 
     def _inline(self, words: list[str]) -> str:
+        """Words of a line with the macros among them carried out."""
         pieces: list[str] = []
-        """Alternately glued (without a space before it) and text."""
         closers: list[str] = []
         glue = True
         i = 0
@@ -96,7 +100,7 @@ class Mdoc:
                 glue = True
                 continue
             own = []
-            while word in _WORDS and i < len(words) and words[i] not in _MACROS and words[i] not in _CLOSING and words[i] not in _OPENING and words[i] != "|":
+            while word in _WORDS and i < len(words) and words[i] not in _SPECIAL:
                 own.append(words[i])
                 i += 1
             if word == "Pf" and own:

@@ -8,7 +8,7 @@ from typing import Any
 
 from megagpt.config.prepare import SourceConfig
 from megagpt.data.records import Document
-from megagpt.data.repair import repair_surrogates
+from megagpt.data.repair import repair_row, repair_surrogates
 from megagpt.prepare.document import Problem
 from megagpt.prepare.readers.unpack import Damaged
 
@@ -23,20 +23,22 @@ class Origin:
     name: str
     """The same on every machine."""
 
-    def document(self, position: object, text: str, *, url: str = "", licence: str = "", date: str = "", meta: dict[str, Any] | None = None) -> Document:
+    def document(
+        self, position: object, text: str, *, url: str = "", licence: str = "", date: str = "", meta: dict[str, Any] | None = None
+    ) -> Document:
         """`position` None: the file is one document."""
         return Document(
-            id=f"{self.source.name}/{self.name}" + ("" if position is None else f"#{position}"),
+            id=repair_surrogates(f"{self.source.name}/{self.name}" + ("" if position is None else f"#{position}")),
             text=repair_surrogates(text),
             source=self.source.name,
             url=repair_surrogates(url or self.name),
-            licence=licence or self.source.licence,
-            date=date,
-            meta=meta or {},
+            licence=repair_surrogates(licence or self.source.licence),
+            date=repair_surrogates(date),
+            meta=repair_row(meta or {}),
         )
 
     def problem(self, position: str, error: object) -> Problem:
-        return Problem(self.name, position, reason(error))
+        return Problem(repair_surrogates(self.name), reason(position), reason(error))
 
     def attempt(self, position: str, make: Callable[[], Document | None]) -> Document | Problem | None:
         """What `make` gives, or why it gives nothing: one document that breaks a library costs that document only."""
@@ -57,5 +59,5 @@ def reason(error: object) -> str:
             text = str(error)
         case _:
             text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    line = " ".join(text.split())
+    line = repair_surrogates(" ".join(text.split()))
     return line if len(line) <= _MAX_REASON else line[: _MAX_REASON - 1] + "…"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from datetime import date
 from pathlib import Path
 
 import yaml
@@ -12,7 +13,7 @@ from megagpt.data.records import Document
 from megagpt.prepare.document import Problem
 from megagpt.prepare.readers import licences
 from megagpt.prepare.readers.decode import decode
-from megagpt.prepare.readers.html import decode_page, page_licence, page_title, parse_page, whole_text
+from megagpt.prepare.readers.html import MAX_MANUAL_BYTES, decode_page, page_licence, page_title, parse_page, whole_text
 from megagpt.prepare.readers.jats import read_jats
 from megagpt.prepare.readers.latex import read_latex
 from megagpt.prepare.readers.origin import Origin
@@ -38,7 +39,7 @@ def read(path: Path, origin: Origin) -> Made:
 
 
 def _read_html(content: bytes, origin: Origin) -> Made:
-    tree = parse_page(decode_page(content))
+    tree = parse_page(decode_page(content, limit=MAX_MANUAL_BYTES))
     title = page_title(tree)
     canonical = next((link.get("href") for link in tree.iter("link") if link.get("rel") == "canonical" and link.get("href")), "")
     yield _document(origin, whole_text(tree), url=canonical, licence=page_licence(tree), meta={"title": title} if title else {})
@@ -50,7 +51,8 @@ def _read_markdown(content: bytes, origin: Origin) -> Made:
     known = _front_matter(front[1]) if front else {}
     body = _COMMENT.sub("", text[front.end() :] if front else text)
     stated = known.get("license") or known.get("licence") or ""
-    yield _document(origin, body, licence=licences.from_url(stated) or stated, date=known.get("date", ""), meta={"title": known["title"]} if "title" in known else {})
+    meta = {"title": known["title"]} if "title" in known else {}
+    yield _document(origin, body, licence=licences.from_url(stated) or stated, date=known.get("date", ""), meta=meta)
 
 
 def _read_text(content: bytes, origin: Origin) -> Made:
@@ -68,7 +70,8 @@ def _front_matter(text: str) -> dict[str, str]:
         known = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError):
         return {}
-    return {str(key).lower(): str(value) for key, value in known.items() if isinstance(value, str | int) or hasattr(value, "isoformat")} if isinstance(known, dict) else {}
+    named = known.items() if isinstance(known, dict) else ()
+    return {str(key).lower(): str(value) for key, value in named if isinstance(value, str | int | date)}
 
 
 _KINDS: dict[str, Callable[[bytes, Origin], Made]] = {

@@ -56,7 +56,7 @@ def read_pdf(content: bytes, origin: Origin) -> Iterator[Document | Problem]:
 
 
 def to_flowing_text(pages: list[str]) -> str:
-    """Text of pages as one: without repeated headers and footers, parted words joined, a line that goes on in lower case joined to the one before it."""
+    """Text of pages as one: without repeated headers and footers, parted words joined, lines that go on in lower case joined to the one before."""
     text = "\n".join("\n".join(lines) for lines in _without_edges([page.splitlines() for page in pages]))
     text = _HYPHEN.sub(lambda found: _joined(found, text), text)
     text = re.sub(r"(?<=[^\s.:;!?])[ \t]*\n(?=[a-zà-öø-ÿ(])", " ", text)
@@ -72,17 +72,21 @@ def _joined(found: re.Match[str], text: str) -> str:
 
 
 def _without_edges(pages: list[list[str]]) -> list[list[str]]:
-    """Without the lines at the edges of pages (of three or more) that are repeated: on half of the pages, or on three with a number that may be the page's,
-    and without numbers alone."""
-    pages = [[line for line in page if line.strip()] for page in pages]
+    """Without the lines at the edges of pages (of three or more) that are repeated: on half of the pages, or on three with a number that may be the
+    page's, and without numbers alone."""
     if len(pages) < 3:
         return pages
-    edges = Counter(mask for page in pages for mask in {_mask(line) for line in (*page[:_EDGE_LINES], *page[-_EDGE_LINES:])})
-    repeated = {mask for mask, count in edges.items() if count >= 3 and (count * 2 >= len(pages) or "#" in mask)}
+    edges = [_edge_places(page) for page in pages]
+    counts = Counter(mask for page, places in zip(pages, edges, strict=True) for mask in {_mask(page[i]) for i in places})
+    repeated = {mask for mask, count in counts.items() if count >= 3 and (count * 2 >= len(pages) or "#" in mask)}
     return [
-        [line for i, line in enumerate(page) if _EDGE_LINES <= i < len(page) - _EDGE_LINES or _mask(line) not in repeated]
-        for page in pages
+        [line for i, line in enumerate(page) if i not in places or _mask(line) not in repeated] for page, places in zip(pages, edges, strict=True)
     ]
+
+
+def _edge_places(page: list[str]) -> set[int]:
+    full = [i for i, line in enumerate(page) if line.strip()]
+    return {*full[:_EDGE_LINES], *full[-_EDGE_LINES:]}
 
 
 def _mask(line: str) -> str:

@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+from pyarrow import ArrowException
+
 from megagpt.data.records import Document
 from megagpt.data.rows import MAX_LINE_BYTES, BadJson, parse_json
 from megagpt.prepare.document import Problem
@@ -24,6 +27,8 @@ _LICENCE_COLUMNS = ("licence", "license", "licenses", "max_stars_repo_licenses")
 _DATE_COLUMNS = ("date", "timestamp", "created", "date_download")
 _ABOUT_DATASETS = frozenset(("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"))
 """What `datasets` writes beside its rows."""
+MAX_ARRAY_BYTES = 256 << 20
+"""An array is read whole; larger sets come as lines or tables."""
 _MAX_BAD_LINES = 100
 """So many in a row are no damage but another kind of file."""
 _SIGN = re.compile(r"[^ \t\r\n]")
@@ -79,9 +84,11 @@ def to_document(row: Any, position: int, origin: Origin) -> Document:
     def take(columns: tuple[str, ...]) -> str:
         for name in columns:
             value = row.get(name)
+            if value is None or name in used:
+                continue
             if isinstance(value, list) and value and all(isinstance(part, str) for part in value):
                 value = " OR ".join(value)
-            if value is not None and not isinstance(value, dict | list) and name not in used:
+            if not isinstance(value, dict | list):
                 used.add(name)
                 return str(value)
         return ""
@@ -159,7 +166,7 @@ def _read_json(path: Path, origin: Origin) -> Made:
             stream.give_back(start)
             yield from _jsonl_rows(stream, origin)
             return
-    text = decode(read_whole(path))
+    text = decode(read_whole(path, MAX_ARRAY_BYTES))
     decoder = json.JSONDecoder()
     place, number = _next_sign(text, text.index("[") + 1), 0
     while place < len(text) and text[place] != "]":
@@ -188,7 +195,7 @@ def _next_sign(text: str, place: int) -> int:
 
 def _read_parquet(path: Path, origin: Origin) -> Made:
     """Row groups, each by itself: damage costs the rest of one."""
-    from pyarrow import ArrowException, parquet
+    from pyarrow import parquet
 
     try:
         file = parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)  # pages as they are needed, not whole row groups
@@ -210,8 +217,7 @@ def _read_parquet(path: Path, origin: Origin) -> Made:
 
 def _read_arrow(path: Path, origin: Origin) -> Made:
     """A stream of Arrow record batches, as `Dataset.save_to_disk` writes it, or an Arrow file."""
-    import pyarrow
-    from pyarrow import ArrowException, ipc
+    from pyarrow import ipc
 
     number = 1
     try:
@@ -240,7 +246,13 @@ def _require_text(columns: list[str]) -> None:
 
 
 def _table_rows(batch: Any, first: int, origin: Origin) -> Made:
-    for number, row in enumerate(batch.to_pylist(), first):
+    try:
+        batch.validate(full=True)  # offsets that point outside, and bytes that are no UTF-8: reading them would end the process
+        rows = batch.to_pylist()
+    except (ArrowException, ValueError, SystemError, OverflowError) as error:
+        yield origin.problem(f"rows {first} to {first + batch.num_rows - 1}", f"damaged: {reason(error)}")
+        return
+    for number, row in enumerate(rows, first):
         yield origin.attempt(f"row {number}", lambda: to_document(_as_json(row), number, origin))
 
 
@@ -254,7 +266,7 @@ def _read_text_lines(path: Path, origin: Origin) -> Made:
         start = stream.read(4)
         stream.give_back(start)
         if start[:2] in (b"\xff\xfe", b"\xfe\xff"):  # UTF-16 has newlines inside its characters
-            numbered: Iterator[tuple[int, bytes | str]] = ((number, line.encode("utf-8", "replace")) for number, line in enumerate(decode(read_whole(path)).split("\n"), 1))
+            numbered: Iterator[tuple[int, bytes | str]] = enumerate(decode(read_whole(path)).encode("utf-8", "replace").split(b"\n"), 1)
         else:
             numbered = _lines(stream)
         for number, line in numbered:

@@ -10,18 +10,27 @@ from megagpt.prepare.readers.decode import decode
 from megagpt.prepare.readers.mdoc import PARAGRAPHS, Mdoc
 from megagpt.prepare.readers.origin import Origin
 from megagpt.prepare.readers.troff_text import split_arguments, to_plain
-from megagpt.prepare.readers.unpack import Damaged
+from megagpt.prepare.readers.unpack import Damaged, size
 
+MAX_MAN_PAGE_BYTES = 4 << 20
+_MAX_STRING = 500
+"""Strings may be defined by themselves, twice over: a page of forty lines could ask for a terabyte."""
 _PARAGRAPHS = frozenset(("PP", "LP", "P", "sp", "YS", "HP", *PARAGRAPHS))
 _BREAKS = frozenset("br RS RE in ti ce PD UE ME nr".split())
 _FONTS = frozenset("B I SM SB R CW C".split())
 _MIXED_FONTS = frozenset("BR RB BI IB IR RI".split())
 _PREFORMATTED, _FILLED = frozenset("nf EX Vb DS".split()), frozenset("fi EE Ve DE".split())
-_CONDITION = re.compile(r"([ie]f?|ie)\s*")
+_SKIPPED = {"de": None, "de1": None, "am": None, "ig": None, "EQ": ".EN"}
+"""Requests whose lines are no text, up to the given one; None: up to the one that the request names, else `..`."""
+_HOLDS = re.compile(r"(?:[no]|\\n(?:\(\.g|\[\.g\]))\s*(?=\S)")
+"""It is a terminal, no typesetter; the page is odd; it is groff."""
+_TEST = re.compile(r"(?:\([^)]*\)|\\n\S*|'[^']*'[^']*'|\"[^\"]*\"[^\"]*\"|\S+)\s*")
 
 
 def read_man_page(content: bytes, origin: Origin) -> Iterator[Document]:
     """A page: its name, sections, paragraphs and options. A page that only points to another one (`.so`) has `meta["drop"] = "alias"`."""
+    if len(content) > MAX_MAN_PAGE_BYTES:
+        raise Damaged(f"a man page of more than {size(MAX_MAN_PAGE_BYTES)}")
     text = decode(content).replace("\r\n", "\n")
     if not re.search(r"^['.]\s*(TH|Dd|Dt|so|SH)\b", text, re.MULTILINE):
         raise Damaged("no man page: neither .TH nor .Dd")
@@ -47,6 +56,8 @@ class _Page:
         self._strings: dict[str, str] = {"R": "®", "Tm": "™", "lq": "“", "rq": "”"}
         self._preformatted = False
         self._tag_follows = False
+        self._held = False
+        """The last `ie` or `if` did."""
         self._mdoc = Mdoc()
 
     def read(self, text: str) -> None:
@@ -64,57 +75,33 @@ class _Page:
             self._add(self._plain(line), blank=not line.strip())
             return
         name, rest = request.groups()
-        if name in ("de", "de1", "am", "ig"):
-            end = "." + (rest.split()[1] if len(rest.split()) > 1 and name != "ig" else (rest.split() or ["."])[0] if name == "ig" else ".")
-            for skipped in lines:
-                if skipped.strip() == end:
-                    break
-        elif name in ("if", "ie", "el", "while"):
+        if name in _SKIPPED:
+            words = rest.split()[0 if name == "ig" else 1 :]  # `.de NAME END`, `.ig END`
+            _skip(lines, _SKIPPED[name] or "." + (words or ["."])[0])
+        elif name in ("if", "ie", "el"):
             self._condition(name, rest, lines)
         elif name == "TS":
             self._table(lines)
-        elif name == "EQ":
-            for skipped in lines:
-                if skipped.startswith(".EN"):
-                    break
         elif name:
             self._request(name, rest)
 
     def _condition(self, name: str, rest: str, lines: Iterator[str]) -> None:
-        """`n` (a terminal, not a typesetter) holds, and so does whatever `el` belongs to does not; registers are all 0."""
-        if name == "el":
-            holds = False if self._held else True
-            body = rest
-        else:
-            negated = rest.startswith("!")
-            rest = rest.removeprefix("!")
-            known = re.match(r"([no])\s*(?=\S)", rest)
-            test = re.match(r"(?:\([^)]*\)|\\n\S*|'[^']*'[^']*'|\"[^\"]*\"[^\"]*\"|\S+)\s*", rest)
-            holds = bool(known) != negated
-            body = rest[(known or test).end() :] if (known or test) else ""
-            self._held = holds
-        body = body.strip()
+        """What follows a condition, on its line or in `\\{ \\}`, where it holds; `el` holds where its `ie` did not."""
+        holds, body = (not self._held, rest) if name == "el" else _test(rest)
+        self._held = holds
         if not body.startswith("\\{"):
             if holds and body:
                 self._read_line(body, lines)
             return
         depth, line, inside = 0, body, []
-        while True:
+        while line is not None:
             depth += line.count("\\{") - line.count("\\}")
-            inside.append(line.replace("\\{", "").replace("\\}", ""))
-            if depth <= 0:
-                break
-            line = next(lines, None)
-            if line is None:
-                break
+            inside.append(line.replace("\\{", "").replace("\\}", "").strip())
+            line = next(lines, None) if depth > 0 else None
         if holds:
-            own = iter(inside)
+            own = iter([line for line in inside if line not in ("", ".")])
             for line in own:
-                if line.strip() not in ("", "."):
-                    self._read_line(line.strip(), own)
-
-    _held = False
-    """Whether the last `ie` held."""
+                self._read_line(line, own)
 
     def _request(self, name: str, rest: str) -> None:
         arguments = [self._plain(argument) for argument in split_arguments(rest)]
@@ -131,7 +118,7 @@ class _Page:
             self._heading(joined)
         elif name in ("ds", "as"):
             key, _, value = rest.partition(" ")
-            self._strings[key] = self._plain(value.removeprefix('"'))
+            self._strings[key] = self._plain(value.removeprefix('"'))[:_MAX_STRING]
         elif name in _PREFORMATTED:
             self._end_paragraph()
             self._preformatted = True
@@ -250,3 +237,17 @@ class _Page:
 
     def _plain(self, text: str) -> str:
         return to_plain(text, self._strings)
+
+
+def _test(text: str) -> tuple[bool, str]:
+    """Whether a condition holds, and what follows it. All registers are 0, all texts differ."""
+    wanted, text = not text.startswith("!"), text.removeprefix("!")
+    holds = _HOLDS.match(text)
+    test = holds or _TEST.match(text)
+    return bool(holds) == wanted, text[test.end() :].strip() if test else ""
+
+
+def _skip(lines: Iterator[str], end: str) -> None:
+    for line in lines:
+        if line.strip() == end:
+            return

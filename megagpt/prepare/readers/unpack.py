@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-MAX_FILE_BYTES = 256 << 20
-"""Of a file that is one document, unpacked."""
+MAX_FILE_BYTES = 64 << 20
+"""Of a file that is one document, unpacked: more text than any document is allowed."""
 _BLOCK = 1 << 18
 _GZIP = b"\x1f\x8b\x08"
 _BZIP2 = b"BZh"
@@ -91,7 +91,7 @@ class ByteStream:
         return self._position
 
     def read(self, count: int) -> bytes:
-        """Up to `count` bytes, fewer at the end. Damage behind the first of them is raised by the next call, so that what comes before it is not lost."""
+        """Up to `count` bytes, fewer at the end. Damage behind the first of them is raised by the next call: what comes before it is not lost."""
         self.raise_damage()
         pieces = [self._returned[:count]]
         self._returned = self._returned[count:]

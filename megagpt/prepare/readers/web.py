@@ -25,11 +25,11 @@ from megagpt.prepare.readers.unpack import ByteStream, Damaged, open_unpacked, s
 
 logging.getLogger("warcio").setLevel(logging.ERROR)  # it warns of spaces in addresses
 
-MAX_RECORD_BYTES = 64 << 20
+MAX_RECORD_BYTES = 32 << 20
 """A longer record is passed over; crawls hold films."""
 _MAX_HEADER_LINE = 1 << 16
 _MAX_HEADER_BYTES = 1 << 20
-_ARC_RECORD = re.compile(rb"(filedesc|https?|dns|ftp)://?\S* \S+ \d{8,20} \S+ -?\w+\s*$|(filedesc|https?|dns|ftp):\S.* [0-9a-f.:]+ \d{8,20} \S+ -?\w+\s*$")
+_ARC_RECORD = re.compile(rb"(filedesc|https?|dns|ftp):\S.* [0-9A-Za-z.:]+ \d{8,20} \S+ -?\w+\s*$")
 """The line that begins a record of an ARC file: address, IP address, date, type, length."""
 _BEGINNING = re.compile(rb"\n(?=WARC/[01]\.\d+\r?\n)")
 _HTML_TYPES = ("text/html", "application/xhtml+xml")
@@ -178,7 +178,7 @@ def _content(record: ArcWarcRecord) -> bytes:
         stream = ChunkedDataReader(stream)
     content = stream.read(MAX_PAGE_BYTES + 1)
     packed = (headers.get_header("Content-Encoding") or "").lower() if headers else ""
-    if packed in ("gzip", "x-gzip") and content.startswith(b"\x1f\x8b") or packed == "deflate" and content[:1] == b"\x78":
+    if (packed in ("gzip", "x-gzip") and content.startswith(b"\x1f\x8b")) or (packed == "deflate" and content.startswith(b"\x78")):
         return unpack(content, MAX_PAGE_BYTES + 1)
     if packed in ("br", "zstd") and is_binary(content):
         raise Damaged(f"a page packed with {packed}")

@@ -21,7 +21,7 @@ from megagpt.prepare.readers.wikitext import to_text
 MAX_PAGE_CHARACTERS = 32 << 20
 """MediaWiki allows 2 MiB a revision; dumps of whole histories have many in a page."""
 LICENCE = "CC-BY-SA-4.0"
-"""Of all Wikipedias, since June 2023 also of what was written before."""
+"""Of Wikipedias since June 2023; it was 3.0 before, which allows the use under later versions."""
 _BLOCK = 1 << 20
 _OPEN, _CLOSE = "<page>", "</page>"
 _ENCODING = re.compile(rb"""^<\?xml[^>]{0,100}encoding=["']([A-Za-z0-9._-]+)["']""")

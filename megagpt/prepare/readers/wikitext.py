@@ -14,22 +14,32 @@ from mwparserfromhell.wikicode import Wikicode
 
 from megagpt.prepare.readers.unpack import Damaged
 
+MAX_ARTICLE_CHARACTERS = 4 << 20
+"""Twice what MediaWiki takes."""
 MAX_UNCLOSED = 2000
 """The parser looks for the end of each anew: its time grows with their square, to minutes for a page of vandalism."""
+_UNSEEN = re.compile(r"<!--.*?-->|<ref(?:\s[^<>]*?)?/>|<ref(?:\s[^<>]*)?>.*?</ref\s*>", re.IGNORECASE | re.DOTALL)
+"""Comments and references go before the parser sees them: half of an article's markup is in its references."""
 _TAG = re.compile(r"<(?!br|hr|li\b|!)[a-z]", re.IGNORECASE)
 _NO_TEXT = frozenset(
-    "ref references gallery timeline table imagemap score chem graph mapframe maplink templatestyles categorytree inputbox indicator hr section style script".split()
+    "ref references gallery timeline table imagemap score chem graph mapframe maplink templatestyles categorytree inputbox indicator hr section "
+    "style script".split()
 )
 _BLOCKS = frozenset("p div blockquote center poem ul ol dl li tr".split())
 _LIST_MARKS = {"*": "- ", "#": "- ", ":": "", ";": ""}
 _ARGUMENT_TEMPLATES = {
-    "lang": "2", "transl": "2", "transliteration": "2", "nowrap": "1", "nobr": "1", "small": "1", "big": "1", "abbr": "1", "quote": "1", "blockquote": "1",
-    "cquote": "1", "quotation": "1", "em": "1", "strong": "1", "sup": "1", "sub": "1", "ill": "1", "interlanguage link": "1", "tooltip": "1", "math": "1",
+    "lang": "2", "transl": "2", "transliteration": "2", "nowrap": "1", "nobr": "1", "small": "1", "big": "1", "abbr": "1", "quote": "1",
+    "blockquote": "1",
+    "cquote": "1", "quotation": "1", "em": "1", "strong": "1", "sup": "1", "sub": "1", "ill": "1", "interlanguage link": "1", "tooltip": "1",
+    "math": "1",
     "mvar": "1", "visible anchor": "1", "lang-en": "1",
 }
 """Templates that stand for one of their arguments; all others have no text of their own that could be known without the wiki."""
 _UNITS = ("convert", "cvt")
-_SIGNS = {"ndash": "–", "mdash": "—", "snd": " – ", "spaced ndash": " – ", "spnd": " – ", "en dash": "–", "em dash": "—", "nbsp": " ", "!": "|", "=": "=", "'": "'"}
+_SIGNS = {
+    "ndash": "–", "mdash": "—", "en dash": "–", "em dash": "—", "snd": " – ", "spnd": " – ", "spaced ndash": " – ", "nbsp": " ",
+    "!": "|", "=": "=", "'": "'",
+}
 _INTERLANGUAGE = re.compile(r"[a-z]{2,3}(-[a-z-]{2,12})?")
 _SWITCH = re.compile(r"__[A-Z]{3,}__")
 _DEEPER = re.compile("^(- ){2,}")
@@ -45,12 +55,14 @@ def to_text(markup: str, hidden: set[str]) -> str:
         hidden: names of namespaces, lower case, whose links are left out.
 
     Raises:
-        Damaged: more than MAX_UNCLOSED brackets or tags of one kind that nothing closes.
+        Damaged: more than MAX_ARTICLE_CHARACTERS, or more than MAX_UNCLOSED brackets or tags of one kind that nothing closes.
     """
+    if len(markup) > MAX_ARTICLE_CHARACTERS:
+        raise Damaged(f"more than {MAX_ARTICLE_CHARACTERS} characters of markup")
     _refuse_unclosed(markup)
     lines: list[str] = []
     pieces: list[str] = []
-    _collect(mwparserfromhell.parse(markup, skip_style_tags=True), hidden, pieces)
+    _collect(mwparserfromhell.parse(_UNSEEN.sub("", markup), skip_style_tags=True), hidden, pieces)
     for line in _SWITCH.sub("", "".join(pieces).replace("'''", "").replace("''", "")).split("\n"):
         line = _DEEPER.sub("- ", line)
         line = _EMPTY_BRACKETS.sub("", re.sub(r"[ \t\xa0]+", " ", line)).strip()

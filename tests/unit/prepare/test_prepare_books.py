@@ -24,7 +24,9 @@ It was a day.\r
 \r
 START: FULL LICENSE of many pages\r
 """
-JAPANESE = "吾輩は猫である。名前はまだ無い。どこで生れたかとんと見当がつかぬ。何でも薄暗いじめじめした所でニャーニャー泣いていた事だけは記憶している。" * 5
+JAPANESE = (
+    "吾輩は猫である。名前はまだ無い。どこで生れたかとんと見当がつかぬ。何でも薄暗いじめじめした所でニャーニャー泣いていた事だけは記憶している。" * 5
+)
 RUSSIAN = "Все люди рождаются свободными и равными в своём достоинстве и правах. Они наделены разумом и совестью. " * 4
 POLISH = "Wszyscy ludzie rodzą się wolni i równi pod względem swej godności i swych praw. Powinni postępować wspólnie, łagodnie i życzliwie. " * 4
 CZECH = "Všichni lidé rodí se svobodní a sobě rovní co do důstojnosti a práv. Příliš žluťoučký kůň úpěl ďábelské ódy. " * 4
@@ -45,9 +47,20 @@ def test_prepare_books_frame_of_project_gutenberg_is_used_and_removed(tmp_path):
 @pytest.mark.parametrize(
     ("text", "encoding"),
     [
-        *((RUSSIAN, name) for name in ("cp1251", "koi8_r")), *((POLISH, name) for name in ("cp1250", "iso8859_2")), (CZECH, "cp1250"), (GERMAN, "cp1252"),
-        (CHINESE, "gb18030"), (KOREAN, "cp949"),
-        (JAPANESE, "utf-8"), (JAPANESE, "shift_jis"), (JAPANESE, "euc_jp"), (JAPANESE, "utf-16"), (FRENCH, "latin-1"), (FRENCH, "utf-8-sig"), (FRENCH, "utf-16-be"), (FRENCH, "utf-32"),
+        *((RUSSIAN, name) for name in ("cp1251", "koi8_r")),
+        *((POLISH, name) for name in ("cp1250", "iso8859_2")),
+        (CZECH, "cp1250"),
+        (GERMAN, "cp1252"),
+        (CHINESE, "gb18030"),
+        (KOREAN, "cp949"),
+        (JAPANESE, "utf-8"),
+        (JAPANESE, "shift_jis"),
+        (JAPANESE, "euc_jp"),
+        (JAPANESE, "utf-16"),
+        (FRENCH, "latin-1"),
+        (FRENCH, "utf-8-sig"),
+        (FRENCH, "utf-16-be"),
+        (FRENCH, "utf-32"),
     ],
 )
 def test_prepare_books_encodings(tmp_path, text, encoding):
@@ -81,14 +94,17 @@ def test_prepare_books_files_that_give_nothing(tmp_path, name, content, reason):
     assert reason in only_problem(read_bytes(tmp_path, content, "books", name))
 
 
-CONTAINER = '<container xmlns="urn:oasis:names:tc:opendocument:xmlns:container"><rootfiles><rootfile full-path="OEBPS/book.opf"/></rootfiles></container>'
+CONTAINER = """<container xmlns="urn:oasis:names:tc:opendocument:xmlns:container">
+<rootfiles><rootfile full-path="OEBPS/book.opf"/></rootfiles></container>"""
 PACKAGE = """<package xmlns="http://www.idpf.org/2007/opf" xmlns:dc="http://purl.org/dc/elements/1.1/"><metadata>
 <dc:title>The Book</dc:title><dc:creator>A. Writer</dc:creator><dc:language>en</dc:language><dc:date>2001-02-03</dc:date>
 <dc:rights>https://creativecommons.org/licenses/by/4.0/</dc:rights></metadata>
-<manifest><item id="n" href="nav.xhtml" media-type="application/xhtml+xml" properties="nav"/><item id="c2" href="text/two.xhtml" media-type="application/xhtml+xml"/>
+<manifest><item id="n" href="nav.xhtml" media-type="application/xhtml+xml" properties="nav"/>
+<item id="c2" href="text/two.xhtml" media-type="application/xhtml+xml"/>
 <item id="c1" href="text/one%20.xhtml" media-type="application/xhtml+xml"/><item id="css" href="a.css" media-type="text/css"/></manifest>
 <spine><itemref idref="n"/><itemref idref="c1"/><itemref idref="c2"/><itemref idref="css"/><itemref idref="missing"/></spine></package>"""
-CHAPTER = '<?xml version="1.0" encoding="utf-8"?><html xmlns="http://www.w3.org/1999/xhtml"><head><title>x</title></head><body><h1>{0}</h1><p>Text of <i>{0}</i>.</p></body></html>'
+CHAPTER = """<?xml version="1.0" encoding="utf-8"?><html xmlns="http://www.w3.org/1999/xhtml"><head><title>x</title></head>
+<body><h1>{0}</h1><p>Text of <i>{0}</i>.</p></body></html>"""
 PARTS = {
     "mimetype": "application/epub+zip",
     "META-INF/container.xml": CONTAINER,
@@ -118,7 +134,8 @@ def test_prepare_epub_chapters_in_the_order_of_the_spine(tmp_path):
     assert document.meta == {"title": "The Book", "author": "A. Writer", "language": "en"}
 
 
-ENCRYPTION = '<encryption xmlns="urn:oasis:names:tc:opendocument:xmlns:container"><EncryptedData xmlns="http://www.w3.org/2001/04/xmlenc#"><EncryptionMethod Algorithm="{}"/></EncryptedData></encryption>'
+ENCRYPTION = """<encryption xmlns="urn:oasis:names:tc:opendocument:xmlns:container">
+<EncryptedData xmlns="http://www.w3.org/2001/04/xmlenc#"><EncryptionMethod Algorithm="{}"/></EncryptedData></encryption>"""
 
 
 @pytest.mark.parametrize(
@@ -154,7 +171,8 @@ def test_prepare_epub_external_entities_are_not_read(tmp_path):
     secret = tmp_path / "secret"
     secret.write_text("SECRET")
     evil = f'<!DOCTYPE package [<!ENTITY x SYSTEM "file://{secret}">]>' + PACKAGE.replace("The Book", "&x;")
-    laughs = "<!DOCTYPE package [<!ENTITY a0 'ha'>" + "".join(f"<!ENTITY a{i} '{f'&a{i - 1};' * 10}'>" for i in range(1, 12)) + "]>" + PACKAGE.replace("The Book", "&a11;")
+    entities = "".join(f"<!ENTITY a{i} '{f'&a{i - 1};' * 10}'>" for i in range(1, 12))
+    laughs = f"<!DOCTYPE package [<!ENTITY a0 'ha'>{entities}]>" + PACKAGE.replace("The Book", "&a11;")
     for package in (evil, laughs):
         documents, problems = read_bytes(tmp_path, archive(PARTS | {"OEBPS/book.opf": package}), "books", "a.epub")
         assert all("SECRET" not in str(item) and len(str(item)) < 5000 for item in (*documents, *problems))

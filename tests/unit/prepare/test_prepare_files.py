@@ -28,7 +28,12 @@ def test_prepare_files_of_a_folder_are_sorted_and_not_hidden(corpus):
 
 @pytest.mark.parametrize(
     ("pattern", "names"),
-    [("*.txt", ["a.txt", "b.txt"]), ("**/*.txt", ["a.txt", "b.txt", "deep/er/c.txt"]), ("deep/**", ["deep/d.md", "deep/er/c.txt"]), ("*/*/[a-c].txt", ["deep/er/c.txt"])],
+    [
+        ("*.txt", ["a.txt", "b.txt"]),
+        ("**/*.txt", ["a.txt", "b.txt", "deep/er/c.txt"]),
+        ("deep/**", ["deep/d.md", "deep/er/c.txt"]),
+        ("*/*/[a-c].txt", ["deep/er/c.txt"]),
+    ],
 )
 def test_prepare_files_of_a_pattern(corpus, pattern, names):
     assert found(corpus, pattern) == names

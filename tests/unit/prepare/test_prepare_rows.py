@@ -48,7 +48,9 @@ def test_prepare_rows_of_json(tmp_path, name, content):
 
 
 def test_prepare_rows_of_parquet_and_of_saved_data_sets(tmp_path):
-    table = pyarrow.table({"text": [f"Text {i}." for i in range(1000)], "license": ["MIT"] * 1000, "date": [date(2020, 1, 2)] * 1000, "n": list(range(1000))})
+    table = pyarrow.table(
+        {"text": [f"Text {i}." for i in range(1000)], "license": ["MIT"] * 1000, "date": [date(2020, 1, 2)] * 1000, "n": list(range(1000))}
+    )
     parquet.write_table(table, tmp_path / "shard.parquet", row_group_size=300)
     with pyarrow.ipc.new_stream(tmp_path / "data-00000-of-00001.arrow", table.schema) as stream:
         stream.write_table(table)
@@ -180,7 +182,7 @@ def test_prepare_rows_of_damaged_tables(tmp_path):
         ("a.txt", b" \n", "no text"),
         ("a.txt", bytes(range(256)) * 20, "binary, not text"),
         ("a.txt.gz", gzip.compress(bytes(1000))[:-9], "truncated gzip file"),
-        ("bomb.txt.gz", gzip.compress(bytes(MAX_FILE_BYTES + 10), 1), "more than 256 MiB"),
+        ("bomb.txt.gz", gzip.compress(bytes(MAX_FILE_BYTES + 10), 1), "more than 64 MiB"),
     ],
 )
 def test_prepare_rows_files_that_give_nothing(tmp_path, name, content, reason):
@@ -188,8 +190,8 @@ def test_prepare_rows_files_that_give_nothing(tmp_path, name, content, reason):
 
 
 def test_prepare_rows_half_surrogates_are_replaced(tmp_path):
-    document = only_document(read_bytes(tmp_path, b'{"text": "a\\ud83d"}\n', "rows", "a.jsonl"))
-    assert document.text == "a\ufffd"
+    document = only_document(read_bytes(tmp_path, b'{"text": "a\\ud83d", "url": "\\ud83d", "x": ["\\ud83d"]}\n', "rows", "a.jsonl"))
+    assert (document.text, document.url, document.meta) == ("a\ufffd", "\ufffd", {"x": ["\ufffd"]})
 
 
 def test_prepare_rows_know_each_text_column(tmp_path):

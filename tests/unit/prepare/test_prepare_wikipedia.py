@@ -75,11 +75,23 @@ def test_prepare_wikipedia_markup(markup, text):
 
 
 def test_prepare_wikipedia_damage_costs_the_pages_it_lies_in(tmp_path):
-    broken = [page(2).replace("</title>", "</tite>"), page(3).split("</revision>")[0], page(5).replace("Some", "So\udcffme"), page(6).replace("revision>", "other>")]
-    content = (HEAD.format(encoding="utf-8") + page(1) + broken[0] + broken[1] + page(4) + broken[2] + broken[3] + page(7)).encode("utf-8", "surrogateescape")
+    broken = [
+        page(2).replace("</title>", "</tite>"),
+        page(3).split("</revision>")[0],
+        page(5).replace("Some", "So\udcffme"),
+        page(6).replace("revision>", "other>"),
+    ]
+    content = (HEAD.format(encoding="utf-8") + page(1) + broken[0] + broken[1] + page(4) + broken[2] + broken[3] + page(7)).encode(
+        "utf-8", "surrogateescape"
+    )
     documents, problems = read_bytes(tmp_path, content, "wikipedia", "a.xml")
     assert [document.id.split("#")[1] for document in documents] == ["1", "4", "7"]
-    reasons = ["Opening and ending tag mismatch", "a page that does not end", "bytes that are not in the dump's encoding", "a page without a revision"]
+    reasons = [
+        "Opening and ending tag mismatch",
+        "a page that does not end",
+        "bytes that are not in the dump's encoding",
+        "a page without a revision",
+    ]
     assert len(problems) == 4 and all(expected in str(problem) for expected, problem in zip(reasons, problems, strict=True))
 
 
