@@ -18,7 +18,7 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset
 from pyarrow import parquet
 
 from megagpt.cli.main import main
-from tests.helpers.tiny_run import environment_of, finished, megagpt, start, toy_tokenizer
+from tests.helpers.tiny_run import command, environment_of, finished, megagpt, start, toy_tokenizer
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 LANGUAGES = {"web": "en", "books": "ja"}
@@ -126,6 +126,16 @@ def test_tokenize_killed_at_any_moment_leaves_no_half_pair_and_no_process(folder
     finished(megagpt("tokenize", "--config", "small.yaml", "--set", "run.name=killed", cwd=folder))
     assert token_files(output) == whole
     assert not list(output.glob(".unfinished*"))
+
+
+def test_tokenize_on_a_full_disk_says_so_and_leaves_nothing(folder):
+    """A limit on the size of files stands for the disk: write() fails in the same way."""
+    limited = ["bash", "-c", 'ulimit -f 512; exec "$0" -m megagpt tokenize --config small.yaml --set run.name=full', sys.executable]
+    ended = command(*limited, cwd=folder)
+    output = folder / "runs/full/tokenize"
+    assert (ended.returncode, ended.stderr.splitlines()[-1]) == (1, "megagpt: runs/full/tokenize/train: File too large; nothing of train was kept")
+    assert "Traceback" not in ended.stderr and "Exception ignored" not in ended.stderr
+    assert not list(output.iterdir())
 
 
 def until(condition, what: str, seconds: float = 60.0) -> None:
