@@ -40,6 +40,8 @@ def _type_name(annotation: object) -> str:
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation is Ellipsis:
         return "…"
+    if origin is typing.Annotated:
+        return _type_name(arguments[0])
     if origin is typing.Literal:
         return " | ".join(map(str, arguments))
     if origin in (typing.Union, types.UnionType):

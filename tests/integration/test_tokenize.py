@@ -108,14 +108,26 @@ def token_files(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.suffix in (".bin", ".idx", ".json")}
 
 
+IN_PROCESSES = """
+import sys
+from megagpt.cli.main import main
+from megagpt.data import encoding
+encoding.MOST_THREADS = 1
+main(sys.argv[1:])
+"""
+"""Two workers as a machine of many cores would have them."""
+QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+
+
 def test_tokenize_killed_at_any_moment_leaves_no_half_pair_and_no_process(folder):
     finished(megagpt("tokenize", "--config", "small.yaml", "--set", "run.name=whole", cwd=folder))
     whole = token_files(folder / "runs/whole/tokenize")
     assert len(whole) == 12
     output = folder / "runs/killed/tokenize"
     for waits_for in (".unfinished-train", ".unfinished-valid"):
-        process = start(sys.executable, "-m", "megagpt", "tokenize", "--config", "small.yaml", "--set", "run.name=killed", cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = start(sys.executable, "-c", IN_PROCESSES, "tokenize", "--config", "small.yaml", "--set", "run.name=killed", cwd=folder, **QUIET)
         until(lambda: list(output.glob(f"{waits_for}/*.ids0")), "documents are written")  # noqa: B023
+        until(lambda: len(psutil.Process(process.pid).children()) >= 2, "both workers run")  # noqa: B023
         family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
         process.kill()
         process.wait()
