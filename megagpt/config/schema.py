@@ -283,7 +283,7 @@ class TokenizeConfig(Frozen):
     document_weights: bool = True
     """Documents that have a `weight` are there so often on average: 0.25 in one case of four, 2.5 two or three times. Copies stand far apart."""
     workers: int = Field(1, gt=0)
-    """Processes that encode."""
+    """Threads that encode; from nine on processes."""
 
 
 # ---------------------------------------------------------------- stages

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import struct
 from collections.abc import Iterator
@@ -45,6 +46,12 @@ class TokenFileWriter:
         if number == len(self._passes):
             self._passes.append(_Pass(self._prefix, number))
         self._passes[number].add(ids, lengths)
+
+    def abandon(self) -> None:
+        """Close what is open after an error; the parts are of no use."""
+        for one in self._passes:
+            with contextlib.suppress(OSError):  # of bytes that a full disk did not take before either
+                one.close()
 
     def finish(self) -> None:
         """Write `.bin` and `.idx`, to the last byte those of Megatron-core's IndexedDatasetBuilder.

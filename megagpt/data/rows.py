@@ -18,6 +18,9 @@ MAX_LINE_BYTES = 64 << 20
 PARQUET_BYTES = 4 << 20
 """Unpacked rows of a parquet file in memory at a time; a group of rows may hold gigabytes."""
 
+PARQUET_BUFFER = 1 << 20
+"""Bytes that are read at a time of each column; Arrow would read whole groups. A page is held as a whole: its writer decides how large it is."""
+
 ROW_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet")
 """Files of rows; any other file is plain text."""
 
@@ -135,7 +138,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
 
     row_number = 0
     try:
-        with parquet.ParquetFile(path) as file:
+        with parquet.ParquetFile(path, buffer_size=PARQUET_BUFFER, pre_buffer=False) as file:
             for group in range(file.num_row_groups):
                 for batch in file.iter_batches(_rows_in_memory(file.metadata.row_group(group)), row_groups=[group]):
                     for row in batch.to_pylist():

@@ -24,12 +24,19 @@ from megagpt.data.records import Document, read_documents
 from megagpt.data.sidecar import write_sidecar
 from megagpt.data.split import share
 from megagpt.runtime import atomic
+from megagpt.runtime.errors import Foreseen
 from megagpt.tokenizer.tokenizer import Tokenizer
 
 MIXTURE = "mixture.yaml"
 MAX_WEIGHT = 100
 """Most copies of a document: a larger weight is a mistake."""
 _FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+
+
+class TokenFileError(Foreseen, OSError):
+    """Files that the system does not let us read or write."""
+
+    exit_code = 1
 
 
 def tokenize_documents(config: TokenizeConfig, tokenizer: Tokenizer, output_folder: str | Path, root: Path = Path()) -> dict[str, Any]:
@@ -48,6 +55,7 @@ def tokenize_documents(config: TokenizeConfig, tokenizer: Tokenizer, output_fold
 
     Raises:
         DataError: unreadable or empty input, a weight or a source that cannot be.
+        TokenFileError: a full disk.
     """
     inputs = {name: find_files(names, (Path(), root)) for name, names in config.inputs.items()}
     output_folder = Path(output_folder)
@@ -100,8 +108,8 @@ def _write_pairs(prefix: Path, files: list[Path], config: TokenizeConfig, tokeni
     unfinished = prefix.parent / f".unfinished-{prefix.name}"
     shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed
     unfinished.mkdir()
+    pairs = _Pairs(unfinished, ids_dtype(tokenizer.vocab_size))
     try:
-        pairs = _Pairs(unfinished, ids_dtype(tokenizer.vocab_size))
         # The files hold a little more than the texts (parquet: less); good enough for an ETA.
         bar = tqdm(total=sum(map(os.path.getsize, files)), desc=f"tokenizing {prefix.name}", unit="B", unit_scale=True, disable=None)
         for labels, encoded in encode_texts(_texts(files, prefix.name, config, pairs), tokenizer, config.workers, pairs.dtype):
@@ -113,7 +121,11 @@ def _write_pairs(prefix: Path, files: list[Path], config: TokenizeConfig, tokeni
         for writer in pairs.writers.values():
             writer.finish()
         _publish(unfinished, prefix, {source: pairs.sizes[source] for source in pairs.writers}, tokenizer, config.by_source)
+    except OSError as error:  # a full disk, a file that may not be read
+        raise TokenFileError(f"{error.filename or prefix}: {error.strerror or error}; nothing of {prefix.name} was kept") from error
     finally:
+        for writer in pairs.writers.values():
+            writer.abandon()
         shutil.rmtree(unfinished, ignore_errors=True)
     return pairs.sizes
 

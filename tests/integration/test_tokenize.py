@@ -18,7 +18,7 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset
 from pyarrow import parquet
 
 from megagpt.cli.main import main
-from tests.helpers.tiny_run import environment_of, finished, megagpt, start, toy_tokenizer
+from tests.helpers.tiny_run import command, environment_of, finished, megagpt, start, toy_tokenizer
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 LANGUAGES = {"web": "en", "books": "ja"}
@@ -108,14 +108,26 @@ def token_files(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.suffix in (".bin", ".idx", ".json")}
 
 
+IN_PROCESSES = """
+import sys
+from megagpt.cli.main import main
+from megagpt.data import encoding
+encoding.MOST_THREADS = 1
+main(sys.argv[1:])
+"""
+"""Two workers as a machine of many cores would have them."""
+QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+
+
 def test_tokenize_killed_at_any_moment_leaves_no_half_pair_and_no_process(folder):
     finished(megagpt("tokenize", "--config", "small.yaml", "--set", "run.name=whole", cwd=folder))
     whole = token_files(folder / "runs/whole/tokenize")
     assert len(whole) == 12
     output = folder / "runs/killed/tokenize"
     for waits_for in (".unfinished-train", ".unfinished-valid"):
-        process = start(sys.executable, "-m", "megagpt", "tokenize", "--config", "small.yaml", "--set", "run.name=killed", cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = start(sys.executable, "-c", IN_PROCESSES, "tokenize", "--config", "small.yaml", "--set", "run.name=killed", cwd=folder, **QUIET)
         until(lambda: list(output.glob(f"{waits_for}/*.ids0")), "documents are written")  # noqa: B023
+        until(lambda: len(psutil.Process(process.pid).children()) >= 2, "both workers run")  # noqa: B023
         family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
         process.kill()
         process.wait()
@@ -126,6 +138,16 @@ def test_tokenize_killed_at_any_moment_leaves_no_half_pair_and_no_process(folder
     finished(megagpt("tokenize", "--config", "small.yaml", "--set", "run.name=killed", cwd=folder))
     assert token_files(output) == whole
     assert not list(output.glob(".unfinished*"))
+
+
+def test_tokenize_on_a_full_disk_says_so_and_leaves_nothing(folder):
+    """A limit on the size of files stands for the disk: write() fails in the same way."""
+    limited = ["bash", "-c", 'ulimit -f 512; exec "$0" -m megagpt tokenize --config small.yaml --set run.name=full', sys.executable]
+    ended = command(*limited, cwd=folder)
+    output = folder / "runs/full/tokenize"
+    assert (ended.returncode, ended.stderr.splitlines()[-1]) == (1, "megagpt: runs/full/tokenize/train: File too large; nothing of train was kept")
+    assert "Traceback" not in ended.stderr and "Exception ignored" not in ended.stderr
+    assert not list(output.iterdir())
 
 
 def until(condition, what: str, seconds: float = 60.0) -> None:

@@ -1,5 +1,6 @@
-"""Encoding in several processes: order, bounds, and what happens when one of them is lost."""
+"""Encoding in several threads or processes: order, bounds, and what happens when one of them is lost."""
 
+import multiprocessing
 import os
 import signal
 
@@ -29,8 +30,14 @@ def flat(results):
     return labels, ids, lengths, sizes
 
 
-@pytest.mark.parametrize("workers", [1, 2, 4])
-def test_encoding_keeps_order_and_ids(tokenizer, monkeypatch, workers):
+@pytest.fixture
+def processes(monkeypatch):
+    monkeypatch.setattr(encoding, "MOST_THREADS", 1)
+
+
+@pytest.mark.parametrize(("workers", "threads"), [(1, 8), (2, 8), (4, 8), (2, 1), (4, 1)])
+def test_encoding_keeps_order_and_ids(tokenizer, monkeypatch, workers, threads):
+    monkeypatch.setattr(encoding, "MOST_THREADS", threads)
     monkeypatch.setattr(encoding, "BATCH_CHARACTERS", 300)
     texts = [f"{number} wörds " * (number % 9) for number in range(200)]
     labels, ids, lengths, sizes = flat(encode_texts(zip(texts, range(200)), tokenizer, workers, DTYPE))
@@ -43,7 +50,7 @@ def test_encoding_keeps_order_and_ids(tokenizer, monkeypatch, workers):
 @pytest.mark.parametrize("size", [10, 20_000, 2 * BATCH_CHARACTERS])
 def test_encoding_reads_ahead_by_characters_not_by_documents(tokenizer, monkeypatch, size):
     """Whatever the documents' size, so much text is in memory at most: the batches in flight, and a document more in each."""
-    monkeypatch.setattr(encoding, "_encode", lambda tokenizer, texts, dtype: None)  # bounds alone are of interest, and one process is enough for them
+    monkeypatch.setattr(encoding, "_encode", lambda texts, tokenizer, dtype: None)  # bounds alone are of interest, and one process is enough for them
     read, most = [0, 0], 0
 
     def texts():
@@ -73,13 +80,18 @@ def test_encoding_has_so_many_batches_in_flight(tokenizer, monkeypatch):
     assert most == 2 * BATCHES_IN_FLIGHT
 
 
-def test_encoding_of_a_text_that_is_no_utf8_is_refused(tokenizer):
-    for workers in (1, 2):
+@pytest.mark.parametrize(("workers", "threads"), [(1, 8), (2, 8), (2, 1)])
+def test_encoding_of_a_text_that_is_no_utf8_is_refused(tokenizer, monkeypatch, workers, threads):
+    monkeypatch.setattr(encoding, "MOST_THREADS", threads)
+    for _ in range(2):  # and the next run is not disturbed
         with pytest.raises(TokenizerError, match=r"half a surrogate pair \(U\+D83D\) at character 1"):
             list(encode_texts([("fine", 0), ("a\ud83d", 1)], tokenizer, workers, DTYPE))
 
 
-def test_encoding_errors_of_the_reader_come_through(tokenizer):
+@pytest.mark.parametrize("threads", [8, 1])
+def test_encoding_errors_of_the_reader_come_through(tokenizer, monkeypatch, threads):
+    monkeypatch.setattr(encoding, "MOST_THREADS", threads)
+
     def texts():
         yield "fine", 0
         raise KeyError("broken")
@@ -88,9 +100,7 @@ def test_encoding_errors_of_the_reader_come_through(tokenizer):
         list(encode_texts(texts(), tokenizer, 2, DTYPE))
 
 
-def test_encoding_says_so_when_a_process_is_killed(tokenizer, monkeypatch):
-    import multiprocessing
-
+def test_encoding_says_so_when_a_process_is_killed(tokenizer, monkeypatch, processes):
     monkeypatch.setattr(encoding, "BATCH_CHARACTERS", 10)
 
     def texts():
@@ -104,11 +114,12 @@ def test_encoding_says_so_when_a_process_is_killed(tokenizer, monkeypatch):
 
 
 @pytest.mark.parametrize("before", [None, "true"])
-def test_encoding_in_one_process_leaves_the_environment_as_it_was(tokenizer, monkeypatch, before):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_encoding_leaves_the_environment_as_it_was(tokenizer, monkeypatch, before, workers):
     if before is None:
         monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
     else:
         monkeypatch.setenv("TOKENIZERS_PARALLELISM", before)
-    for _ in encode_texts([("a", 0)], tokenizer, 1, DTYPE):
+    for _ in encode_texts([("a", 0)], tokenizer, workers, DTYPE):
         assert os.environ["TOKENIZERS_PARALLELISM"] == "false"
     assert os.environ.get("TOKENIZERS_PARALLELISM") == before
