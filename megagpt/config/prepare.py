@@ -25,7 +25,8 @@ class SourceConfig(Frozen):
     """`web`: WARC, ARC, WET. `books`: plain text, EPUB. `wikipedia`: XML dumps. `code`: repositories. `papers`: LaTeX, PDF, JATS, HTML, Markdown, man
     pages. `rows`: JSONL, parquet and text files that hold documents already."""
     files: list[str] = Field(min_length=1)
-    """Files, folders (all files below) and patterns (`crawl/**/*.warc.gz`), relative to the working directory."""
+    """Files, folders (all files below) and patterns (`crawl/**/*.warc.gz`), relative to the working directory. Folders and patterns leave out hidden files
+    and do not follow links; a file that is named itself may be one."""
     text_files: Literal["document", "lines"] = "document"
     """Of `rows`: a plain text file is one document, or each of its lines is one."""
     licence: str = ""

@@ -23,8 +23,7 @@ _LICENCE_NAMES = ("license", "licence", "dc.rights", "dcterms.rights", "dc.licen
 
 _NO_TEXT = frozenset("head script style noscript template svg iframe object button select input textarea nav img audio video canvas map".split())
 _NAVIGATION = frozenset(
-    "navheader navfooter navbar navigation toc contents sphinxsidebar related headerlink sidebar breadcrumb breadcrumbs "
-    "mw-editsection skip-link footer".split()
+    "navheader navfooter navbar navigation toc sphinxsidebar related headerlink breadcrumb breadcrumbs mw-editsection footer".split()
 )
 _NAVIGATION_ROLES = frozenset("navigation search banner contentinfo".split())
 _BLOCKS = frozenset(
@@ -127,7 +126,10 @@ def _is_skipped(element: etree._Element, tag: str) -> bool:
         return True
     if tag == "a" and (element.text or "").strip() in _ANCHOR_SIGNS:
         return True
-    return not _NAVIGATION.isdisjoint((element.get("class") or "").lower().split()) or (element.get("id") or "").lower() in ("toc", "footer")
+    classes = {*(element.get("class") or "").lower().split()}
+    if not _NAVIGATION.isdisjoint(classes) or classes >= {"contents", "topic"}:  # the latter are docutils' table of contents
+        return True
+    return (element.get("id") or "").lower() in ("toc", "footer")
 
 
 class _Lines:

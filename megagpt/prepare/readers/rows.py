@@ -25,8 +25,8 @@ TEXT_COLUMNS = ("text", "content", "body", "raw_content", "document", "article",
 _URL_COLUMNS = ("url", "source_url", "link", "path", "file_path", "max_stars_repo_path")
 _LICENCE_COLUMNS = ("licence", "license", "licenses", "max_stars_repo_licenses")
 _DATE_COLUMNS = ("date", "timestamp", "created", "date_download")
-_ABOUT_DATASETS = frozenset(("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"))
-"""What `datasets` writes beside its rows."""
+_ABOUT_DATASETS = frozenset(("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "README.md"))
+"""What lies beside the rows of a data set of the Hugging Face hub."""
 MAX_ARRAY_BYTES = 256 << 20
 """An array is read whole; larger sets come as lines or tables."""
 _MAX_BAD_LINES = 100

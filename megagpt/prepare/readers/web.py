@@ -20,7 +20,7 @@ from megagpt.data.records import Document
 from megagpt.prepare.document import Problem
 from megagpt.prepare.readers.decode import is_binary
 from megagpt.prepare.readers.html import MAX_PAGE_BYTES, decode_page, main_text, page_licence, page_title, parse_page
-from megagpt.prepare.readers.origin import Origin
+from megagpt.prepare.readers.origin import Origin, reason
 from megagpt.prepare.readers.unpack import ByteStream, Damaged, open_unpacked, size, unpack
 
 logging.getLogger("warcio").setLevel(logging.ERROR)  # it warns of spaces in addresses
@@ -96,6 +96,9 @@ def find_records(stream: ByteStream) -> Iterator[ArcWarcRecord | Damage]:
             if not stream.skip_damage():
                 return
             _find_next(stream)
+        except Exception as error:  # headers that warcio's parsers were not written for
+            yield Damage(start, reason(error))
+            _find_next(stream)
 
 
 def _parse(loader: ArcWarcRecordLoader, stream: ByteStream, line: bytes, known: str) -> ArcWarcRecord | str:
@@ -140,6 +143,8 @@ def _document(record: ArcWarcRecord, origin: Origin, number: int) -> Document | 
         return None
     arc = record.format == "arc"
     url = (record.rec_headers.get_header("uri" if arc else "WARC-Target-URI") or "").strip("<>")
+    if not url:
+        raise Damaged("a record without its address")
     if not url.startswith(_PAGE_SCHEMES):
         return None
     headers = record.http_headers

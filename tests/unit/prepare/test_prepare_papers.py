@@ -244,8 +244,10 @@ def test_prepare_man_page_of_man_macros(tmp_path):
     document = only_document(read_bytes(tmp_path, gzip.compress(MAN.encode()), "papers", "river.1.gz"))
     assert (document.date, document.meta) == ("2020-01-02", {"title": "RIVER", "section": "1"})
     assert document.text == (
-        "NAME\n\nriver - flow to the sea\n\nSYNOPSIS\n\nriver [-v] [file]\n\nTHE DESCRIPTION\n\nshown The river tool flows—always. Second sentence .\n\n"
-        "New paragraph.\n\n-a, --all\nAll of it.\n\n- Item.\n\nword\nIts meaning.\nkeep   this\n  so\na | b\nlong cell | d\n\nSub\n\nSee “this” and éá."
+        "NAME\n\nriver - flow to the sea\n\nSYNOPSIS\n\nriver [-v] [file]\n\nTHE DESCRIPTION\n\n"
+        "shown The river tool flows—always. Second sentence .\n\n"
+        "New paragraph.\n\n-a, --all\nAll of it.\n\n- Item.\n\nword\nIts meaning.\n"
+        "keep   this\n  so\na | b\nlong cell | d\n\nSub\n\nSee “this” and éá."
     )
 
 

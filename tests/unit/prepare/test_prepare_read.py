@@ -75,7 +75,8 @@ SAMPLES = {
     ("papers", "a.1"): b'.TH A 1\n.SH B\n.TP\n.B c\nd\n.if n \\{\\\n.br\n.\\}\n.TS\nl.\na\tb\n.TE\n.de X\n..\n"',
     ("papers", "a.nxml"): b"<article><front><article-meta/></front><body><sec><title>A</title><p>B</p></sec></body></article>",
     ("web", "a.warc"): b"".join(
-        b"WARC/1.0\r\nWARC-Type: conversion\r\nWARC-Target-URI: http://a.example/\r\nContent-Type: text/plain\r\nContent-Length: 6\r\n\r\nWords.\r\n\r\n"
+        b"WARC/1.0\r\nWARC-Type: conversion\r\nWARC-Target-URI: http://a.example/\r\n"
+        b"Content-Type: text/plain\r\nContent-Length: 6\r\n\r\nWords.\r\n\r\n"
         for _ in range(5)
     ),
     ("code", "a.py"): b"# SPDX-License-Identifier: MIT\nx = 1\n" * 5,

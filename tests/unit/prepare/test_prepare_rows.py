@@ -62,7 +62,8 @@ def test_prepare_rows_of_parquet_and_of_saved_data_sets(tmp_path):
         assert not problems and len(documents) == 1000, name
         last = documents[-1]
         assert (last.id, last.text, last.licence, last.date, last.meta) == (f"corpus/{name}#1000", "Text 999.", "MIT", "2020-01-02", {"n": 999})
-    assert read(tmp_path / "state.json", "rows") == ([], [])
+    (tmp_path / "README.md").write_text("A card.")
+    assert read(tmp_path / "state.json", "rows") == read(tmp_path / "README.md", "rows") == ([], [])
 
 
 def test_prepare_rows_of_plain_text(tmp_path):

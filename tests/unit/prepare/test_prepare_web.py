@@ -170,6 +170,7 @@ def wrong_length(change: int) -> bytes:
         (response("http://a.example/bad", page()).replace(b"Content-Length: ", b"Content-Length: x", 1), "the record's length is 'x"),
         (response("http://a.example/bad", b"<p>" * (html.MAX_TAGS + 1)), "more than 60000 tags"),
         (response("http://a.example/bad", b""), "a page of no bytes"),
+        (b"WARC/1.0\r\nWARC-Type: response\r\nContent-Length: 20\r\n\r\nHTTP/1.1 200 OK\r\n\r\nx\r\n\r\n", "a record without its address"),
         (response("http://a.example/bad", b"a" * (html.MAX_PAGE_BYTES + 1)), "more than 8 MiB"),
         (response("http://a.example/bad", bytes(range(32)) * 100), "binary"),
     ],
@@ -178,6 +179,19 @@ def test_prepare_warc_goes_on_behind_damage(tmp_path, damage, reason):
     documents, problems = read_bytes(tmp_path, GOOD + damage + GOOD, "web", "a.warc")
     assert [document.url for document in documents] == ["http://a.example/good"] * 2
     assert len(problems) == 1 and reason in str(problems[0])
+
+
+def test_prepare_warc_goes_on_where_warcio_fails(tmp_path, monkeypatch):
+    read_headers = web.ArcWarcRecordLoader.load_http_headers
+
+    def fail(self, kind, uri, stream, length):
+        if uri.endswith("bad"):
+            raise AttributeError("a header it was not written for")
+        return read_headers(self, kind, uri, stream, length)
+
+    monkeypatch.setattr(web.ArcWarcRecordLoader, "load_http_headers", fail)
+    documents, problems = read_bytes(tmp_path, GOOD + response("http://a.example/bad", page()) + GOOD, "web", "a.warc")
+    assert len(documents) == 2 and [problem.reason for problem in problems] == ["AttributeError: a header it was not written for"]
 
 
 def test_prepare_warc_deeply_nested_page_costs_only_itself(tmp_path):
