@@ -29,6 +29,8 @@ class SourceConfig(Frozen):
     and do not follow links; a file that is named itself may be one."""
     text_files: Literal["document", "lines"] = "document"
     """Of `rows`: a plain text file is one document, or each of its lines is one."""
+    judged_as: Kind | None = None
+    """Steps treat its documents as those of this kind (rows of source files: `code`); default: as those of its own."""
     licence: str = ""
     """Of documents that do not name their own."""
     language: str | None = None

@@ -59,7 +59,7 @@ class Clean(TaskStep):
                     else:
                         kept.add({"n": number, "row": ledger.num_rows - 1, **to_row(document)})
                         quality = document.metadata["scores"].get("quality", 0.0)
-                        fingerprints.add(number, document.id, document.text, quality, shard.source.kind)
+                        fingerprints.add(number, document.id, document.text, quality, document.metadata["kind"])
                         number += 1
         times.tell(self, ledger.num_rows, sum(Path(path).stat().st_size for path, _ in shard.files))
 

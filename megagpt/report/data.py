@@ -25,6 +25,8 @@ SAMPLES = 3
 SHOWN = 40
 """Rows of a table of single cases."""
 BINS = 40
+WIDE = 100
+"""Scores that reach further (numbers of words and the like) are drawn on a logarithmic axis."""
 
 
 def build_data_report(folder: Path) -> Path:
@@ -69,13 +71,16 @@ def _funnel(statistics: dict[str, Any], folder: Path) -> list[Html]:
 
 def _scores(connection: duckdb.DuckDBPyConnection, folder: Path) -> list[Html]:
     rows = connection.execute("""
-        WITH scored AS (SELECT kept, unnest(map_entries(scores), recursive := true) FROM ledger),
-        ends AS (SELECT key, min(value) AS low, max(value) AS high FROM scored WHERE isfinite(value) GROUP BY key)
-        SELECT key, low, high, kept, least(floor((value - low) / nullif(high - low, 0) * $bins), $bins - 1)::INT AS bin, count(*)
-        FROM scored JOIN ends USING (key) WHERE isfinite(value) AND high > low GROUP BY ALL ORDER BY ALL""", {"bins": BINS}).fetchall()  # fmt: skip
+        WITH entries AS (SELECT kept, unnest(map_entries(scores), recursive := true) FROM ledger),
+        raw AS (SELECT * FROM entries WHERE isfinite(value)),
+        wide AS (SELECT key, min(value) >= 0 AND max(value) > $wide AS is_log FROM raw GROUP BY key),
+        scored AS (SELECT kept, key, is_log, CASE WHEN is_log THEN log10(1 + value) ELSE value END AS value FROM raw JOIN wide USING (key)),
+        ends AS (SELECT key, min(value) AS low, max(value) AS high FROM scored GROUP BY key)
+        SELECT key, is_log, low, high, kept, least(floor((value - low) / (high - low) * $bins), $bins - 1)::INT AS bin, count(*)
+        FROM scored JOIN ends USING (key) WHERE high > low GROUP BY ALL ORDER BY ALL""", {"bins": BINS, "wide": WIDE}).fetchall()  # fmt: skip
     histograms: dict[str, Any] = {}
-    for name, low, high, kept, bin, count in rows:
-        found = histograms.setdefault(name, {"low": low, "high": high, "kept": [0] * BINS, "dropped": [0] * BINS})
+    for name, is_log, low, high, kept, bin, count in rows:
+        found = histograms.setdefault(name, {"is_log": is_log, "low": low, "high": high, "kept": [0] * BINS, "dropped": [0] * BINS})
         found["kept" if kept else "dropped"][bin] = count
     if not histograms:
         return []

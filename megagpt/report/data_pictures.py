@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +57,11 @@ def draw_scores(histograms: dict[str, Any], folder: Path) -> list[tuple[str, Pat
             edges = [found["low"] + width * number for number in range(bins)]
             axes.bar(edges, found["kept"], width, align="edge", color=BLUE, label="kept")
             axes.bar(edges, found["dropped"], width, bottom=found["kept"], align="edge", color=VERMILION, label="dropped by any step")
-            axes.yaxis.set_major_formatter(EngFormatter(places=0, sep=""))
+            axes.yaxis.set_major_formatter(EngFormatter(sep=""))
             axes.set_title(name.replace("_", " "))
-            axes.set_xlabel("score")
+            if found["is_log"]:
+                powers = range(math.floor(found["low"]), math.ceil(found["high"]) + 1)
+                axes.set_xticks([math.log10(1 + 10**power) for power in powers], [f"{10**power:,}" for power in powers])
             axes.set_ylabel("documents")
             axes.legend()
             path = folder / f"score_{name}.png"

@@ -167,3 +167,21 @@ def test_prepare_bad_configuration_is_one_line(corpus, tmp_path, capsys, change,
     assert main(["data", "run", "--config", str(path)]) == 2
     told = capsys.readouterr().err
     assert message in told and told.count("\n") == 1
+
+
+PEAK = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True); print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+
+
+@pytest.mark.slow
+def test_prepare_memory_does_not_grow_with_the_corpus(tmp_path):
+    """Peak of the one process that does everything, on a corpus and on one ten times as large."""
+    peaks = {}
+    for num_articles in (2_000, 20_000):
+        folder = tmp_path / str(num_articles)
+        make_corpus(folder, num_articles=num_articles)
+        changes = {"executor": {"workers": 1, "memory_gib": 0.25}, "shard_mib": 1.0, "run": {"name": "corpus", "root": str(folder)}}
+        path = write_config(tmp_path / f"{num_articles}.yaml", config_of(folder, folder, **changes))
+        command = [sys.executable, "-c", PEAK, sys.executable, "-m", "megagpt", "data", "run", "--config", str(path)]
+        peaks[num_articles] = int(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split()[-1]) / 1024
+    print(f"peak MiB: {peaks}")
+    assert peaks[20_000] < 1.15 * peaks[2_000]
