@@ -31,6 +31,9 @@ class Database:
     the same, and their order counts nowhere before the last query sorts them. For the same reason a query has one such step only.
     """
 
+    num_parts = 1
+    """In which queries are made; never fewer than one of them needed."""
+
     def __init__(self, folder: Path, memory_gib: float):
         settings = {
             "threads": 1,  # tasks are what runs in parallel
@@ -41,7 +44,6 @@ class Database:
             "autoload_known_extensions": False,
         }
         self.connection = duckdb.connect(folder / "tables.duckdb", config=settings)
-        self.num_parts = 1
 
     def table(self, name: str, query: Callable[[Part], str]) -> None:
         """Makes or replaces a table of the rows of `query(part)` over all parts. Every table in the query with a key comes from `part`."""
