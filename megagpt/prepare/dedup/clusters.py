@@ -47,7 +47,8 @@ PLACED = "SELECT u AS doc, v AS component FROM edges UNION ALL SELECT u, u FROM 
 COPIES: Queries = [
     # Copies of a near-duplicate share its fate: the document that is kept instead is the one that really is.
     ("copies", lambda part: f"""SELECT exact.doc, CASE WHEN exact.doc <> exact.kept THEN 'duplicate_document' END AS reason,
-        coalesce(near.first, exact.first) AS first, CASE WHEN exact.doc <> exact.kept THEN coalesce(near.kept, exact.kept) END AS kept, NULL AS jaccard
+        coalesce(near.first, exact.first) AS first, CASE WHEN exact.doc <> exact.kept THEN coalesce(near.kept, exact.kept) END AS kept,
+        NULL::DOUBLE AS jaccard
         FROM {part('exact', 'kept')} LEFT JOIN {part('near', 'doc')} ON near.doc = exact.kept WHERE exact.doc <> exact.kept OR near.doc IS NULL"""),
 ]
 RESOLVED = """SELECT doc, CASE WHEN doc <> kept THEN 'near_duplicate' END AS reason, first, CASE WHEN doc <> kept THEN kept END AS kept, jaccard

@@ -24,24 +24,26 @@ Queries = list[tuple[str, Callable[[Part], str]]]
 
 
 class Database:
-    """Tables of one task, in a folder that is gone afterwards.
+    """Tables of one task, in memory and beyond its limit in a folder that is gone afterwards.
 
     DuckDB sorts any amount of rows within its limit of memory. Its hash tables (joins, groups) should go to disk at the limit too, but now and then
     ask for more than is left, and the query fails. It is then made in four times as many parts of its keys, one after the other: the rows are
     the same, and their order counts nowhere before the last query sorts them. For the same reason a query has one such step only.
     """
 
+    num_parts = 1
+    """In which queries are made; never fewer than one of them needed."""
+
     def __init__(self, folder: Path, memory_gib: float):
         settings = {
             "threads": 1,  # tasks are what runs in parallel
             "memory_limit": f"{int(memory_gib * 1024)}MiB",
-            "temp_directory": str(folder / "spill"),
+            "temp_directory": str(folder),
             "preserve_insertion_order": False,  # where order matters, the query says so; keeping it costs memory
             "autoinstall_known_extensions": False,
             "autoload_known_extensions": False,
         }
-        self.connection = duckdb.connect(folder / "tables.duckdb", config=settings)
-        self.num_parts = 1
+        self.connection = duckdb.connect(config=settings)
 
     def table(self, name: str, query: Callable[[Part], str]) -> None:
         """Makes or replaces a table of the rows of `query(part)` over all parts. Every table in the query with a key comes from `part`."""

@@ -30,7 +30,7 @@ class Fingerprints:
         with Fingerprints(work, task, config.steps) as fingerprints:
             fingerprints.add(n, document.id, document.text, quality, kind)   # n = 0, 1, … in the order of the kept documents
 
-    Memory: some thousand rows for each part, and at the end the signatures of one bucket, 60 bytes a document of the task.
+    Memory: 32,768 rows of each kind, and at the end the signatures of one bucket, sorted: some 200 bytes a document of the task.
     """
 
     def __init__(self, work: Path, task: int, config: StepsConfig):

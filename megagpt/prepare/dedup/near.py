@@ -79,7 +79,7 @@ def _signatures(paths: list[Path], record: np.dtype, least: int, most: int, sche
         if not size:
             continue
         first = np.memmap(path, record, "r")["minima"][:, 0]
-        start = int(np.searchsorted(first, np.uint64(least)))
+        start = int(np.searchsorted(first, np.uint64(least))) if least else 0
         end = int(np.searchsorted(first, np.uint64(most))) if most < 1 << 64 else size
         offset = first_document(int(path.name.split(".")[0]))
         with open(path, "rb") as file:

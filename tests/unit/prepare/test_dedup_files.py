@@ -6,11 +6,12 @@ import random
 import shutil
 from functools import partial
 
+import duckdb
 import pytest
 
 from megagpt.config.prepare import ExactDuplicatesConfig, NearDuplicatesConfig, RepeatedLinesConfig, RepeatedParagraphsConfig
 from megagpt.prepare.dedup import layout as layout_module
-from megagpt.prepare.dedup.database import database, files
+from megagpt.prepare.dedup.database import Database, database, files
 from megagpt.prepare.dedup.fingerprints import Fingerprints
 from megagpt.prepare.dedup.phases import dedup_phases
 from megagpt.prepare.dedup.verdicts import Verdicts
@@ -59,6 +60,42 @@ def test_dedup_files_do_not_depend_on_the_order_of_tasks_nor_on_memory(tmp_path,
         write_clean(tmp_path, task, shard, config)
     run_phases(tmp_path, 3, config, order)
     assert digests(tmp_path) == done[2]
+
+
+def test_dedup_files_do_not_depend_on_the_parts_of_queries(tmp_path, done, monkeypatch):
+    monkeypatch.setattr(Database, "num_parts", 4)
+    work = tmp_path / "parted"
+    shutil.copytree(done[0], work)
+    run_phases(work, 3, done[1])
+    assert digests(work) == done[2]
+
+
+class Scarce:
+    """A connection that runs out of memory where a query is made in fewer than sixteen parts."""
+
+    def __init__(self, connection):
+        self._connection = connection
+
+    def execute(self, query: str):
+        if "% 16 =" not in query:
+            raise duckdb.OutOfMemoryException("no room")
+        return self._connection.execute(query)
+
+    def __getattr__(self, name: str):
+        return getattr(self._connection, name)
+
+
+def test_dedup_queries_without_room_are_made_in_more_parts(tmp_path):
+    with database(tmp_path / "task", 0.5) as tables:
+        tables.connection.execute("CREATE TABLE numbers AS SELECT range % 1000 AS number FROM range(3000)")
+        tables.connection = Scarce(tables.connection)
+        tables.table("distinct_numbers", lambda part: f"SELECT number, count(*) AS times FROM {part('numbers', 'number')} GROUP BY number")
+        assert tables.num_parts == 16
+        assert tables.connection.sql("FROM distinct_numbers ORDER BY number").fetchall() == [(number, 3) for number in range(1000)]
+        monopoly = tables.connection
+        monopoly.execute = lambda query: (_ for _ in ()).throw(duckdb.OutOfMemoryException("no room at all"))
+        with pytest.raises(duckdb.OutOfMemoryException, match="at all"):
+            tables.table("distinct_numbers", lambda part: f"FROM {part('numbers', 'number')}")
 
 
 def test_dedup_phases_survive_pickling(tmp_path, done):

@@ -29,11 +29,11 @@ def test_dedup_memory_of_a_bucket_is_bounded(tmp_path):
 
 @pytest.mark.slow
 def test_dedup_memory_of_all_phases_is_flat(tmp_path):
-    """From 0.6 million documents, where the limit is reached, to 6 million."""
+    """From 0.6 million documents, where one phase is at its limit, to 6 million, where all are."""
     phases, peaks = ["exact_documents", "near_buckets", "near_candidates", "duplicate_clusters", "repeated_lines"], {}
     for number in (600_000, 6_000_000):
         make(tmp_path / str(number), number)
         peaks[number] = {phase: round(peak_mib(tmp_path / str(number), phase)) for phase in phases}
     print(peaks)
-    assert max(peaks[6_000_000].values()) < MEMORY_GIB * 1024 + LIBRARIES_MIB
-    assert all(peaks[6_000_000][phase] < 1.4 * peaks[600_000][phase] for phase in phases), peaks
+    assert max(peaks[6_000_000].values()) < MEMORY_GIB * 1024 + LIBRARIES_MIB, peaks
+    assert max(peaks[6_000_000].values()) < 1.2 * max(peaks[600_000].values()), peaks
