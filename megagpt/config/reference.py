@@ -10,12 +10,12 @@ from pydantic_core import PydanticUndefined
 
 
 def describe_keys(config_class: type[BaseModel], prefix: str = "") -> list[str]:
-    """One or two lines for each key, nested sections in place, those of a list's items as `name[].key`."""
+    """One or two lines for each key, nested sections in place, those of a list's items as `name[].key`, of a mapping's as `name.<key>.key`."""
     lines = []
     for name, field in config_class.model_fields.items():
         section = _section(field.annotation)
-        is_list = typing.get_origin(field.annotation) is list
-        if section is not None and not is_list:
+        many = {list: "[]", dict: ".<key>"}.get(typing.get_origin(field.annotation), "")
+        if section is not None and not many:
             if field.default is None:
                 lines += [f"  {prefix}{name}: these keys (default None)", "      " + " ".join(field.description.split())]
             lines += describe_keys(section, f"{prefix}{name}.")
@@ -25,7 +25,7 @@ def describe_keys(config_class: type[BaseModel], prefix: str = "") -> list[str]:
         if field.description:
             lines.append("      " + " ".join(field.description.split()))
         if section is not None:
-            lines += describe_keys(section, f"{prefix}{name}[].")
+            lines += describe_keys(section, f"{prefix}{name}{many}.")
     return lines
 
 

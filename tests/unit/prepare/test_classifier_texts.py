@@ -38,7 +38,7 @@ def write_warc(path: Path, pages: list[str]) -> bytes:
 
 
 def test_classifier_texts_of_a_web_archive_have_menus_and_no_scripts(tmp_path):
-    write_warc(tmp_path / "a.warc.gz", [f"<html><body><nav>Home | Menu</nav><script>var x</script><p>{LONG} é{n}</p></body></html>" for n in range(2)])
+    write_warc(tmp_path / "a.warc.gz", [f"<html><nav>Home | Menu</nav><script>var x</script><p>{LONG} é{n}</p></html>" for n in range(2)])
     read = Read()
     found = read_sources(source(tmp_path / "*.warc.gz"), read)["one"]
     assert len(found) == 2 and not read.problems
@@ -49,7 +49,8 @@ def test_classifier_texts_of_a_web_archive_have_menus_and_no_scripts(tmp_path):
 @pytest.mark.parametrize(
     ("media", "page"),
     [
-        ("text/html; charset=ISO-8859-1", "<p>é</p>".encode("latin-1")), ("text/html", "<p>é</p>".encode()), ("text/html", "<p>é</p>".encode("latin-1")),
+        ("text/html; charset=ISO-8859-1", "<p>é</p>".encode("latin-1")), ("text/html", "<p>é</p>".encode()),
+        ("text/html", "<p>é</p>".encode("latin-1")),
         ("text/html", '<meta charset="cp1251"><p>é</p>'.encode("cp1251", "xmlcharrefreplace")), ("text/html; charset=klingon", "<p>é</p>".encode()),
     ],
 )  # fmt: skip
@@ -91,7 +92,10 @@ def test_classifier_texts_of_a_large_source_are_chosen_by_their_ids_not_by_their
 
 @pytest.mark.parametrize(
     ("files", "message"),
-    [(["nowhere.txt"], "nowhere.txt: no such file"), (["*.none"], r"\*.none: no file matches"), (["empty.txt"], "'one' has no usable document .*1 shorter than 200")],
+    [
+        (["nowhere.txt"], "nowhere.txt: no such file"), (["*.none"], r"\*.none: no file matches"),
+        (["empty.txt"], "'one' has no usable document .*1 shorter than 200"),
+    ],
 )
 def test_classifier_texts_that_are_missing_are_named(tmp_path, monkeypatch, files, message):
     monkeypatch.chdir(tmp_path)
@@ -154,8 +158,9 @@ def test_classifier_labelled_rows_that_are_wrong_are_named(tmp_path, rows, messa
 
 
 def test_classifier_word_list_files(tmp_path):
-    for name, text in (("plain.txt", "one\n two words \n\n"), ("tabs.txt", "general\tOne\t1\ngeneral\ttwo words\t2\nshort\n"), ("table.csv", 'text,rank\none,1\n"two words",2\n')):
-        (tmp_path / name).write_text(text)
+    (tmp_path / "plain.txt").write_text("one\n two words \n\n")
+    (tmp_path / "tabs.txt").write_text("general\tOne\t1\ngeneral\ttwo words\t2\nshort\n")
+    (tmp_path / "table.csv").write_text('text,rank\none,1\n"two words",2\n')
     expected = ["one", "two words"]
     assert read_word_list(WordListConfig(name="a", path=str(tmp_path / "plain.txt"))) == expected
     assert [term.lower() for term in read_word_list(WordListConfig(name="a", path=str(tmp_path / "tabs.txt"), column=1))] == expected
