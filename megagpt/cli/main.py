@@ -34,8 +34,8 @@ VERBS = {
     "checkpoint": ("megagpt.cli.checkpoint", "what is in a checkpoint; whether it is whole"),
     "convert": ("megagpt.cli.convert", "Hugging Face folders and GGUF files <-> checkpoints"),
 }
-WITHOUT_TORCH = {"plan"}
-"""Verbs that answer before torch alone would be imported."""
+WITHOUT_TORCH = {"plan", "tokenizer", "tokenize"}
+"""Verbs that need no torch, and answer before it alone would be imported."""
 RANK_0_FIRST_SECONDS = 40.0
 """Other ranks than 0 wait so long before they say what is wrong: where rank 0 says the same, its end is theirs through the launcher."""
 

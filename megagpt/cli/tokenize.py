@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 
 from megagpt.cli.options import add_config_options, read_config
 from megagpt.config.schema import TokenizeConfig
@@ -18,16 +19,19 @@ def run(options: argparse.Namespace, verb: str) -> int | None:
     config = read_config(options, TokenizeConfig)
     if config is None:
         return None
-    from megagpt.data.token_files import tokenize_documents
+    from megagpt.config.check import check_tokenize
+    from megagpt.data.token_files import MIXTURE, tokenize_documents
     from megagpt.runtime.run_folder import RunFolder
     from megagpt.runtime.version import code_version
     from megagpt.tokenizer.tokenizer import load_tokenizer
 
+    check_tokenize(config)
     folder = RunFolder(config.run)
     tokenizer = load_tokenizer(folder.resolve(config.tokenizer))
-    inputs = {name: [str(folder.resolve(path)) for path in paths] for name, paths in config.inputs.items()}
-    summary = tokenize_documents(config.model_copy(update={"inputs": inputs}), tokenizer, folder.stage("tokenize"))
+    summary = tokenize_documents(config, tokenizer, folder.stage("tokenize"), folder.path)
     print(json.dumps(summary, indent=2, ensure_ascii=False))
+    if config.mixture is not None:
+        print((folder.stage("tokenize") / MIXTURE).read_text(encoding="utf-8"), end="", file=sys.stderr)
     store(config, options.config.read_text(encoding="utf-8"), folder.stage("tokenize"))
     folder.record("tokenize", output=str(folder.stage("tokenize")), config=content_hash(to_yaml(config)), code=code_version(), tokenizer=tokenizer.content_hash)
     return None

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-from megagpt.config.load import ConfigError
+from megagpt.config.load import ConfigError, nearest
 from megagpt.config.prepare import PrepareConfig
 from megagpt.config.schema import (
     BatchConfig,
@@ -24,6 +24,8 @@ from megagpt.config.schema import (
     RlhfConfig,
     SftConfig,
     TokenFilesConfig,
+    TokenizeConfig,
+    TokenizerTrainConfig,
 )
 from megagpt.config.stages import stage_layers
 
@@ -132,6 +134,29 @@ def num_microbatches(batch: BatchConfig, dp: int, where: str = "batch") -> int:
             f"{where}.global_batch_size = {batch.global_batch_size}: not a multiple of micro_batch_size {batch.micro_batch_size} x {dp} replicas"
         )
     return batch.global_batch_size // (batch.micro_batch_size * dp)
+
+
+def check_tokenizer(config: TokenizerTrainConfig, *, trains: bool, foreign: bool) -> None:
+    """Is it clear what is to be learned, and from what?"""
+    if trains and foreign:
+        raise ConfigError("--tokenizer with train: training makes the run's own tokenizer; measure another with `tokenizer report`")
+    if config.source_weights and config.sampling == "first":
+        raise ConfigError("source_weights with sampling = first: the first documents are taken as they come; set sampling: spread")
+
+
+def check_tokenize(config: TokenizeConfig) -> None:
+    """Can these sources be mixed?"""
+    mixture = config.mixture
+    if mixture is None:
+        return
+    if not config.by_source:
+        raise ConfigError("mixture with by_source = false: only token files of single sources can be mixed; set by_source: true")
+    if mixture.input not in config.inputs:
+        raise ConfigError(f"mixture.input = {mixture.input}: is none of inputs{nearest(mixture.input, list(config.inputs))}")
+    if (mixture.weights is None) == (mixture.epochs is None):
+        raise ConfigError(f"mixture: {'neither' if mixture.weights is None else 'both'} of weights and epochs; give one of them")
+    if mixture.epochs is not None and mixture.tokens is not None:
+        raise ConfigError(f"mixture.tokens = {mixture.tokens} with epochs: the length follows from the epochs; leave it out, or give weights")
 
 
 def check_pretrain(config: PretrainConfig, dp: int) -> None:

@@ -233,17 +233,37 @@ class DataConfig(Frozen):
 
 
 class TokenizerTrainConfig(Frozen):
-    """Train a sentencepiece BPE tokenizer with byte fallback."""
+    """Train a tokenizer that can spell every text."""
 
     stage: Literal["tokenizer"] = "tokenizer"
     """Which stage this file is for."""
     run: RunConfig
     documents: list[str] = Field(min_length=1)
-    """Document files to learn from."""
+    """Documents to learn from: files, folders, patterns (`prepare/documents/train-*.parquet`)."""
+    kind: Literal["bpe", "unigram", "byte_bpe"] = "bpe"
+    """`bpe`, `unigram`: sentencepiece with byte fallback. `byte_bpe`: byte-level BPE as GPT-2 has it, with Hugging Face's library. A model with a
+    `unigram` vocabulary cannot be exported to Hugging Face: its library cuts some words otherwise."""
     vocab_size: int = Field(gt=300)
     """Number of ids, special and byte tokens included."""
     sample_characters: int = Field(20_000_000, gt=0)
-    """Text read for training at most, in characters."""
+    """Text to learn from (and to measure in the report) at most, in characters."""
+    sampling: Literal["spread", "first"] = "spread"
+    """`spread`: pieces from all documents of all files, chosen by a hash of the document's id. `first`: the documents that come first; reads no further."""
+    source_weights: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = {}
+    """How much likelier a piece of this source is to be chosen than one of a source of weight 1, the default; 0 leaves the source out (`spread`)."""
+
+
+class MixtureConfig(Frozen):
+    """What each source gives to a training run; by `weights` or by `epochs`."""
+
+    input: str = "train"
+    """Which of `inputs` is mixed; `valid`, where there is one, is blended in the same proportions."""
+    weights: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] | None = None
+    """Share of each source; only ratios count. Every source needs one, 0 leaves it out."""
+    epochs: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] | None = None
+    """How often the run goes through each source (0.5: half of it, 0: nothing of it); once where it is not named."""
+    tokens: int | None = Field(None, gt=0)
+    """Length of the run for `weights`, in tokens; default: as many as their sources have. With `epochs` it follows from them."""
 
 
 class TokenizeConfig(Frozen):
@@ -255,9 +275,15 @@ class TokenizeConfig(Frozen):
     tokenizer: str = "tokenizer"
     """Tokenizer: a stage of the same run, a folder or a file."""
     inputs: dict[str, list[str]]
-    """Name of each output (for example `train`, `valid`) and the document files that go into it."""
+    """Name of each output (for example `train`, `valid`) and the documents that go into it: files, folders, patterns."""
+    by_source: bool = False
+    """One pair for each source of the documents, `<name>/<source>`, instead of one for all."""
+    mixture: MixtureConfig | None = None
+    """Shares of the sources in a training run, written to `mixture.yaml` as the base file of a `pretrain` configuration."""
+    document_weights: bool = True
+    """Documents that have a `weight` are there so often on average: 0.25 in one case of four, 2.5 two or three times. Copies stand far apart."""
     workers: int = Field(1, gt=0)
-    """Processes that encode."""
+    """Threads that encode; from nine on processes."""
 
 
 # ---------------------------------------------------------------- stages

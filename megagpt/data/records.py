@@ -185,7 +185,7 @@ def _document(row: dict[str, Any], path: Path, line: int) -> Document:
         return next((repair_surrogates(str(row[name])) for name in names if row.get(name) is not None), "")
 
     known = {"id", "text", "source", "url", "licence", "license", "date", "timestamp", "meta"}
-    meta = row.get("meta") if isinstance(row.get("meta"), dict) else {}
+    meta = _meta(row.get("meta"))
     return Document(
         id=text("id") or f"{path.name}:{line}",
         text=repair_surrogates(row["text"]),
@@ -195,6 +195,16 @@ def _document(row: dict[str, Any], path: Path, line: int) -> Document:
         date=text("date", "timestamp"),
         meta=meta | {name: value for name, value in row.items() if name not in known},
     )
+
+
+def _meta(value: Any) -> dict[str, Any]:
+    """What else a source knows; parquet files hold it as JSON, for its keys differ from row to row."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _demonstration(row: dict[str, Any], path: Path, line: int) -> Demonstration | Dropped:

@@ -17,7 +17,13 @@ def repair_text(text: str) -> str:
 
 def repair_surrogates(text: str) -> str:
     r"""JSON may spell half of a surrogate pair (`\ud83d`), which no tokenizer can encode: it becomes U+FFFD."""
-    return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
+    if text.isascii():
+        return text
+    try:
+        text.encode()  # many times faster than the pattern, and nearly every text passes
+    except UnicodeEncodeError:
+        return _SURROGATE.sub("\ufffd", text)
+    return text
 
 
 def repair_row(row: Any) -> Any:

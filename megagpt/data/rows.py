@@ -15,6 +15,11 @@ from megagpt.data.errors import DataError, require_file
 
 MAX_LINE_BYTES = 64 << 20
 """Longest JSONL line; a longer one means that the file is not JSONL."""
+PARQUET_BYTES = 4 << 20
+"""Unpacked rows of a parquet file in memory at a time; a group of rows may hold gigabytes."""
+
+PARQUET_BUFFER = 1 << 20
+"""Bytes that are read at a time of each column; Arrow would read whole groups. A page is held as a whole: its writer decides how large it is."""
 
 ROW_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet")
 """Files of rows; any other file is plain text."""
@@ -62,6 +67,25 @@ def read_text(path: Path) -> str:
     with _open(path) as file:
         content = file.read()
     return _decode(content, path)
+
+
+class BadJson(ValueError):
+    """Text that is no JSON value, or none that can be read. The message is one line."""
+
+    def __init__(self, rule: str, line: int = 0):
+        super().__init__(rule)
+        self.line = line
+        """Where in the text, from 0."""
+
+
+def parse_json(text: str) -> Any:
+    """Raises BadJson."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise BadJson(f"malformed JSON: {error.msg} (column {error.colno})", error.lineno - 1) from error
+    except (RecursionError, ValueError) as error:  # nested too deeply, or a number of thousands of digits
+        raise BadJson(f"JSON that cannot be read: {error}") from error
 
 
 def to_line(row: dict[str, Any]) -> bytes:
@@ -114,23 +138,26 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
 
     row_number = 0
     try:
-        with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches():
-                for row in batch.to_pylist():
-                    row_number += 1
-                    yield row_number, row
+        with parquet.ParquetFile(path, buffer_size=PARQUET_BUFFER, pre_buffer=False) as file:
+            for group in range(file.num_row_groups):
+                for batch in file.iter_batches(_rows_in_memory(file.metadata.row_group(group)), row_groups=[group]):
+                    for row in batch.to_pylist():
+                        row_number += 1
+                        yield row_number, row
     except (ArrowException, OSError) as error:
         raise DataError(path, f"damaged parquet file: {str(error).splitlines()[0]}", row_number + 1) from error
 
 
+def _rows_in_memory(row_group: Any) -> int:
+    """Rows that are read at a time: as many as fit into PARQUET_BYTES by the mean of their group."""
+    return max(1, min(row_group.num_rows, PARQUET_BYTES * row_group.num_rows // max(1, row_group.total_byte_size)))
+
+
 def _parse(text: str, path: Path, first_line: int) -> Any:
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        line = first_line + error.lineno - 1
-        raise DataError(path, f"malformed JSON: {error.msg} (column {error.colno})", line) from error
-    except (RecursionError, ValueError) as error:  # nested too deeply, or a number of thousands of digits
-        raise DataError(path, f"JSON that cannot be read: {error}", first_line) from error
+        return parse_json(text)
+    except BadJson as error:
+        raise DataError(path, str(error), first_line + error.line) from error
 
 
 @contextmanager

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 from typing import Protocol
 
+import numpy as np
+
 
 class Backend(Protocol):
     size: int
@@ -16,6 +18,9 @@ class Backend(Protocol):
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text; control tokens spelled out in the text are ordinary characters."""
+
+    def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
+        """`encode` of each text, as the library does it fastest; int32."""
 
     def decode(self, ids: list[int]) -> str:
         """Text of ids; control tokens give no text, broken UTF-8 gives U+FFFD."""
@@ -55,6 +60,14 @@ class SentencePieceBackend:
             ids += self._space_bytes + self._processor.encode(part)
         return ids
 
+    def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
+        found = self._processor.encode(texts, return_type="numpy", num_threads=1)
+        if self.keeps_text:
+            for place, text in enumerate(texts):
+                if self._SPACE in text:
+                    found[place] = np.array(self.encode(text), np.int32)
+        return found
+
     def decode(self, ids: list[int]) -> str:
         return self._processor.decode(ids)
 
@@ -93,6 +106,9 @@ class HuggingFaceBackend:
 
     def encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
+        return [np.array(encoding.ids, np.int32) for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
     def decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=True)

@@ -43,12 +43,18 @@ def _from_sentencepiece(tokenizer: Tokenizer) -> Any:
     sentencepiece joins the two neighbours whose union is the piece of the highest score; as a list of merges these are all
     cuts of each piece into two others, best piece first.
     """
-    from sentencepiece import SentencePieceProcessor
+    from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
     from tokenizers import AddedToken, Regex, decoders, models, normalizers
     from tokenizers import Tokenizer as Library
 
     if not SentencePieceBackend(tokenizer.files).keeps_text:
         raise TokenizerError("a sentencepiece vocabulary that changes its text (a space in front, normalisation) cannot be written as tokenizer.json")
+    kinds = sentencepiece_model_pb2.TrainerSpec
+    if sentencepiece_model_pb2.ModelProto.FromString(tokenizer.files[SentencePieceBackend.MODEL]).trainer_spec.model_type != kinds.BPE:
+        raise TokenizerError(
+            "a sentencepiece vocabulary other than BPE cannot be written as tokenizer.json: of two cuts that are equally likely "
+            "Hugging Face's library may take the other"
+        )
     model = SentencePieceProcessor(model_proto=tokenizer.files[SentencePieceBackend.MODEL])
     pieces = {model.id_to_piece(number): number for number in range(model.get_piece_size())}
     ordinary = [number for number in pieces.values() if not (model.is_control(number) or model.is_byte(number) or model.is_unknown(number))]

@@ -14,6 +14,8 @@ from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+
 from megagpt.runtime.errors import Foreseen
 from megagpt.tokenizer.backends import (
     BACKENDS,
@@ -71,8 +73,26 @@ class Tokenizer:
         return Tokenizer, (self.kind, self.files, self.special_ids)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text. Never a control token: a name like `<|end|>` inside the text is spelled out."""
-        return self._backend.encode(text)
+        """Ids of a text. Never a control token: a name like `<|end|>` inside the text is spelled out.
+
+        Raises:
+            TokenizerError: half a surrogate pair in the text, which UTF-8 cannot spell (`data/repair.py` makes it U+FFFD).
+        """
+        try:
+            return self._backend.encode(text)
+        except (TypeError, ValueError, RuntimeError) as error:  # each library raises a type of its own
+            raise _surrogate_error(text) or error from error
+
+    def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
+        """`encode` of each text, int32, as the library does it fastest.
+
+        Raises:
+            TokenizerError: as `encode`.
+        """
+        try:
+            return self._backend.encode_batch(texts)
+        except (TypeError, ValueError, RuntimeError) as error:  # each library raises a type of its own
+            raise next(filter(None, map(_surrogate_error, texts)), error) from error
 
     def decode(self, ids: Iterable[int], *, show_special: bool = False) -> str:
         """Text of ids; control tokens are left out, or written by name with `show_special`.
@@ -186,6 +206,15 @@ def _declared_eos(folder: Path) -> str | None:
         return None
     declared = json.loads(file.read_text(encoding="utf-8")).get("eos_token")
     return declared["content"] if isinstance(declared, dict) else declared
+
+
+def _surrogate_error(text: str) -> TokenizerError | None:
+    """What is to be said of a text with half a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return TokenizerError(f"text: half a surrogate pair (U+{ord(text[error.start]):04X}) at character {error.start}; UTF-8 has no bytes for it")
+    return None
 
 
 def _find_special_ids(backend: Backend, eos_name: str | None) -> dict[str, int]:

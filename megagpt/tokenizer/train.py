@@ -1,12 +1,13 @@
-"""Train a byte-pair tokenizer that can spell every text."""
+"""Train a tokenizer that can spell every text: byte-pair encoding or a unigram model over characters, or byte-pair encoding over bytes."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Literal
 
-from megagpt.tokenizer.backends import SentencePieceBackend
+from megagpt.tokenizer.backends import HuggingFaceBackend, SentencePieceBackend
 from megagpt.tokenizer.special import CHAT_TOKENS, EOS, PAD
 from megagpt.tokenizer.tokenizer import Tokenizer, TokenizerError
 
@@ -15,15 +16,21 @@ CHARACTER_COVERAGE = 0.9999
 MAX_LINE_BYTES = 1 << 20
 """sentencepiece leaves out longer lines."""
 
+Kind = Literal["bpe", "unigram", "byte_bpe"]
+
 
 def train_tokenizer(
-    texts: Iterable[str], vocab_size: int, output_folder: str | Path, *, sample_characters: int = 20_000_000
+    texts: Iterable[str], vocab_size: int, output_folder: str | Path, *, sample_characters: int = 20_000_000, kind: Kind = "bpe"
 ) -> Tokenizer:
-    """Train sentencepiece BPE with byte fallback on texts, save it and return it.
+    """Train a tokenizer on texts, save it and return it.
 
-    Ids: 0 unknown (never produced), end-of-text, padding, the chat tokens, 256 bytes, then pieces. Text is taken as
-    it is (no normalisation, no space put in front), so decode(encode(text)) == text for every text; runs of spaces
-    may become one piece, which code needs. The same texts give the same model, byte for byte.
+    `bpe`, `unigram`: sentencepiece with byte fallback (Kudo & Richardson 2018; Kudo 2018). Ids: 0 unknown (never produced), end-of-text, padding,
+    the chat tokens, 256 bytes, then pieces. Runs of spaces may become one piece, which code needs.
+    `byte_bpe`: byte-pair encoding over the bytes of words (Radford et al. 2019), saved as `tokenizer.json`. Ids: end-of-text, padding, the chat
+    tokens, 256 bytes, then merges.
+
+    Text is taken as it is (no normalisation, no space put in front), so decode(encode(text)) == text for every text. The same texts give the
+    same files, byte for byte.
 
     Args:
         texts: documents, in an order that does not matter much: they are read until `sample_characters` is reached.
@@ -34,17 +41,23 @@ def train_tokenizer(
     Raises:
         TokenizerError: no text, or too little of it for `vocab_size`.
     """
+    sample = list(_first(texts, sample_characters))  # read before a library runs, which would dress up the readers' errors
+    if not any(text.strip("\n") for text in sample):
+        raise TokenizerError("tokenizer training: the documents hold no text")
+    tokenizer = _train_byte_bpe(sample, vocab_size) if kind == "byte_bpe" else _train_sentencepiece(sample, vocab_size, kind)
+    tokenizer.save(output_folder)
+    return tokenizer
+
+
+def _train_sentencepiece(texts: list[str], vocab_size: int, model_type: str) -> Tokenizer:
     from sentencepiece import SentencePieceTrainer
 
-    lines = list(_lines(texts, sample_characters))  # read before sentencepiece runs, which would dress up the readers' errors
-    if not lines:
-        raise TokenizerError("tokenizer training: the documents hold no text")
     model = io.BytesIO()
     try:
         SentencePieceTrainer.train(
-            sentence_iterator=iter(lines),
+            sentence_iterator=_lines(texts),
             model_writer=model,
-            model_type="bpe",
+            model_type=model_type,
             vocab_size=vocab_size,
             byte_fallback=True,
             character_coverage=CHARACTER_COVERAGE,
@@ -66,18 +79,38 @@ def train_tokenizer(
         )
     except RuntimeError as error:
         raise TokenizerError(f"vocab_size {vocab_size}: sentencepiece cannot train it on this text: {error}") from error
-    tokenizer = Tokenizer("sentencepiece", {SentencePieceBackend.MODEL: model.getvalue()})
-    tokenizer.save(output_folder)
-    return tokenizer
+    return Tokenizer("sentencepiece", {SentencePieceBackend.MODEL: model.getvalue()})
 
 
-def _lines(texts: Iterable[str], sample_characters: int) -> Iterator[str]:
-    """Non-empty lines of the texts, until enough characters are read; a newline is always a byte token of its own."""
+def _train_byte_bpe(texts: list[str], vocab_size: int) -> Tokenizer:
+    from tokenizers import Tokenizer as Library
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    library = Library(models.BPE())
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    library.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[EOS, PAD, *CHAT_TOKENS],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),  # all 256 bytes, met or not
+        show_progress=False,
+    )
+    library.train_from_iterator(texts, trainer)
+    if (learned := library.get_vocab_size()) < vocab_size:
+        raise TokenizerError(f"vocab_size {vocab_size}: Vocabulary size too high: this text gives {learned} at most")
+    return Tokenizer("huggingface", {HuggingFaceBackend.MODEL: library.to_str(pretty=True).encode()})
+
+
+def _first(texts: Iterable[str], sample_characters: int) -> Iterator[str]:
+    """The texts until enough characters are read."""
     left = sample_characters
     for text in texts:
-        for line in text[:left].split("\n"):
-            if line:
-                yield line
+        yield text[:left]
         left -= len(text)
         if left <= 0:
             return
+
+
+def _lines(texts: Iterable[str]) -> Iterator[str]:
+    """Non-empty lines of the texts; a newline is always a byte token of its own."""
+    return (line for text in texts for line in text.split("\n") if line)

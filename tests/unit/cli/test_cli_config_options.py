@@ -52,11 +52,12 @@ def test_cli_help_explains_every_key(verb, capsys):
 
 
 def leaves(config_class: type[BaseModel], prefix: str = "") -> list[tuple[str, str]]:
-    """Dotted name and docstring of every setting; a list or mapping of sections has both its own and those of its items."""
+    """Dotted name and docstring of every setting; a list of sections has both its own and those of its items."""
     found = []
     for name, field in config_class.model_fields.items():
-        inside = [part for part in (field.annotation, *getattr(field.annotation, "__args__", ())) if isinstance(part, type) and issubclass(part, BaseModel)]
-        items = {list: "[]", dict: ".<key>"}.get(get_origin(field.annotation), "")
+        named = get_origin(field.annotation) is dict  # the user names the keys: a type beside the setting tells what they hold
+        inside = [] if named else [part for part in (field.annotation, *getattr(field.annotation, "__args__", ())) if isinstance(part, type) and issubclass(part, BaseModel)]
+        items = "[]" if get_origin(field.annotation) is list else ""
         if items or not inside:
             found.append((prefix + name, " ".join((field.description or "").split())))
         if inside:

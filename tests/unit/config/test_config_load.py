@@ -7,7 +7,7 @@ import pytest
 from megagpt.config.chain import STAGES, PipelineConfig
 from megagpt.config.check import check_pretrain
 from megagpt.config.load import ConfigError, load_config
-from megagpt.config.prepare import TrainQualityConfig, TrainToxicityConfig
+from megagpt.config.prepare import HeuristicsConfig, TrainQualityConfig, TrainToxicityConfig
 from megagpt.config.reference import describe_keys
 from megagpt.config.schema import PretrainConfig, RlhfConfig
 from megagpt.config.show import to_yaml
@@ -161,7 +161,7 @@ def test_config_every_shipped_file_parses(path):
     from megagpt.config.load import build_config, load_data
 
     data = load_data(path)
-    if "steps" in data:
+    if isinstance(data.get("steps"), list):
         config = build_config(PipelineConfig, data, str(path))
         assert all((path.parent / step.config).exists() for step in config.steps)
         return
@@ -180,6 +180,13 @@ def test_config_every_key_is_described(config_class):
     lines = describe_keys(config_class)
     keys = [line for line in lines if not line.startswith("      ")]
     assert keys and len(lines) == 2 * len(keys), "a key has no docstring"
+
+
+def test_config_help_of_dictionaries_and_bounded_numbers():
+    lines = describe_keys(HeuristicsConfig)
+    assert "  by_language: dict[str, LanguageRules] (default {})" in lines and not any("by_language." in line for line in lines)
+    assert "  gopher_quality.max_bullet_lines: float (default 0.9)" in lines
+    assert any(line.startswith("  gopher_repetition.max_top_ngram: dict[int, float]") for line in lines)
 
 
 @pytest.mark.parametrize(("given", "lr"), [({}, 1e-5), ({"optimizer": {"lr": 2e-5}}, 2e-5)])

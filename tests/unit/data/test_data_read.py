@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import random
 from collections import Counter
 
 import pyarrow
@@ -230,3 +231,30 @@ def test_failed_writes_leave_the_old_file(tmp_path):
         rows.write_rows(path, broken())
     assert path.read_text() == '{"a": 1}\n{"a": 2}\n'
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_parquet_rows_are_read_a_few_at_a_time(tmp_path):
+    """One group of 40 MB of rows in small pages: what Arrow holds at any moment is a small part of it."""
+    texts = [random.Random(number).randbytes(100_000).hex() for number in range(200)]
+    parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "d.parquet", compression="zstd", use_dictionary=False, write_batch_size=8)
+    before, most = pyarrow.total_allocated_bytes(), 0
+    for number, document in enumerate(read_documents(tmp_path / "d.parquet")):
+        assert document.text == texts[number]
+        most = max(most, pyarrow.total_allocated_bytes() - before)
+    assert number == 199 and most < 3 * rows.PARQUET_BYTES
+
+
+def test_parquet_rows_of_any_size_come_in_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(rows, "PARQUET_BYTES", 1000)
+    texts = ["x" * (number * 37 % 2000) + str(number) for number in range(100)]
+    parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "d.parquet", row_group_size=30)
+    assert [document.text for document in read_documents(tmp_path / "d.parquet")] == texts
+    assert [line for line, _ in rows.read_rows(tmp_path / "d.parquet")] == list(range(1, 101))
+
+
+@pytest.mark.parametrize(("meta", "known"), [('{"language": "en", "n": [1]}', {"language": "en", "n": [1]}), ("", {}), ("[1]", {}), ("[" * 10_000, {}), (None, {})])
+def test_document_meta_may_be_json(tmp_path, meta, known):
+    """As columns hold it: keys differ from row to row."""
+    parquet.write_table(pyarrow.table({"id": ["a"], "text": ["b"], "meta": pyarrow.array([meta], pyarrow.string()), "weight": [0.5]}), tmp_path / "d.parquet")
+    (document,) = read_documents(tmp_path / "d.parquet")
+    assert document.meta == known | {"weight": 0.5}

@@ -8,6 +8,7 @@ import pytest
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 
 from megagpt.config.schema import RunConfig, TokenizeConfig
+from megagpt.data import encoding
 from megagpt.data.errors import DataError
 from megagpt.data.sidecar import check_sidecar
 from megagpt.data.token_files import tokenize_documents
@@ -58,8 +59,10 @@ def test_statistics_count_tokens_and_bytes(tokenizer, documents, tmp_path):
     assert sorted(file.name for file in tmp_path.iterdir()) == [f"{name}.{end}" for name in ("both", "train") for end in ("bin", "idx", "json")]
 
 
-def test_workers_do_not_change_the_files(tokenizer, documents, prefix, tmp_path):
-    tokenize(tokenizer, tmp_path, workers=2, train=[documents])
+@pytest.mark.parametrize("workers", [2, 4])
+def test_workers_do_not_change_the_files(tokenizer, documents, prefix, tmp_path, monkeypatch, workers):
+    monkeypatch.setattr(encoding, "BATCH_CHARACTERS", 100)
+    tokenize(tokenizer, tmp_path, workers=workers, train=[documents])
     for suffix in (".bin", ".idx"):
         assert (tmp_path / f"train{suffix}").read_bytes() == prefix.with_suffix(suffix).read_bytes()
 

@@ -16,7 +16,7 @@ from megagpt.config.schema import RunConfig
 from megagpt.data.errors import DataError
 from megagpt.data.records import Document
 from megagpt.prepare.training.quality import _windows
-from megagpt.prepare.training.texts import MIN_CHARACTERS, Read, _all_text, copy_key, host, read_labelled, read_sources, read_word_list
+from megagpt.prepare.training.texts import MIN_CHARACTERS, Read, copy_key, host, read_labelled, read_sources, read_word_list
 
 LONG = "A sentence that is not about anything in particular goes on and on. " * 5
 
@@ -44,18 +44,6 @@ def test_classifier_texts_of_a_web_archive_have_menus_and_no_scripts(tmp_path):
     assert len(found) == 2 and not read.problems
     assert all(document.text.startswith("Home | Menu\nA sentence") and "var x" not in document.text for document in found)
     assert {document.text[-2:] for document in found} == {"é0", "é1"} and {host(document) for document in found} == {"site0.example", "site1.example"}
-
-
-@pytest.mark.parametrize(
-    ("media", "page"),
-    [
-        ("text/html; charset=ISO-8859-1", "<p>é</p>".encode("latin-1")), ("text/html", "<p>é</p>".encode()),
-        ("text/html", "<p>é</p>".encode("latin-1")),
-        ("text/html", '<meta charset="cp1251"><p>é</p>'.encode("cp1251", "xmlcharrefreplace")), ("text/html; charset=klingon", "<p>é</p>".encode()),
-    ],
-)  # fmt: skip
-def test_classifier_texts_are_decoded_as_http_or_the_page_says(media, page):
-    assert _all_text(page, media) == "é"
 
 
 def test_classifier_texts_go_on_behind_a_broken_file(tmp_path):

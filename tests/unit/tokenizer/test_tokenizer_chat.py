@@ -1,9 +1,8 @@
-"""The chat template and the report."""
+"""The chat template."""
 
 import pytest
 
 from megagpt.tokenizer.chat import encode_chat, render, stop_ids
-from megagpt.tokenizer.report import summary_line, tokenizer_report
 from megagpt.tokenizer.train import train_tokenizer
 
 CONVERSATION = [
@@ -62,22 +61,3 @@ def test_unknown_role_is_refused(tokenizer):
 
 def test_render_is_for_humans():
     assert render(CONVERSATION[3:]) == "user: Bye\nassistant: Bye!"
-
-
-def test_report_counts_bytes_and_failures(tokenizer):
-    class Forgetful:
-        vocab_size, content_hash = tokenizer.vocab_size, tokenizer.content_hash
-        encode = staticmethod(tokenizer.encode)
-        decode = staticmethod(lambda ids: tokenizer.decode(ids).replace("é", "e"))
-
-    report = tokenizer_report(tokenizer, ["who are you", "é"])
-    assert report["bytes"] == 11 + 2
-    assert report["tokens"] == len(tokenizer.encode("who are you")) + 2
-    assert report["round_trip_failures"] == 0
-    report = tokenizer_report(Forgetful, ["who are you", "caf\u00e9s"])
-    assert report["failure_examples"] == [{"text": 1, "position": 3, "original": "és", "decoded": "es"}]
-    assert "1 round-trip failures" in summary_line(report)
-
-
-def test_report_on_no_text(tokenizer):
-    assert tokenizer_report(tokenizer, [])["bytes_per_token"] is None

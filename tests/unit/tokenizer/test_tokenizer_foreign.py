@@ -35,6 +35,7 @@ def test_gpt2_counts_tinyshakespeare_as_published(gpt2):
     ids = gpt2.encode(text)
     assert len(ids) == 338_025
     assert gpt2.decode(ids) == text
+    assert gpt2.encode_batch([text])[0].tolist() == ids
 
 
 @needs_vocabularies
