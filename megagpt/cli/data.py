@@ -1,4 +1,7 @@
-"""megagpt data run | why | report | train-quality | train-toxicity: raw sources -> clean documents with a ledger, or a folder of records -> the files that later stages read."""
+"""megagpt data run | why | report | train-quality | train-toxicity.
+
+Raw sources -> clean documents with a ledger, or a folder of records -> the files that later stages read; and the classifiers of two steps.
+"""
 
 from __future__ import annotations
 

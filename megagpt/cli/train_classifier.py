@@ -21,7 +21,7 @@ def add_actions(actions: Any) -> None:
         what = f"{WHAT[purpose]}, from files: classifier and report.html in runs/NAME/{purpose}"
         action = actions.add_parser(f"train-{purpose}", help=what, description=what, formatter_class=argparse.RawDescriptionHelpFormatter)
         add_config_options(action, config_class)
-        action.epilog += f"\n\nThe step uses it by `steps: {{{purpose}: {{classifier: runs/NAME/{purpose}}}}}` in a configuration of `megagpt data run`."
+        action.epilog += f"\n\nThe step uses it by `steps: {{{purpose}: {{classifier: runs/NAME/{purpose}}}}}`, see `megagpt data run --help`."
 
 
 def _train(purpose: str, options: argparse.Namespace) -> int | None:

@@ -392,8 +392,8 @@ class QualityConfig(Frozen):
     kinds: list[Kind] = ["web"]
     """Sources of these kinds are judged; the others pass without a score."""
     keep: Literal["threshold", "pareto"] = "pareto"
-    """`threshold`: documents that score at least so much. `pareto`: GPT-3's way, good ones and now and then a bad one (Brown et al. 2020, appendix A):
-    where a draw from Lomax's distribution with `alpha` is more than 1 - score."""
+    """`threshold`: documents that score at least so much. `pareto`: GPT-3's way, good ones and now and then a bad one (Brown et al. 2020, appendix
+    A): where a draw from Lomax's distribution with `alpha` is more than 1 - score."""
     threshold: Share = 0.5
     """For `keep: threshold`."""
     alpha: float = Field(9.0, gt=0, allow_inf_nan=False)
@@ -407,9 +407,9 @@ class ToxicityRule(Frozen):
 
     action: Literal["drop", "weigh", "score"] = "drop"
     """`weigh`: keep it and see it less often (`weight`); `score`: only note the scores."""
-    max_threshold: Share | None = 0.9
+    max_threshold: float | None = Field(0.9, ge=0, le=1)
     """Toxic where a window scores at least so much; null: windows do not count by themselves."""
-    mean_threshold: Share | None = 0.8
+    mean_threshold: float | None = Field(0.8, ge=0, le=1)
     """Toxic where the mean of the windows is at least so much; null: the mean does not count."""
     weight: float = Field(0.25, gt=0, lt=1)
     """For `weigh`: the factor of the document's weight in the mixture."""
@@ -424,7 +424,7 @@ class ToxicityConfig(Frozen):
     default: ToxicityRule = ToxicityRule()
     """For all kinds of sources but those of `by_kind`."""
     by_kind: dict[Kind, ToxicityRule] = {"books": ToxicityRule(action="weigh")}
-    """Other rules for some kinds."""
+    """Other rules for some kinds, with the keys of `default`."""
 
 
 class StepsConfig(Frozen):
@@ -548,7 +548,7 @@ class TextFiles(Frozen):
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
     """In the report."""
     files: list[str] = Field(min_length=1)
-    """Files and patterns (`crawl/*.warc.gz`): JSONL or parquet of documents, plain text, and WARC, ARC, WET with all text of their pages, menus too."""
+    """Files and patterns (`crawl/*.warc.gz`): JSONL or parquet of documents, plain text, and WARC, ARC, WET with all text of pages, menus too."""
     document: Literal["file", "line"] = "file"
     """What a document is in a plain text file."""
     max_documents: int = Field(5_000, gt=0)
@@ -602,8 +602,8 @@ class FairnessConfig(Frozen):
     ignore_identity_terms: bool = True
     """The classifier does not see words for groups of people."""
     reweigh: float = Field(1.5, ge=0, le=4)
-    """Weight texts by (P(slice) P(label) / P(slice, label))^reweigh, slices being dialect and mention of a group (Kamiran & Calders 2012): 1 makes slice
-    and label independent, 0 changes nothing."""
+    """Weight texts by (P(slice) P(label) / P(slice, label))^reweigh, slices being dialect and mention of a group (Kamiran & Calders 2012): 1 makes
+    slice and label independent, 0 changes nothing."""
 
 
 class TrainToxicityConfig(TrainingConfig):

@@ -69,8 +69,8 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
 
 
 def cut(text: str, windows: WindowsConfig, most: int | None = None) -> list[str]:
-    """At most `most` (default: that of `windows`) parts of a text. A short text is cut into as many equal parts as are needed for all of it; of a long one
-    the first, the last and what lies between in equal steps."""
+    """At most `most` (default: that of `windows`) parts of a text. A short text is cut into as many equal parts as are needed for all of it; of a
+    long one come the first, the last and what lies between in equal steps."""
     most, length = most or windows.most, windows.characters
     needed = -(-len(text) // length)
     if needed <= 1:
@@ -92,7 +92,8 @@ def save_classifier(classifier: Classifier, folder: Path) -> None:
     facts = {
         "format": FORMAT, "purpose": classifier.purpose, "ngrams": classifier.ngrams.config.model_dump(), "windows": classifier.windows.model_dump(),
         "ignored": list(classifier.ngrams.ignored), "lists": list(classifier.ngrams.lists), "intercept": classifier.intercept,
-        "scale": classifier.scale, "offset": classifier.offset, "weights_sha256": atomic.sha256_file(folder / WEIGHTS), "facts": dict(classifier.facts),
+        "scale": classifier.scale, "offset": classifier.offset, "facts": dict(classifier.facts),
+        "weights_sha256": atomic.sha256_file(folder / WEIGHTS),
     }  # fmt: skip
     atomic.write_json(folder / FACTS, facts)
 
@@ -115,18 +116,25 @@ def load_classifier(folder: str | Path, purpose: str) -> Classifier:
         numbers = [float(known[name]) for name in ("intercept", "scale", "offset")]
         ignored, facts, digest = tuple(map(str, known["ignored"])), dict(known["facts"]), known["weights_sha256"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        wrong = f"{error.errors()[0]['loc']}: {error.errors()[0]['msg']}" if isinstance(error, ValidationError) else f"{type(error).__name__}: {error}"
-        raise ClassifierError(f"{path}: damaged ({wrong})") from error
+        raise ClassifierError(f"{path}: damaged ({_first_line(error)})") from error
     tensors = _tensors(path.with_name(WEIGHTS), digest, purpose)
     if missing := [name for name in ("weights", *(f"list.{name}" for name in names)) if name not in tensors]:
         raise ClassifierError(f"{path.with_name(WEIGHTS)}: tensor {missing[0]!r} is missing")
     ngrams = Ngrams(config, ignored, {name: WordList(np.sort(tensors[f"list.{name}"].view(np.uint64))) for name in names})
     weights = tensors["weights"]
     if weights.shape != (ngrams.num_features,) or weights.dtype != np.float32:
-        raise ClassifierError(f"{path.with_name(WEIGHTS)}: weights are {weights.dtype} {list(weights.shape)}, the features need float32 [{ngrams.num_features}]")
+        is_, needed = f"{weights.dtype} {list(weights.shape)}", f"float32 [{ngrams.num_features}]"
+        raise ClassifierError(f"{path.with_name(WEIGHTS)}: weights are {is_}, the features need {needed}")
     if not (np.isfinite(weights).all() and np.isfinite(numbers).all()):
         raise ClassifierError(f"{path.with_name(WEIGHTS)}: not all weights are finite")
     return Classifier(purpose, ngrams, windows, weights, *numbers, facts)
+
+
+def _first_line(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return f"{type(error).__name__}: {error}"
 
 
 def _tensors(path: Path, digest: str, purpose: str) -> dict[str, np.ndarray]:

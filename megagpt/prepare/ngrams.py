@@ -117,7 +117,7 @@ class Codes:
 
 
 def normalise(texts: Sequence[str]) -> Codes:
-    """Code points in lower case, each text between two spaces; digits are 0, runs of spaces one, links and names of users are marks without a name."""
+    """Code points in lower case, each text between two spaces; digits are 0, runs of spaces one, links and names of users marks without a name."""
     clean = [f" {_without_names(text).lower()} " for text in texts]
     codes = np.frombuffer("".join(clean).replace("\u2019", "'").encode("utf-32-le", "surrogatepass"), np.uint32)
     rows = np.repeat(np.arange(len(clean), dtype=np.uint32), [len(text) for text in clean])

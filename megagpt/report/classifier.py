@@ -54,14 +54,18 @@ def summary(report: dict[str, Any]) -> list[str]:
             for name, one in report["sources"].items()
         ]
     else:
-        lines += [
-            f"{name}: ROC-AUC {one['held_out']['roc_auc']:.4f}; false positives at {report['report_rate']:.0%} of all harmless texts: {dialect}; "
-            f"harmless sentences score {one['sentences']['dialect']:.2f} in African American English and {one['sentences']['standard']:.2f} in standard English, "
-            f"with groups named they differ by up to {one['sentences']['spread']:.2f}"
-            for name, one in report["variants"].items()
-            for dialect in [", ".join(f"{slice} {_percent(figures['false_positives'])}" for slice, figures in list(one["slices"].items())[1:3])]
-        ]
+        lines += [_fairness(name, one, report["report_rate"]) for name, one in report["variants"].items()]
     return lines
+
+
+def _fairness(name: str, variant: dict[str, Any], report_rate: float) -> str:
+    rates = ", ".join(f"{one} {_percent(variant['slices'][one]['false_positives'])}" for one in variant["at_thresholds"][0]["rates"])
+    sentences = variant["sentences"]
+    return (
+        f"{name}: ROC-AUC {variant['held_out']['roc_auc']:.4f}; false positives where {report_rate:.0%} of all harmless texts are flagged: {rates}; "
+        f"harmless sentences score {sentences['dialect']:.2f} in African American English and {sentences['standard']:.2f} in standard English, with "
+        f"groups named they differ by up to {sentences['spread']:.2f}"
+    )
 
 
 def draw_classifier(report: dict[str, Any], folder: Path) -> list[tuple[str, Path]]:
@@ -94,7 +98,8 @@ def _roc(axes: Any, report: dict[str, Any]) -> None:
         label = f"{name or 'held out'}: AUC {one['held_out']['roc_auc']:.3f}"
         axes.plot(curve["false_positive"], curve["true_positive"], color=COLOURS.get(name, BLUE), label=label)
     axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
-    axes.set(xlabel=f"share of {report['classes'][0]} above a threshold", ylabel=f"share of {report['classes'][1]} above it", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+    low, high = report["classes"]
+    axes.set(xlabel=f"share of {low} above a threshold", ylabel=f"share of {high} above it", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
     axes.legend(loc="lower right")
 
 
@@ -124,7 +129,8 @@ def _slices(axes: Any, report: dict[str, Any]) -> None:
         rates = [one["slices"][name]["false_positives"] for name in names]
         places = [place + (number - (len(variants) - 1) / 2) * height for place in range(len(names))]
         errors = [[rate["value"] - rate["interval"][0] for rate in rates], [rate["interval"][1] - rate["value"] for rate in rates]]
-        axes.barh(places, [rate["value"] for rate in rates], height, xerr=errors, color=COLOURS[variant], ecolor=GREY, error_kw={"linewidth": 0.9}, label=variant)
+        style = {"color": COLOURS[variant], "ecolor": GREY, "error_kw": {"linewidth": 0.9}, "label": variant}
+        axes.barh(places, [rate["value"] for rate in rates], height, xerr=errors, **style)
     axes.axvline(report["report_rate"], color=GREY, linestyle="--", linewidth=1)
     axes.set_yticks(range(len(names)), [f"{name}, {first[name]['false_positives']['texts']:,}" for name in names])
     axes.set_xlabel(f"false-positive rate (95 % interval) where {report['report_rate']:.0%} of all are flagged")
@@ -135,11 +141,10 @@ def _slices(axes: Any, report: dict[str, Any]) -> None:
 
 
 def _sentences(axes: Any, report: dict[str, Any]) -> None:
-    variants = report["variants"]
-    rows = {
-        variant: {"in African American English": one["sentences"]["dialect"], "the same in standard English": one["sentences"]["standard"], **one["sentences"]["groups"]}
-        for variant, one in variants.items()
-    }  # fmt: skip
+    rows = {}
+    for variant, one in report["variants"].items():
+        scores = one["sentences"]
+        rows[variant] = {"in African American English": scores["dialect"], "the same in standard English": scores["standard"], **scores["groups"]}
     names = list(next(iter(rows.values())))
     height = 0.8 / len(rows)
     for number, (variant, values) in enumerate(rows.items()):
@@ -161,36 +166,37 @@ def _quality(report: dict[str, Any]) -> list[Html]:
         for name, one in report["sources"].items()
     ]  # fmt: skip
     note = (
-        "Each source against the held-out documents of the other class. Pages of one site share their menus and stand on both sides of the split, which "
-        "flatters a crawl of few sites. The last column is of classifiers that were trained without the source: the nearer it comes to the one before, the "
-        "more of the difference is quality rather than topic."
+        "Each source against the held-out documents of the other class. Pages of one site share their menus and stand on both sides of the split, "
+        "which flatters a crawl of few sites. The last column is of classifiers that were trained without the source: the nearer it comes to the one "
+        "before, the more of the difference is quality rather than topic."
     )
     return [element("h2", "By source"), table(head, rows), element("p", note, "soft")]
 
 
 def _toxicity(report: dict[str, Any], pictures: list[tuple[str, Path]]) -> list[Html]:
     variants = report["variants"]
+    first = next(iter(variants.values()))
     head = ("Slice", "Texts", "Labelled toxic", "Harmless", *(f"{kind}, {name}" for name in variants for kind in ("False positives", "Found")))
     rows = []
-    for name, one in next(iter(variants.values()))["slices"].items():
+    for name, one in first["slices"].items():
         if one["texts"]:
             figures = [_interval(variant["slices"][name][kind]) for variant in variants.values() for kind in ("false_positives", "true_positives")]
             rows.append((name, f"{one['texts']:,}", f"{one['labelled_toxic']:.0%}", f"{one['false_positives']['texts']:,}", *figures))
     note = (
-        f"At the threshold where {report['report_rate']:.0%} of all harmless texts are flagged; each text is judged by a classifier that did not learn from "
-        "its part of the data. Nobody's dialect is known: the first slice is of texts with features that linguists describe for African American English "
-        "and that spelling shows. The labels themselves lean the same way, so that rates measured against them say less than the whole."
+        f"At the threshold where {report['report_rate']:.0%} of all harmless texts are flagged; each text is judged by a classifier that did not "
+        "learn from its part of the data. Nobody's dialect is known: the first slice is of texts with features that linguists describe for African "
+        "American English and that spelling shows. The labels lean the same way, so that rates measured against them say less than the whole."
     )
-    fixed = [
-        (f"{first['threshold']:g}", *(_interval(one["at_thresholds"][place][name]) for one in variants.values() for name in list(first)[1:]))
-        for place, first in enumerate(next(iter(variants.values()))["at_thresholds"])
-    ]  # fmt: skip
-    fixed_head = ("Score that is enough", *(f"{name}, {variant}" for variant in variants for name in list(next(iter(variants.values()))["at_thresholds"][0])[1:]))
-    by_label = [(name, *(_show(one["by_label"][name]) for one in variants.values())) for name in next(iter(variants.values()))["by_label"]]
+    dialects, by_threshold = list(first["at_thresholds"][0]["rates"]), []
+    for rows_of_variants in zip(*(one["at_thresholds"] for one in variants.values())):
+        rates = [_interval(row["rates"][name]) for row in rows_of_variants for name in dialects]
+        by_threshold.append((f"{rows_of_variants[0]['threshold']:g}", *rates))
+    threshold_head = ("Score that is enough", *(f"{name}, {variant}" for variant in variants for name in dialects))
+    by_label = [(name, *(_show(one["by_label"][name]) for one in variants.values())) for name in first["by_label"]]
     return [
         element("h2", "By dialect and group"), element("div", join(picture(path, title) for title, path in pictures), "grid"),
         table(head, rows), element("p", note, "soft"),
-        element("h2", "False positives by dialect at thresholds of the step"), table(fixed_head, fixed),
+        element("h2", "False positives by dialect at thresholds of the step"), table(threshold_head, by_threshold),
         element("h2", "By label"), table(("ROC-AUC against all harmless texts", *variants), by_label),
     ]  # fmt: skip
 
@@ -199,7 +205,8 @@ def _failures(report: dict[str, Any]) -> list[Html]:
     pieces = []
     for name, other, failures in zip(report["classes"], reversed(report["classes"]), report["failures"]):
         rows = [(f"{one['score']:.3f}", one["source"], one["excerpt"]) for one in failures]
-        pieces += [element("h2", f"Most certain errors: {name}, judged {other}"), table(("Score", "Source", "Excerpt"), rows) if rows else element("p", "None.")]
+        shown = table(("Score", "Source", "Excerpt"), rows) if rows else element("p", "None.")
+        pieces += [element("h2", f"Most certain errors: {name}, judged {other}"), shown]
     return pieces
 
 

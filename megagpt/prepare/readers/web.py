@@ -154,11 +154,10 @@ def _document(record: ArcWarcRecord, origin: Origin, number: int) -> Document | 
     kind = stated.partition(";")[0].strip().lower()
     if kind and kind not in (*_HTML_TYPES, "text/plain"):
         return None
-    content = _content(record)
+    content = content_of(record)
     if not kind and not re.search(rb"<html|<!doctype html", content[:1024], re.IGNORECASE):
         return None
-    charset = _CHARSET.search(stated)
-    page = decode_page(content, charset[1] if charset else None)
+    page = decode_page(content, charset_of(stated))
     date = record.rec_headers.get_header("archive-date" if arc else "WARC-Date") or ""
     meta = {"truncated": cut} if (cut := record.rec_headers.get_header("WARC-Truncated")) else {}
     if kind == "text/plain":
@@ -176,7 +175,7 @@ def _document(record: ArcWarcRecord, origin: Origin, number: int) -> Document | 
     return origin.document(number, text, url=url, licence=licence, date=_iso_date(date) if arc else date, meta=meta)
 
 
-def _content(record: ArcWarcRecord) -> bytes:
+def content_of(record: ArcWarcRecord) -> bytes:
     """The payload as it was before it was sent: without chunks, unpacked (many crawlers store it so and leave the headers as they were)."""
     headers, stream = record.http_headers, record.raw_stream
     if headers and (headers.get_header("Transfer-Encoding") or "").lower() == "chunked":
@@ -188,6 +187,12 @@ def _content(record: ArcWarcRecord) -> bytes:
     if packed in ("br", "zstd") and is_binary(content):
         raise Damaged(f"a page packed with {packed}")
     return content
+
+
+def charset_of(content_type: str) -> str | None:
+    """What HTTP names."""
+    found = _CHARSET.search(content_type)
+    return found[1] if found else None
 
 
 class _Headers:

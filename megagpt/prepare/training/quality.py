@@ -45,8 +45,8 @@ class Windows:
     """[W, num_features]."""
 
     def fit(self, documents: np.ndarray, config: TrainQualityConfig) -> Fitted:
-        """On windows of these documents ([D] of bool). Documents count equally in the calibration, and their windows a little more in training: a book
-        says more than a page, but not so much more as it is longer."""
+        """On windows of these documents ([D] of bool). In the calibration documents count alike, whatever their length; in training by the root of
+        their windows: a book says more than a page, but not so much more as it is longer."""
         inside = documents[self.owner]
         owner = self.owner[inside]
         keys = np.array([share(f"calibration {document.id}") for document in self.documents])[owner]
@@ -172,10 +172,8 @@ def _failures(windows: Windows, fitted: Fitted, scores: np.ndarray, label: int, 
     for place in worst:
         own = np.flatnonzero(windows.owner == place)
         sign = 1 if label == RAW else -1
-        text = windows.texts[own[np.argmax(sign * probabilities[own])]]
-        found.append(
-            {"source": str(windows.sources[place]), "id": windows.documents[place].id, "score": round(float(scores[place]), 4), "excerpt": text[:EXCERPT]}
-        )
+        text, score = windows.texts[own[np.argmax(sign * probabilities[own])]], round(float(scores[place]), 4)
+        found.append({"source": str(windows.sources[place]), "id": windows.documents[place].id, "score": score, "excerpt": text[:EXCERPT]})
     return found
 
 

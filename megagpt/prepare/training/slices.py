@@ -1,7 +1,7 @@
 """Which texts a toxicity classifier may be unfair to: a dialect, and groups of people that are spoken of.
 
-Nobody's dialect is known. A text counts as African American English (AAE) where it has one of a few features that linguists describe and that spelling
-shows. That is a proxy: speakers of AAE mostly write without them, others use them too, and most texts of the slice come from no known speaker.
+Nobody's dialect is known. A text counts as African American English (AAE) where it has one of a few features that linguists describe and that
+spelling shows. That is a proxy: speakers of AAE mostly write without them, and others use them too.
 """
 
 from __future__ import annotations

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import codecs
-import contextlib
 import csv
 import glob
 import heapq
 import html
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
+
+from lxml import etree
 
 from megagpt.config.prepare import TextFiles, TrainToxicityConfig, WordListConfig
 from megagpt.data.errors import DataError, require_file
@@ -21,10 +20,13 @@ from megagpt.data.records import Document, read_documents
 from megagpt.data.rows import is_text_file, read_rows, read_text
 from megagpt.data.split import share
 from megagpt.prepare.ngrams import normalise
+from megagpt.prepare.readers import web
+from megagpt.prepare.readers.html import decode_page, parse_page
+from megagpt.prepare.readers.origin import reason
+from megagpt.prepare.readers.unpack import Damaged, open_unpacked
 from megagpt.runtime.atomic import sha256_file
 
 ARCHIVES = (".warc", ".warc.gz", ".arc", ".arc.gz", ".wet", ".wet.gz")
-MAX_PAGE_BYTES = 8 << 20
 MIN_CHARACTERS = 200
 """A shorter document says little about quality."""
 
@@ -142,62 +144,43 @@ def _documents(source: TextFiles, read: Read) -> Iterator[Document]:
         read.files[path.name] = sha256_file(path)
         try:
             if path.name.endswith(ARCHIVES):
-                yield from _pages(path)
+                yield from _pages(path, read)
             elif source.document == "line" and is_text_file(path):
                 lines = enumerate(read_text(path).splitlines(), 1)
                 yield from (Document(f"{path.name}:{number}", line, source.name) for number, line in lines if line.strip())
             else:
                 yield from read_documents(path, read.left_out)
-        except DataError as error:
-            read.problems.append(str(error))
+        except (DataError, Damaged) as error:
+            read.problems.append(str(error) if isinstance(error, DataError) else f"{path}: {error}")
 
 
-def _pages(path: Path) -> Iterator[Document]:
+def _pages(path: Path, read: Read) -> Iterator[Document]:
     """All text of the pages of a web archive, in the order of their elements: menus, notices, everything but scripts and styles."""
-    from lxml.etree import LxmlError
-    from warcio.archiveiterator import ArchiveIterator
-
-    with open(path, "rb") as file:
-        number = 0
-        try:
-            for number, record in enumerate(ArchiveIterator(file, arc2warc=True), 1):
-                headers, kind = record.rec_headers, record.rec_type
-                content = record.content_stream().read(MAX_PAGE_BYTES) if kind in ("conversion", "response") else b""
-                media = record.http_headers.get_header("Content-Type", "") if record.http_headers else ""
-                if kind == "response" and not ("html" in media and record.http_headers.get_statuscode() == "200"):
-                    continue
-                try:
-                    text = content.decode("utf-8", "replace") if kind == "conversion" else _all_text(content, media)
-                except (LxmlError, ValueError, LookupError):
-                    continue
-                yield Document(f"{path.name}#{number}", text, url=headers.get_header("WARC-Target-URI") or "")
-        except Exception as error:  # warcio lets errors of gzip, HTTP and its own through
-            reason = " ".join(str(error).split())[:200]
-            raise DataError(path, f"record {number + 1}: {type(error).__name__}{f': {reason}' if reason else ''}") from error
+    with open_unpacked(path) as stream:
+        for number, record in enumerate(web.find_records(stream), 1):
+            if isinstance(record, web.Damage):
+                read.problems.append(f"{path}, byte {record.byte}: {record.reason}")
+                continue
+            headers, kind = record.http_headers, record.rec_type
+            media = (headers.get_header("Content-Type") if headers else "") or ""
+            is_page = kind == "response" and headers is not None and headers.get_statuscode() == "200" and "html" in media
+            if not (is_page or kind == "conversion"):
+                continue
+            try:
+                page = decode_page(web.content_of(record), web.charset_of(media) if is_page else "utf-8")
+                text = _all_text(page) if is_page else page
+            except Exception as error:  # a page that breaks a library costs that page only
+                read.problems.append(f"{path}, record {number}: {reason(error)}")
+                continue
+            url = record.rec_headers.get_header("uri" if record.format == "arc" else "WARC-Target-URI") or ""
+            yield Document(f"{path.name}#{number}", text, url=url)
 
 
-def _all_text(content: bytes, media: str) -> str:
-    from lxml import etree
-    from lxml import html as lxml_html
-
-    parser = lxml_html.HTMLParser(no_network=True, remove_comments=True, remove_pis=True, encoding=_encoding(content, media))
-    tree = lxml_html.document_fromstring(content, parser=parser)
+def _all_text(page: str) -> str:
+    tree = parse_page(page)
     etree.strip_elements(tree, "script", "style", "noscript", "template", with_tail=False)
     lines = (" ".join(text.split()) for text in tree.itertext())
     return "\n".join(line for line in lines if line)
-
-
-def _encoding(content: bytes, media: str) -> str | None:
-    """What HTTP names; else UTF-8 where the page names nothing and is valid; else (None) what the page names, which lxml finds."""
-    declared = re.search(r"charset=[\"']?([\w.:-]+)", media, re.IGNORECASE)
-    with contextlib.suppress(LookupError):
-        if declared:
-            return codecs.lookup(declared[1]).name
-    with contextlib.suppress(UnicodeDecodeError):
-        if b"charset" not in content[:4096].lower():
-            content.decode("utf-8")
-            return "utf-8"
-    return None
 
 
 def _is_usable(document: Document, seen: set[int], left_out: Counter[str]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,9 +66,9 @@ class Variant:
 def train_toxicity(config: TrainToxicityConfig, folder: Path) -> dict[str, Any]:
     """Train, measure on held-out texts and by slice, and write classifier and report.json. The same files give the same bytes.
 
-    False positives of slices are counted over all folds, each text judged by a classifier that did not learn from its fold: one fold alone has too few
-    harmless texts of a slice. They are measured against the labels, whose own bias they therefore cannot show; sentences that are harmless whoever
-    speaks and is spoken of, and their scores, do not depend on labels.
+    False positives of slices are counted over all folds, each text judged by a classifier that did not learn from its fold: one fold alone has too
+    few harmless texts of a slice. They are measured against the labels, whose own bias they therefore cannot show; the scores of sentences that are
+    harmless whoever speaks and is spoken of do not depend on labels.
 
     Returns:
         The content of report.json.
@@ -84,16 +85,18 @@ def train_toxicity(config: TrainToxicityConfig, folder: Path) -> dict[str, Any]:
     variants = {AS_LABELLED: plain}
     if config.fairness is not None:
         variants[MITIGATED] = _train(texts, lists, config.fairness, config)
-    final = variants.get(MITIGATED, plain)
+    shipped = list(variants)[-1]
+    final = variants[shipped]
     measured = {name: _measure(texts, variant, config) for name, variant in variants.items()}
+    labels = dict(sorted(Counter(texts.names.tolist()).items()))
     report = {
-        "purpose": "toxicity", "classes": CLASSES, "prior": config.prior, "labels": {name: int((texts.names == name).sum()) for name in sorted(set(texts.names.tolist()))},
-        "report_rate": config.report_rate, "shipped": MITIGATED if config.fairness else AS_LABELLED, "variants": measured,
-        "held_out": measured[MITIGATED if config.fairness else AS_LABELLED]["held_out"], "word_lists": {name: len(one.hashes) for name, one in lists.items()},
-        "failures": [_failures(texts, final, label, config.num_failures) for label in (0, 1)], "left_out": dict(sorted(read.left_out.items())),
+        "purpose": "toxicity", "classes": CLASSES, "prior": config.prior, "labels": labels, "report_rate": config.report_rate,
+        "word_lists": {name: len(one.hashes) for name, one in lists.items()}, "shipped": shipped, "held_out": measured[shipped]["held_out"],
+        "variants": measured, "failures": [_failures(texts, final, label, config.num_failures) for label in (0, 1)],
+        "left_out": dict(sorted(read.left_out.items())),
     }  # fmt: skip
     facts = {
-        "files": dict(sorted(read.files.items())), "texts": len(rows), "labels": report["labels"], "toxic": config.toxic, "not_toxic": config.not_toxic,
+        "files": dict(sorted(read.files.items())), "texts": len(rows), "labels": labels, "toxic": config.toxic, "not_toxic": config.not_toxic,
         "held_out_roc_auc": report["held_out"]["roc_auc"], "fairness": config.fairness.model_dump() if config.fairness else None,
         "inverse_regularisation": config.inverse_regularisation, "prior": config.prior,
     }  # fmt: skip
@@ -158,7 +161,7 @@ def _measure(texts: Texts, variant: Variant, config: TrainToxicityConfig) -> dic
 def _at_threshold(texts: Texts, probabilities: np.ndarray, threshold: float) -> dict[str, Any]:
     """Harmless texts of each dialect that are flagged where a score of `threshold` is enough."""
     flagged, harmless = probabilities >= threshold, texts.labels == 0
-    return {"threshold": threshold, **{name: rate(flagged[texts.slices[name] & harmless]) for name in (slices_.AAE, slices_.OTHER)}}
+    return {"threshold": threshold, "rates": {name: rate(flagged[texts.slices[name] & harmless]) for name in (slices_.AAE, slices_.OTHER)}}
 
 
 def _auc_of_label(texts: Texts, probabilities: np.ndarray, name: str) -> float | None:
@@ -187,5 +190,6 @@ def _failures(texts: Texts, variant: Variant, label: int, most: int) -> list[dic
     candidates = np.flatnonzero(texts.held_out & (texts.labels == label) & (wrongness > 0.5))
     worst = candidates[np.argsort(-wrongness[candidates], kind="stable")][:most]
     return [
-        {"source": str(texts.names[place]), "score": round(float(variant.probabilities[place]), 4), "excerpt": texts.texts[place][:EXCERPT]} for place in worst
+        {"source": str(texts.names[place]), "score": round(float(variant.probabilities[place]), 4), "excerpt": texts.texts[place][:EXCERPT]}
+        for place in worst
     ]

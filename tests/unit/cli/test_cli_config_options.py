@@ -9,15 +9,18 @@ import yaml
 from pydantic import BaseModel
 
 from megagpt.cli.main import VERBS, main
-from megagpt.config import chain, schema
+from megagpt.config import chain, prepare, schema
 from megagpt.config.load import load_config
 from tests.helpers.tiny_run import ROOT
 
-CONFIGS = chain.STAGES | {"run": chain.PipelineConfig}
+CLASSIFIERS = {"train-quality": prepare.TrainQualityConfig, "train-toxicity": prepare.TrainToxicityConfig}
+CONFIGS = chain.STAGES | {"run": chain.PipelineConfig} | CLASSIFIERS
 WORDS = {verb: [verb] for verb in CONFIGS} | {"data": ["data", "run"], "prepare": ["data", "run"], "tokenizer": ["tokenizer", "train"]}
+WORDS |= {verb: ["data", verb] for verb in CLASSIFIERS}
 """What calls the stage."""
 QUICKSTART = {verb: ROOT / f"configs/smoke/quickstart{'' if verb == 'run' else f'_{verb}'}.yaml" for verb in CONFIGS}
 QUICKSTART["prepare"] = ROOT / "configs/data/prepare.yaml"
+QUICKSTART |= {verb: ROOT / f"configs/data/{verb.replace('-', '_')}.yaml" for verb in CLASSIFIERS}
 
 
 def output_of(capsys, *words: object) -> str:

@@ -66,9 +66,9 @@ def test_reweighing_makes_stratum_and_label_independent():
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("I\u2019m finna go", True), ("He be working late", True), ("they done finished it", True), ("don't want no trouble", True), ("dat's it", False),
-        ("dat is it", True), ("Ain\u2019t nobody home", True), ("I will be working late", False), ("It will be done", False), ("That is the data", False),
-        ("I don't want trouble", False), ("wealth of nations", False), ("", False),
+        ("I\u2019m finna go", True), ("He be working late", True), ("they done finished it", True), ("don't want no trouble", True),
+        ("dat is it", True), ("Ain\u2019t nobody home", True), ("I will be working late", False), ("It will be done", False),
+        ("That is the data", False), ("I don't want trouble", False), ("wealth of nations", False), ("", False),
     ],
 )  # fmt: skip
 def test_dialect_markers(text, expected):

@@ -117,5 +117,5 @@ def test_steps_are_built_by_their_names_and_off_without_a_classifier(folder):
     assert [type(step) for step in build_steps(("quality", "toxicity"), config(named), folder)] == [Quality, Toxicity]
     assert build_steps(("quality", "toxicity"), config({}), folder) == []
     check_prepare(config(named))
-    with pytest.raises(ConfigError, match="steps.toxicity.classifier = absent: no classifier.json in this folder; `megagpt data train-toxicity` writes it"):
+    with pytest.raises(ConfigError, match="steps.toxicity.classifier = absent: no classifier.json in this folder; `megagpt data train-toxicity`"):
         check_prepare(config(named | {"toxicity": {"classifier": "absent"}}))
