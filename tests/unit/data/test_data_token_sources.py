@@ -8,7 +8,6 @@ import pytest
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 from pyarrow import parquet
 
-from megagpt.config.check import check_tokenize
 from megagpt.config.load import ConfigError, load_config
 from megagpt.config.schema import MixtureConfig, PretrainConfig, RunConfig, TokenizeConfig
 from megagpt.data.errors import DataError
@@ -193,17 +192,16 @@ def test_mixture_that_cannot_be_is_refused(settings, message):
         ({"mixture": {"epochs": {}, "tokens": 5}}, "mixture.tokens = 5 with epochs"),
     ],
 )
-def test_mixture_settings_that_contradict_each_other_are_refused(folder, settings, message):
-    config = config_of(folder, **settings)
+def test_mixture_settings_that_contradict_each_other_are_refused(tokenizer, folder, tmp_path, settings, message):
     with pytest.raises(ConfigError, match=message):
-        check_tokenize(config)
+        tokenize_documents(config_of(folder, **settings), tokenizer, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_mixture_file_is_a_base_of_pretraining(tokenizer, folder, tmp_path):
     """What pre-training makes of it are the epochs of the table."""
     output = tmp_path / "runs/t/tokenize"
     config = config_of(folder, mixture=MixtureConfig(epochs={"books": 3.0, "web": 0.5}))
-    check_tokenize(config)
     summary = tokenize_documents(config, tokenizer, output)
     assert {row["source"]: row["epochs"] for row in summary["mixture"]} == pytest.approx({"books": 3.0, "web": 0.5}, abs=1e-3)
     model = {"num_layers": 1, "hidden_size": 8, "num_attention_heads": 1, "max_sequence_length": 8}
