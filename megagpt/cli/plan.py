@@ -8,10 +8,11 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from megagpt.config.load import ConfigError
+from megagpt.config.load import ConfigError, load_config, load_data
+from megagpt.config.prepare import PrepareConfig
 from megagpt.config.schema import RlhfConfig, StageConfig
 from megagpt.pipeline.launch import read_hosts
-from megagpt.plan import ppo, stage
+from megagpt.plan import data, ppo, stage
 from megagpt.plan.hardware import FOLDER, Hardware, load_hardware
 from megagpt.plan.parents import read_stage
 from megagpt.plan.propose import nothing_fits, propose_stage, words_of
@@ -27,11 +28,15 @@ def add_arguments(parser: argparse.ArgumentParser, verb: str) -> None:
     parser.add_argument("--ranks", type=int, metavar="N", help="devices of the job (default: what the layout says)")
     parser.add_argument("--hostfile", type=Path, metavar="F", help="hosts, one `HOST slots=N` a line: proposes layouts for them, best first")
     parser.add_argument("--price", type=float, metavar="P", help="of one device for one hour, in your currency")
+    parser.add_argument("--size", metavar="100TB", help="raw input of a data preparation (stage: prepare); --ranks are its cores, --price that of a core")
+    parser.add_argument("--measured", type=Path, metavar="FOLDER", help="run folder of a data preparation to extrapolate from (default: figures of our own)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
 
 
 def run(options: argparse.Namespace, verb: str) -> int | None:
     _check(options)
+    if load_data(options.config).get("stage") == "prepare":
+        return _prepare(options)
     config, hardware = read_stage(options.config, options.set), load_hardware(options.hardware)
     if options.price is not None:
         hardware = hardware.model_copy(update={"price_per_device_hour": options.price})
@@ -46,6 +51,14 @@ def run(options: argparse.Namespace, verb: str) -> int | None:
     words = [words_of(proposal) for proposal in proposals]
     print(json.dumps(facts | {"layouts": words}) if options.json else table(facts, words))
     return None
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    if options.size is None:
+        raise ConfigError("--size is missing: how much raw input, as --size 100TB")
+    config = load_config(PrepareConfig, options.config, options.set)
+    plan = data.plan_data(config, data.parse_size(options.size), options.ranks or 1, data.read_measured(options.measured))
+    print(json.dumps(data.as_json(plan)) if options.json else "\n".join(data.lines(plan, options.price)))
 
 
 def _check(options: argparse.Namespace) -> None:

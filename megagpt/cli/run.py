@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from megagpt.cli.options import add_config_options, read_config
-from megagpt.config.schema import PipelineConfig
+from megagpt.config.chain import PipelineConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser, verb: str) -> None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 
 from megagpt.config.load import ConfigError, nearest
+from megagpt.config.prepare import PrepareConfig
 from megagpt.config.schema import (
     BatchConfig,
     DpoConfig,
@@ -26,6 +27,15 @@ from megagpt.config.schema import (
     TokenizerTrainConfig,
 )
 from megagpt.config.stages import stage_layers
+
+
+def check_prepare(config: PrepareConfig) -> None:
+    """Sources can be told apart, and the executor knows what it needs."""
+    names = [source.name for source in config.sources]
+    if twice := next((name for number, name in enumerate(names) if name in names[:number]), None):
+        raise ConfigError(f"sources: two are named {twice!r}; names stand in the ids of documents and must differ")
+    if config.executor.kind == "slurm" and config.executor.slurm is None:
+        raise ConfigError("executor.slurm is missing: kind slurm needs its partition at least")
 
 
 def check_model(

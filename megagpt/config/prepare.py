@@ -39,15 +39,35 @@ class StepsConfig(Frozen):
     """Repair what was decoded wrongly."""
 
 
+class SlurmConfig(Frozen):
+    """What sbatch wants to know."""
+
+    partition: str
+    """Where tasks run."""
+    time: str = "20:00:00"
+    """Limit of one task; hours:minutes:seconds."""
+    qos: str = "normal"
+    """Quality of service."""
+    max_array_size: int = Field(1001, gt=0)
+    """Largest job array of the cluster (`MaxArraySize`); longer ones are split."""
+    environment: str = ""
+    """Shell command that makes this Python the one of the task; default: activates the virtual environment that runs now."""
+    sbatch: dict[str, str] = {}
+    """Further options by their long names, as `account`."""
+
+
 class ExecutorConfig(Frozen):
     """What runs the tasks. Nothing of this changes a byte of the result."""
 
     kind: Literal["local", "slurm", "ray", "mpi"] = "local"
-    """`mpi`: start the command under mpirun, every rank takes its share. `slurm`: submits one job array for each phase and returns."""
+    """`mpi`: start the command under mpirun, every rank takes its share. `slurm`: submits a job array for each phase, and returns. `ray`: on the cluster
+    that RAY_ADDRESS names, else one made on this machine. Several machines need a run folder that all of them see."""
     workers: int | None = Field(None, gt=0)
-    """Tasks at the same time; default: one for each core."""
+    """Tasks at the same time; default: one for each core (local, ray), no limit (slurm), one for each rank (mpi)."""
     memory_gib: float = Field(2.0, gt=0)
-    """A task may use so much where it sorts or joins, then it goes to disk; GiB."""
+    """A task may use so much where it sorts or joins, then it goes to disk; what is reserved for a task on a cluster. GiB."""
+    slurm: SlurmConfig | None = None
+    """Needed for `kind: slurm`."""
 
 
 class PrepareConfig(Frozen):
@@ -64,7 +84,11 @@ class PrepareConfig(Frozen):
     """What runs it."""
     shard_mib: float = Field(256.0, gt=0)
     """One task reads files of one source of about so much in all, or one larger file; MiB."""
+    tokenizer: str | None = None
+    """Count each document's tokens before and after with this one (folder or file), for the report. Costs about as much as tokenising the corpus twice."""
     max_document_characters: int = Field(5_000_000, gt=0)
     """Longer documents are dropped as `too_long`: one of them must fit into memory several times."""
+    keep_work: bool = False
+    """Keep what the phases leave for each other (`work/`) when all is done."""
     valid_fraction: float = Field(0.005, ge=0, lt=1)
     """Share of the documents that is held out for validation, by a hash of their id."""

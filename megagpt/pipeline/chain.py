@@ -17,16 +17,19 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from megagpt.config.chain import STAGES, PipelineConfig, PipelineStep
 from megagpt.config.load import ConfigError, apply_overrides, build_config, load_data
-from megagpt.config.schema import STAGES, Frozen, PipelineConfig, PipelineStep
+from megagpt.config.prepare import PrepareConfig
+from megagpt.config.schema import Frozen
 from megagpt.pipeline.launch import launch_command, read_hosts
+from megagpt.prepare.shards import plan_shards
 from megagpt.runtime import atomic
 from megagpt.runtime.run_folder import RunFolder
 from megagpt.runtime.stop_request import EXIT_STOPPED, listening, requested
 
-TEXT_STAGES = ("data", "tokenizer", "tokenize")
+TEXT_STAGES = ("data", "prepare", "tokenizer", "tokenize")
 """One process on this machine, whatever the hostfile."""
-VERB_WORDS = {"data": ["data", "run"], "tokenizer": ["tokenizer", "train"]}
+VERB_WORDS = {"data": ["data", "run"], "prepare": ["data", "run"], "tokenizer": ["tokenizer", "train"]}
 """Verbs that take a second word; the others are called like their stage."""
 OPERATIONAL = {"run": {"device", "timeout_seconds", "resume", "wandb_project"}, "every": True, "profile": True}
 """Settings on which no result depends but by rounding: where a step runs, how it is watched, when it prints, evaluates and saves."""
@@ -106,6 +109,8 @@ def _key(before: str, stage_config: Frozen) -> str:
     source = Path(getattr(stage_config, "source", ""))
     if getattr(stage_config, "source", None) and source.is_dir():
         parts += [f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in sorted(source.rglob("*")) if path.is_file()]
+    if isinstance(stage_config, PrepareConfig):
+        parts.append(plan_shards(stage_config)["key"])
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 

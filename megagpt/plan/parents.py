@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from megagpt.checkpoint.layout import CheckpointError, find_checkpoint, read_state
+from megagpt.config.chain import STAGES
 from megagpt.config.load import ConfigError, apply_overrides, build_config, load_data
-from megagpt.config.schema import STAGES, ModelConfig, PretrainConfig, RlhfConfig, RunConfig, StageConfig
+from megagpt.config.schema import ModelConfig, PretrainConfig, RlhfConfig, RunConfig, StageConfig
 from megagpt.runtime.run_folder import RunFolder
 
 TRAINING = ("pretrain", "sft", "reward", "dpo", "rlhf")

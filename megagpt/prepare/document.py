@@ -7,6 +7,7 @@ from typing import Any
 
 from datatrove.data import Document
 
+from megagpt.config.prepare import SourceConfig
 from megagpt.data import records
 
 
@@ -24,14 +25,8 @@ class Problem:
         return f"{self.path}{f', {self.position}' if self.position else ''}: {self.reason}"
 
 
-def to_flow(document: records.Document) -> Document:
-    """A record as the steps want it: `source`, `url`, `licence`, `date` and `meta` in its metadata; `scores` (name -> number) and `notes` (name ->
-    anything that JSON has) are what steps find out."""
-    known = {name: getattr(document, name) for name in ("source", "url", "licence", "date")}
-    return Document(text=document.text, id=document.id, metadata={**known, "meta": dict(document.meta), "scores": {}, "notes": {}})
-
-
-def from_flow(document: Document) -> records.Document:
-    """Without what steps found out."""
-    known: dict[str, Any] = {name: document.metadata[name] for name in ("source", "url", "licence", "date")}
-    return records.Document(id=document.id, text=document.text, meta=document.metadata["meta"], **known)
+def to_flow(document: records.Document, source: SourceConfig) -> Document:
+    """A record as the steps want it. Its metadata holds `source`, `kind`, `url`, `licence`, `date` and `meta`; what steps find out goes into `scores`
+    (name -> number), `notes` (name -> anything that JSON has) and `weight` (how often it should be seen, 1.0 at first; steps multiply)."""
+    known = {"source": source.name, "kind": source.kind, "url": document.url, "licence": document.licence or source.licence, "date": document.date}
+    return Document(text=document.text, id=document.id, metadata={**known, "meta": dict(document.meta), "scores": {}, "notes": {}, "weight": 1.0})

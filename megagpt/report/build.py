@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from megagpt.config.schema import STAGES
+from megagpt.config.chain import STAGES
 from megagpt.data.python_docs import SOURCE as PYTHON_DOCS
 from megagpt.report.gates import failures, show
 from megagpt.report.memory import draw_memory

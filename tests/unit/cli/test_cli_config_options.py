@@ -9,13 +9,15 @@ import yaml
 from pydantic import BaseModel
 
 from megagpt.cli.main import VERBS, main
-from megagpt.config import schema
+from megagpt.config import chain, schema
 from megagpt.config.load import load_config
 from tests.helpers.tiny_run import ROOT
 
-CONFIGS = schema.STAGES | {"run": schema.PipelineConfig}
-SECOND_WORDS = {"data": ["run"], "tokenizer": ["train"]}
+CONFIGS = chain.STAGES | {"run": chain.PipelineConfig}
+WORDS = {verb: [verb] for verb in CONFIGS} | {"data": ["data", "run"], "prepare": ["data", "run"], "tokenizer": ["tokenizer", "train"]}
+"""What calls the stage."""
 QUICKSTART = {verb: ROOT / f"configs/smoke/quickstart{'' if verb == 'run' else f'_{verb}'}.yaml" for verb in CONFIGS}
+QUICKSTART["prepare"] = ROOT / "configs/data/prepare.yaml"
 
 
 def output_of(capsys, *words: object) -> str:
@@ -33,11 +35,17 @@ def test_cli_help_of_every_verb(verb, capsys):
     out, err = capsys.readouterr()
     assert left.value.code == 0 and err == ""
     assert out.startswith(f"usage: megagpt {verb}") and VERBS[verb][1] in out
-    if verb in CONFIGS:
-        for name, description in leaves(CONFIGS[verb]):
-            assert re.search(rf"^  {re.escape(name)}: ", out, re.MULTILINE), name
-            assert description in out, f"{name} is explained"
-        assert "--print-config" in out and "--set a.b=c" in out
+
+
+@pytest.mark.parametrize("verb", CONFIGS)
+def test_cli_help_explains_every_key(verb, capsys):
+    with pytest.raises(SystemExit):
+        main([*WORDS[verb], "--help"])
+    out = capsys.readouterr().out
+    for name, description in leaves(CONFIGS[verb]):
+        assert re.search(rf"^  {re.escape(name)}: ", out, re.MULTILINE), name
+        assert description in out, f"{name} is explained"
+    assert "--print-config" in out and "--set a.b=c" in out
 
 
 def leaves(config_class: type[BaseModel], prefix: str = "") -> list[tuple[str, str]]:
@@ -65,7 +73,7 @@ def test_cli_help_names_all_verbs(capsys):
 
 @pytest.mark.parametrize("verb", CONFIGS)
 def test_cli_print_config_round_trips(verb, capsys, tmp_path):
-    words = [verb, *SECOND_WORDS.get(verb, [])]
+    words = WORDS[verb]
     printed = output_of(capsys, *words, "--config", QUICKSTART[verb], "--set", "run.seed=77", "--print-config")
     (tmp_path / "again.yaml").write_text(printed)
     assert output_of(capsys, *words, "--config", tmp_path / "again.yaml", "--print-config") == printed

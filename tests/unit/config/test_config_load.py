@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from megagpt.config.chain import STAGES, PipelineConfig
 from megagpt.config.check import check_pretrain
 from megagpt.config.load import ConfigError, load_config
 from megagpt.config.reference import describe_keys
-from megagpt.config.schema import STAGES, PipelineConfig, PretrainConfig, RlhfConfig
+from megagpt.config.schema import PretrainConfig, RlhfConfig
 from megagpt.config.show import to_yaml
 
 ROOT = Path(__file__).parents[3]

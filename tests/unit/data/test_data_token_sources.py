@@ -26,6 +26,7 @@ def tokenizer(tmp_path_factory):
 
 def write_documents(path, rows):
     """As data preparation leaves them."""
+    path.parent.mkdir(exist_ok=True)
     same = {"url": "", "licence": "", "date": "", "meta": "{}"}
     parquet.write_table(pyarrow.Table.from_pylist([{"id": row["id"], **row, **same} for row in rows]), path)
 
@@ -105,6 +106,18 @@ def test_sources_copies_depend_on_seed_and_id_alone(tokenizer, tokens, folder, t
 def test_sources_weights_can_be_left_aside(tokenizer, folder, tmp_path):
     summary = tokenize_documents(config_of(folder, document_weights=False, by_source=False), tokenizer, tmp_path)
     assert summary["train"]["documents"] == 830 and "left_out" not in summary["train"]
+
+
+def test_sources_parts_without_documents_are_passed_over(tokenizer, tmp_path):
+    """Of many tasks some keep nothing; only if none has kept anything there is nothing to tokenize."""
+    write_documents(tmp_path / "in/valid-0.parquet", rows := [{"id": "a", "text": "words", "source": "web", "weight": 1.0}])
+    schema = parquet.read_schema(tmp_path / "in/valid-0.parquet")
+    parquet.write_table(schema.empty_table(), tmp_path / "in/valid-1.parquet")
+    config = TokenizeConfig(run=RunConfig(name="t"), inputs={"valid": [str(tmp_path / "in")]})
+    assert tokenize_documents(config, tokenizer, tmp_path)["valid"]["documents"] == len(rows)
+    (tmp_path / "in/valid-0.parquet").unlink()
+    with pytest.raises(DataError, match="valid-1.parquet: no document holds any text"):
+        tokenize_documents(config, tokenizer, tmp_path)
 
 
 def test_sources_take_the_place_of_an_earlier_run(tokenizer, folder, tmp_path):

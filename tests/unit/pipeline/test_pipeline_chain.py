@@ -15,7 +15,8 @@ import pytest
 import yaml
 
 from megagpt.config.load import ConfigError, load_config
-from megagpt.config.schema import PipelineConfig, RunConfig
+from megagpt.config.chain import PipelineConfig
+from megagpt.config.schema import RunConfig
 from megagpt.pipeline import chain
 from megagpt.runtime.run_folder import RunFolder
 

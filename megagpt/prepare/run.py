@@ -1,0 +1,95 @@
+"""`megagpt data run` on raw sources: all phases, each task once."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from megagpt.config.prepare import PrepareConfig
+from megagpt.prepare.clean import clean_phase
+from megagpt.prepare.dedup.phases import dedup_phases
+from megagpt.prepare.executors import run_phases
+from megagpt.prepare.finish import finish_phase
+from megagpt.prepare.phase import Phase
+from megagpt.prepare.shards import plan_shards, read_plan, write_plan
+from megagpt.prepare.steps.decontamination import build_index
+from megagpt.prepare.summary import STATISTICS, summary_phase
+from megagpt.prepare.timing import gather
+
+WORK = "work"
+RESULTS = ("documents", "ledger", "problems.parquet", STATISTICS)
+
+
+def run_prepare(config: PrepareConfig, folder: Path) -> dict[str, Any] | None:
+    """Make `documents/`, `ledger/`, `problems.parquet` and `statistics.json` in the stage's folder.
+
+    What an earlier run of the same configuration and input has done is not done again; another configuration starts anew.
+
+    Returns:
+        The content of `statistics.json`, the same on every rank of an mpirun; None where the work was only handed to a scheduler.
+
+    Raises:
+        DataError: a source without files, or a model or list that a step needs and that is not there.
+        PrepareError: a task failed; the same command goes on from there.
+    """
+    num_tasks = _begin(config, folder)
+    if num_tasks:
+        phases = all_phases(config, folder, num_tasks)
+        if not run_phases(phases, config.executor, folder / WORK):
+            return None
+    statistics = json.loads((folder / STATISTICS).read_text(encoding="utf-8"))
+    if _is_main(config) and (folder / WORK / "tasks").exists():
+        gather(folder, folder / WORK)
+    if _is_main(config) and not config.keep_work:
+        shutil.rmtree(folder / WORK, ignore_errors=True)
+    return statistics
+
+
+def all_phases(config: PrepareConfig, folder: Path, num_tasks: int) -> list[Phase]:
+    """In order."""
+    work = folder / WORK
+    return [
+        clean_phase(config, work, num_tasks), *dedup_phases(config, work, num_tasks), finish_phase(config, work, folder, num_tasks),
+        summary_phase(config, work, folder),
+    ]  # fmt: skip
+
+
+def _begin(config: PrepareConfig, folder: Path) -> int:
+    """Plan the shards on one rank; number of tasks, 0 where all is done. What belongs to another plan goes."""
+    num_tasks, failed = 0, None
+    if _is_main(config):
+        try:
+            num_tasks = _plan(config, folder)
+        except Exception as error:
+            failed = error
+    if config.executor.kind == "mpi":
+        from mpi4py import MPI
+
+        num_tasks, failed = MPI.COMM_WORLD.bcast((num_tasks, failed))
+    if failed is not None:
+        raise failed
+    return num_tasks
+
+
+def _plan(config: PrepareConfig, folder: Path) -> int:
+    work, plan = folder / WORK, plan_shards(config)
+    before, done = read_plan(work), folder / STATISTICS
+    if config.run.resume == "auto" and done.exists() and json.loads(done.read_text(encoding="utf-8"))["key"] == plan["key"]:
+        return 0
+    if before is None or before["key"] != plan["key"] or config.run.resume == "never":
+        for path in (work, *(folder / name for name in RESULTS)):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        write_plan(work, plan)
+    if config.steps.decontamination is not None:
+        build_index(config.steps.decontamination, work)
+    return len(plan["shards"])
+
+
+def _is_main(config: PrepareConfig) -> bool:
+    if config.executor.kind != "mpi":
+        return True
+    from mpi4py import MPI
+
+    return MPI.COMM_WORLD.rank == 0

@@ -1,0 +1,69 @@
+"""Which task reads which files: fixed by the input and the configuration, before any task runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megagpt.config.prepare import PrepareConfig, SourceConfig
+from megagpt.prepare.readers.files import find_files
+from megagpt.runtime import atomic
+
+PLAN = "plan.json"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Input of one task: files of one source."""
+
+    source: SourceConfig
+    files: tuple[tuple[str, str], ...]
+    """(path, name in the ids of its documents)"""
+
+
+def plan_shards(config: PrepareConfig) -> dict[str, Any]:
+    """Look at all input files: the shards, and a key that changes with the configuration or any file's size or time.
+
+    Small files of a source are read together until they hold `shard_mib`.
+
+    Raises:
+        DataError: a source without files.
+    """
+    shards: list[dict[str, Any]] = []
+    facts: list[Any] = [config.model_dump(exclude={"executor", "run", "keep_work"})]
+    for number, source in enumerate(config.sources):
+        files = find_files(source)
+        base = Path(os.path.commonpath([path.parent for path in files]))
+        room = 0.0
+        for path in files:
+            status = path.stat()
+            facts.append([str(path), status.st_size, status.st_mtime_ns])
+            if status.st_size > room:  # does not fit into the shard before it
+                shards.append({"source": number, "files": []})
+                room = config.shard_mib * 2**20
+            shards[-1]["files"].append([str(path), path.relative_to(base).as_posix()])
+            room -= status.st_size
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return {"key": key, "shards": shards}
+
+
+def write_plan(work: Path, plan: dict[str, Any]) -> None:
+    """For the tasks, and for a run that comes after this one."""
+    work.mkdir(parents=True, exist_ok=True)
+    atomic.write_json(work / PLAN, plan)
+
+
+def read_plan(work: Path) -> dict[str, Any] | None:
+    """What was written last, if it was."""
+    path = work / PLAN
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def shard_of(config: PrepareConfig, work: Path, task: int) -> Shard:
+    """Of a planned task."""
+    found = read_plan(work)["shards"][task]
+    return Shard(config.sources[found["source"]], tuple((path, name) for path, name in found["files"]))

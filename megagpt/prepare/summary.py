@@ -1,0 +1,87 @@
+"""The phase behind all others: what became of each source, in numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from megagpt.config.prepare import PrepareConfig
+from megagpt.prepare.clean import BROKEN
+from megagpt.prepare.phase import Phase, TaskStep
+from megagpt.prepare.shards import read_plan
+from megagpt.runtime import atomic
+
+STATISTICS = "statistics.json"
+"""Written last: where it lies with the key of a plan, everything of this plan is done."""
+
+
+class Summary(TaskStep):
+    name = "summary"
+
+    def __init__(self, config: PrepareConfig, work: Path, folder: Path) -> None:
+        super().__init__()
+        self.config, self.work, self.folder = config, work, folder
+
+    def run_task(self, task: int, num_tasks: int) -> None:
+        plan = read_plan(self.work)
+        with database(self.config) as connection:
+            _gather_problems(connection, self.work / BROKEN, self.folder / "problems.parquet")
+            statistics = statistics_of(connection, self.folder)
+        names = sorted(path for path in (self.folder / "documents").glob("*.parquet"))
+        statistics["files"] = {path.name: {"bytes": path.stat().st_size, "sha256": atomic.sha256_file(path)} for path in names}
+        atomic.write_json(self.folder / STATISTICS, {"key": plan["key"], **statistics})
+
+
+def summary_phase(config: PrepareConfig, work: Path, folder: Path) -> Phase:
+    return Phase("summary", 1, Summary(config, work, folder))
+
+
+def database(config: PrepareConfig | None = None) -> duckdb.DuckDBPyConnection:
+    """In memory up to `executor.memory_gib`; nothing is fetched, nothing loaded from elsewhere."""
+    connection = duckdb.connect(config={"threads": 1, "autoinstall_known_extensions": False, "autoload_known_extensions": False})
+    if config is not None:
+        connection.execute(f"SET memory_limit = '{config.executor.memory_gib}GiB'")
+    return connection
+
+
+def statistics_of(connection: duckdb.DuckDBPyConnection, folder: Path) -> dict[str, Any]:
+    """Documents and characters of each source, seen and kept; documents dropped by step and reason; problems by source."""
+    ledger = ledger_files(folder)
+    by_source = connection.execute(
+        """SELECT source, count(*), count(*) FILTER (kept), count(*) FILTER (split = 'valid'), sum(characters_before), sum(characters_after), sum(tokens_before), sum(tokens_after)
+        FROM read_parquet(?) GROUP BY source ORDER BY source""", [ledger],
+    ).fetchall()  # fmt: skip
+    dropped = connection.execute(
+        "SELECT source, step, reason, count(*) FROM read_parquet(?) WHERE NOT kept GROUP BY ALL ORDER BY source, step, reason", [ledger]
+    ).fetchall()
+    problems = dict(connection.execute("SELECT source, count(*) FROM read_parquet(?) GROUP BY source", [str(folder / "problems.parquet")]).fetchall())
+    sources: dict[str, Any] = {
+        source: {
+            "seen": seen, "kept": kept, "valid": valid, "characters_before": int(before), "characters_after": int(after),
+            **({} if tokens is None else {"tokens_before": int(tokens), "tokens_after": int(tokens_after)}), "problems": problems.get(source, 0), "dropped": {},
+        }
+        for source, seen, kept, valid, before, after, tokens, tokens_after in by_source
+    }  # fmt: skip
+    for source, step, reason, count in dropped:
+        sources[source]["dropped"].setdefault(step, {})[reason] = count
+    for source in sorted(problems.keys() - sources.keys()):  # nothing of it could be read
+        sources[source] = {"seen": 0, "kept": 0, "valid": 0, "characters_before": 0, "characters_after": 0, "problems": problems[source], "dropped": {}}
+    return {"sources": sources}
+
+
+def ledger_files(folder: Path) -> str:
+    """Pattern of a stage's ledger."""
+    return str(folder / "ledger" / "*.parquet")
+
+
+def _gather_problems(connection: duckdb.DuckDBPyConnection, tasks: Path, path: Path) -> None:
+    """One file of all tasks, in their order."""
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    source = f"read_parquet('{tasks / '*.parquet'}', filename = true)"
+    connection.execute(
+        f"COPY (SELECT source, path, position, reason FROM {source} ORDER BY filename, file_row_number) TO '{unfinished}' (FORMAT parquet)"
+        .replace("filename = true", "filename = true, file_row_number = true")
+    )  # fmt: skip
+    unfinished.replace(path)

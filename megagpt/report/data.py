@@ -1,0 +1,141 @@
+"""`data.html`: what became of every source, read from the ledger."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from megagpt.data.errors import DataError
+from megagpt.prepare.show import reasons
+from megagpt.prepare.summary import STATISTICS, database, ledger_files
+from megagpt.report.data_pictures import draw_funnel, draw_scores
+from megagpt.report.page import Html, document, element, join, picture, table
+from megagpt.runtime import atomic
+
+SAMPLES = 3
+"""Of each reason, and of what is kept of each source."""
+SHOWN = 40
+"""Rows of a table of single cases."""
+BINS = 40
+
+
+def build_data_report(folder: Path) -> Path:
+    """Write `data.html` and its pictures (`plots/`) into a stage's folder; returns where the page lies.
+
+    Raises:
+        DataError: the folder holds no finished preparation.
+    """
+    if not (folder / STATISTICS).exists():
+        raise DataError(folder, "holds no finished data preparation (statistics.json is written last)")
+    statistics = json.loads((folder / STATISTICS).read_text(encoding="utf-8"))
+    with database() as connection:
+        connection.execute(f"CREATE VIEW ledger AS SELECT * FROM read_parquet('{ledger_files(folder)}')")
+        connection.execute(f"CREATE VIEW problems AS SELECT * FROM read_parquet('{folder / 'problems.parquet'}')")
+        pieces = [
+            element("h1", f"Data of {folder.resolve().parent.name}"), _totals(statistics), *_funnel(statistics, folder), *_scores(connection, folder),
+            *_duplicates(connection), *_personal_data(connection), *_representation(folder), *_samples(connection), *_problems(connection),
+        ]  # fmt: skip
+    path = folder / "data.html"
+    atomic.write_text(path, document("Data preparation", pieces))
+    return path
+
+
+def _totals(statistics: dict[str, Any]) -> Html:
+    sources = statistics["sources"].values()
+    seen, kept, before, after = (sum(source[key] for source in sources) for key in ("seen", "kept", "characters_before", "characters_after"))
+    return element("p", f"{kept:,} of {seen:,} documents kept, {after:,} of {before:,} characters, from {len(sources)} sources.")
+
+
+def _funnel(statistics: dict[str, Any], folder: Path) -> list[Html]:
+    sources = statistics["sources"]
+    path = draw_funnel(sources, folder / "plots" / "funnel.png")
+    tokens = any("tokens_before" in figures for figures in sources.values())
+    head = ("Source", "Documents", "Kept", "Held out", "Characters", "Kept", *(("Tokens", "Kept") if tokens else ()), "Unreadable places", "Dropped for")
+    rows = []
+    for name, figures in sources.items():
+        why = "\n".join(f"{count:,} {step}: {reason}" for step, reason, count in reasons(figures["dropped"]))
+        counts = ("seen", "kept", "valid", "characters_before", "characters_after", *(("tokens_before", "tokens_after") if tokens else ()), "problems")
+        rows.append((name, *(f"{figures.get(key, 0):,}" for key in counts), why))
+    return [element("h2", "What became of each source"), picture(path, "Share of each source's documents that each step dropped"), table(head, rows)]
+
+
+def _scores(connection: duckdb.DuckDBPyConnection, folder: Path) -> list[Html]:
+    rows = connection.execute("""
+        WITH scored AS (SELECT kept, unnest(map_entries(scores), recursive := true) FROM ledger),
+        ends AS (SELECT key, min(value) AS low, max(value) AS high FROM scored WHERE isfinite(value) GROUP BY key)
+        SELECT key, low, high, kept, least(floor((value - low) / nullif(high - low, 0) * $bins), $bins - 1)::INT AS bin, count(*)
+        FROM scored JOIN ends USING (key) WHERE isfinite(value) AND high > low GROUP BY ALL ORDER BY ALL""", {"bins": BINS}).fetchall()  # fmt: skip
+    histograms: dict[str, Any] = {}
+    for name, low, high, kept, bin, count in rows:
+        found = histograms.setdefault(name, {"low": low, "high": high, "kept": [0] * BINS, "dropped": [0] * BINS})
+        found["kept" if kept else "dropped"][bin] = count
+    if not histograms:
+        return []
+    paths = draw_scores(histograms, folder / "plots")
+    return [element("h2", "Scores"), element("div", join(picture(path, f"Histogram of {name}") for name, path in paths), "grid")]
+
+
+def _duplicates(connection: duckdb.DuckDBPyConnection) -> list[Html]:
+    sizes = connection.execute("""
+        SELECT size, count(*) FROM (SELECT cluster, count(*) AS size FROM ledger WHERE cluster IS NOT NULL GROUP BY cluster) GROUP BY size ORDER BY size
+    """).fetchall()  # fmt: skip
+    if not sizes:
+        return []
+    largest = connection.execute("""
+        SELECT cluster, count(*) AS size, count(DISTINCT source), any_value(id) FILTER (kept), min_by(excerpt, (task, row))
+        FROM ledger WHERE cluster IS NOT NULL GROUP BY cluster ORDER BY size DESC, cluster LIMIT 10""").fetchall()  # fmt: skip
+    rows = [(f"{size:,}", f"{sources:,}", kept or "none", _short(text)) for _, size, sources, kept, text in largest]
+    counts = " · ".join(f"{count:,} of {size:,}" for size, count in sizes[:12])
+    return [
+        element("h2", "Clusters of duplicates"), element("p", f"Clusters by number of documents: {counts}.", "soft"),
+        table(("Documents", "Sources", "Kept", "Text"), rows),
+    ]  # fmt: skip
+
+
+def _personal_data(connection: duckdb.DuckDBPyConnection) -> list[Html]:
+    rows = connection.execute("""
+        SELECT source, kind, count(*), sum(CAST(json_extract(notes, '$.personal_data.' || kind) AS BIGINT))
+        FROM (SELECT source, notes, unnest(json_keys(notes, '$.personal_data')) AS kind FROM ledger WHERE json_exists(notes, '$.personal_data'))
+        GROUP BY ALL ORDER BY ALL""").fetchall()  # fmt: skip
+    if not rows:
+        return []
+    return [element("h2", "Personal data"), table(("Source", "Kind", "Documents", "Places"), [(source, kind, f"{n:,}", f"{places:,}") for source, kind, n, places in rows])]
+
+
+def _representation(folder: Path) -> list[Html]:
+    return []
+
+
+def _samples(connection: duckdb.DuckDBPyConnection) -> list[Html]:
+    """The same ones each time: in the order of a hash of their ids."""
+    ranked = "SELECT *, row_number() OVER (PARTITION BY source, step, reason ORDER BY md5(id)) AS place FROM ledger WHERE {}"
+    dropped = connection.execute(
+        f"SELECT step, reason, source, id, scores, excerpt FROM ({ranked.format('NOT kept')}) WHERE place <= ? ORDER BY step, reason, source, place", [SAMPLES]
+    ).fetchall()
+    kept = connection.execute(f"SELECT source, id, scores, excerpt FROM ({ranked.format('kept')}) WHERE place <= ? ORDER BY source, place", [SAMPLES]).fetchall()
+    return [
+        element("h2", "Samples of what was dropped"),
+        table(("Step", "Reason", "Source", "Document", "Scores", "Text"), [(*row[:4], _numbers(row[4]), _short(row[5])) for row in dropped]),
+        element("h2", "Samples of what was kept"),
+        table(("Source", "Document", "Scores", "Text"), [(*row[:2], _numbers(row[2]), _short(row[3])) for row in kept]),
+    ]  # fmt: skip
+
+
+def _problems(connection: duckdb.DuckDBPyConnection) -> list[Html]:
+    number = connection.execute("SELECT count(*) FROM problems").fetchone()[0]
+    if not number:
+        return []
+    rows = connection.execute("SELECT source, path, position, reason FROM problems LIMIT ?", [SHOWN]).fetchall()
+    shown = f", the first {SHOWN}" if number > SHOWN else ""
+    return [element("h2", f"What could not be read ({number:,}{shown})"), table(("Source", "File", "Where", "Why"), rows)]
+
+
+def _numbers(scores: dict[str, float]) -> str:
+    return "\n".join(f"{name} {value:.3g}" for name, value in scores.items())
+
+
+def _short(text: str) -> str:
+    return " ".join(text.split())[:240]

@@ -1,0 +1,50 @@
+"""A phase for tests of executors: each task writes a file, and what the test wants goes wrong."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from pathlib import Path
+
+from megagpt.config.prepare import ExecutorConfig
+from megagpt.prepare.executors import run_phases
+from megagpt.prepare.phase import Phase, TaskStep
+from megagpt.runtime import atomic
+
+
+class Write(TaskStep):
+    """Task n writes `<folder>/<n>` and adds a line to `<folder>/log`.
+
+    Args:
+        fault: `full`, `error` or `kill`, in task 1, as long as the file `<folder>/fault` lies there.
+    """
+
+    name = "write"
+
+    def __init__(self, folder: Path, fault: str = "") -> None:
+        super().__init__()
+        self.folder, self.fault = folder, fault
+
+    def run_task(self, task: int, num_tasks: int) -> None:
+        if task == 1 and (self.folder / "fault").exists():
+            if self.fault == "full":
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder / "1"))
+            if self.fault == "error":
+                raise ValueError("a defect")
+            if self.fault == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+        with open(self.folder / "log", "a") as file:
+            file.write(f"{task}\n")
+        atomic.write_text(self.folder / str(task), f"{task} of {num_tasks}")
+
+
+def run(folder: Path, kind: str, workers: int | None = None, fault: str = "", num_tasks: int = 5) -> None:
+    """The phase, under an executor."""
+    run_phases([Phase("write", num_tasks, Write(folder, fault))], ExecutorConfig(kind=kind, workers=workers), folder / "work")
+
+
+if __name__ == "__main__":
+    import sys
+
+    run(Path(sys.argv[1]), sys.argv[2], num_tasks=int(sys.argv[3]))
