@@ -3,10 +3,8 @@
 import json
 from collections import Counter
 
-import pyarrow
 import pytest
 from megatron.core.datasets.indexed_dataset import IndexedDataset
-from pyarrow import parquet
 
 from megagpt.config.load import ConfigError, load_config
 from megagpt.config.schema import MixtureConfig, PretrainConfig, RunConfig, TokenizeConfig
@@ -14,6 +12,7 @@ from megagpt.data.errors import DataError
 from megagpt.data.mixture import SourceSize, mix
 from megagpt.data.token_data import open_token_files
 from megagpt.data.token_files import tokenize_documents
+from megagpt.prepare.tables import DOCUMENTS, Table
 from megagpt.tokenizer.train import train_tokenizer
 
 WEIGHTS = (1.0, 0.25, 2.5, 0.0)
@@ -25,10 +24,10 @@ def tokenizer(tmp_path_factory):
 
 
 def write_documents(path, rows):
-    """As data preparation leaves them."""
-    path.parent.mkdir(exist_ok=True)
-    same = {"url": "", "licence": "", "date": "", "meta": "{}"}
-    parquet.write_table(pyarrow.Table.from_pylist([{"id": row["id"], **row, **same} for row in rows]), path)
+    """As data preparation writes them."""
+    with Table(path, DOCUMENTS) as table:
+        for row in rows:
+            table.add({**row, "url": "", "licence": "", "date": "", "meta": "{}"})
 
 
 @pytest.fixture(scope="module")
@@ -110,11 +109,10 @@ def test_sources_weights_can_be_left_aside(tokenizer, folder, tmp_path):
 
 def test_sources_parts_without_documents_are_passed_over(tokenizer, tmp_path):
     """Of many tasks some keep nothing; only if none has kept anything there is nothing to tokenize."""
-    write_documents(tmp_path / "in/valid-0.parquet", rows := [{"id": "a", "text": "words", "source": "web", "weight": 1.0}])
-    schema = parquet.read_schema(tmp_path / "in/valid-0.parquet")
-    parquet.write_table(schema.empty_table(), tmp_path / "in/valid-1.parquet")
+    write_documents(tmp_path / "in/valid-0.parquet", [{"id": "a", "text": "words", "source": "web", "weight": 1.0}])
+    write_documents(tmp_path / "in/valid-1.parquet", [])
     config = TokenizeConfig(run=RunConfig(name="t"), inputs={"valid": [str(tmp_path / "in")]})
-    assert tokenize_documents(config, tokenizer, tmp_path)["valid"]["documents"] == len(rows)
+    assert tokenize_documents(config, tokenizer, tmp_path)["valid"]["documents"] == 1
     (tmp_path / "in/valid-0.parquet").unlink()
     with pytest.raises(DataError, match="valid-1.parquet: no document holds any text"):
         tokenize_documents(config, tokenizer, tmp_path)
@@ -132,9 +130,9 @@ def test_sources_take_the_place_of_an_earlier_run(tokenizer, folder, tmp_path):
 
 @pytest.mark.parametrize("weight", [-1.0, 101.0, float("nan"), "2"])
 def test_sources_weight_that_cannot_be_is_refused(tokenizer, tmp_path, weight):
-    write_documents(tmp_path / "train-0.parquet", [{"id": "a", "text": "words", "source": "web", "weight": weight}])
+    (tmp_path / "train-0.jsonl").write_text(json.dumps({"id": "a", "text": "words", "weight": weight}))
     config = TokenizeConfig(run=RunConfig(name="t"), inputs={"train": [str(tmp_path)]})
-    with pytest.raises(DataError, match=rf"train-0.parquet: weight {weight!r} of document a: must be a number from 0 to 100"):
+    with pytest.raises(DataError, match=rf"train-0.jsonl: weight {weight!r} of document a: must be a number from 0 to 100"):
         tokenize_documents(config, tokenizer, tmp_path / "tokens")
     assert not list((tmp_path / "tokens").iterdir())
 
