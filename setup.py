@@ -34,6 +34,8 @@ PINS = {
         # What datatrove's steps and ours read and clean text with.
         "warcio": "1.8.1",
         "trafilatura": "2.3.1",
+        "lxml": "6.1.3",
+        "charset-normalizer": "3.5.3",
         "lxml-html-clean": "0.4.6",  # jusText, which trafilatura asks for, imports it and does not name it
         "mwparserfromhell": "0.7.2",
         "pylatexenc": "2.11",
@@ -41,8 +43,10 @@ PINS = {
         "ftfy": "6.3.1",
         "fasttext-numpy2-wheel": "0.9.2",
         "xxhash": "4.1.0",
+        "vaderSentiment": "3.3.2",  # its lexicon
         "phonenumbers": "9.0.43",
         "scikit-learn": "1.9.1",
+        "scipy": "1.17.1",
         "duckdb": "2.0.1",
         "pyarrow": "26.0.1",
         "tqdm": "4.70.1",
@@ -73,6 +77,9 @@ PINS = {
     "gguf": {
         "gguf": "0.19.0",  # for `megagpt convert` from GGUF files
     },
+    "presidio": {
+        "presidio-analyzer": "2.2.366",  # for steps.personal_data.engine: presidio; its spaCy model is installed apart from it
+    },
     "wandb": {
         "wandb": "0.31.0",  # for run.wandb_project
     },
@@ -80,6 +87,9 @@ PINS = {
         "trl": "0.24.0",
         "datasets": "5.0.1",
         "accelerate": "1.15.0",
+        "spacy": "3.8.18",  # the words of datatrove's filters; its other needs are those of `run`
+        "fasteners": "0.20",
+        "orjson": "3.13.0",
     },
     # Nothing here yet from the package index. NVIDIA's apex is built from source in docker/Dockerfile.train: `apex` on the index is
     # another project.
@@ -194,8 +204,9 @@ setup(
     description="Trains a GPT end to end: pre-training, SFT, reward model and PPO on Megatron-core and DeepSpeed",
     python_requires=">=3.11,<3.12",
     packages=find_packages(include=["megagpt", "megagpt.*"]),
+    package_data={"megagpt.prepare": ["*.yaml", "readers/*.yaml"]},
     install_requires=pins("build", "run"),
-    extras_require={group: pins(group) for group in ("test", "mpi", "gguf", "wandb", "gpu")},
+    extras_require={group: pins(group) for group in ("test", "mpi", "ray", "gguf", "presidio", "wandb", "gpu")},
     entry_points={"console_scripts": ["megagpt = megagpt.cli.main:main"]},
     **extension(),
 )

@@ -1,4 +1,4 @@
-"""megagpt data run | why | report: raw sources -> clean documents with a ledger, or a folder of records -> the files that later stages read."""
+"""megagpt data run | why | report | train-quality | train-toxicity: raw sources -> clean documents with a ledger, or a folder of records -> the files that later stages read."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
+from megagpt.cli import train_classifier
 from megagpt.cli.options import add_config_options, read_config
 from megagpt.config.check import check_prepare
 from megagpt.config.load import ConfigError, load_data
@@ -28,10 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser, verb: str) -> None:
     report = actions.add_parser("report", help="data.html: a funnel for each source, scores, samples, duplicates, personal data, representation")
     for action in (why, report):
         action.add_argument("--run", required=True, type=Path, metavar="FOLDER", help="run folder, for example runs/web")
+    train_classifier.add_actions(actions)
 
 
 def run(options: argparse.Namespace, verb: str) -> int | None:
-    return {"run": _run, "why": _why, "report": _report}[options.action](options)
+    return {"run": _run, "why": _why, "report": _report, **train_classifier.ACTIONS}[options.action](options)
 
 
 def _run(options: argparse.Namespace) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 from megagpt.config.load import ConfigError, nearest
 from megagpt.config.prepare import PrepareConfig
@@ -36,6 +37,9 @@ def check_prepare(config: PrepareConfig) -> None:
         raise ConfigError(f"sources: two are named {twice!r}; names stand in the ids of documents and must differ")
     if config.executor.kind == "slurm" and config.executor.slurm is None:
         raise ConfigError("executor.slurm is missing: kind slurm needs its partition at least")
+    for name, step in (("quality", config.steps.quality), ("toxicity", config.steps.toxicity)):
+        if step is not None and not Path(step.classifier, "classifier.json").is_file():
+            raise ConfigError(f"steps.{name}.classifier = {step.classifier}: no classifier.json in this folder; `megagpt data train-{name}` writes it")
 
 
 def check_model(

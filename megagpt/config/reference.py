@@ -30,6 +30,8 @@ def describe_keys(config_class: type[BaseModel], prefix: str = "") -> list[str]:
 
 
 def _section(annotation: object) -> type[BaseModel] | None:
+    if typing.get_origin(annotation) is dict:  # its keys are the user's
+        return None
     for candidate in (annotation, *typing.get_args(annotation)):
         if isinstance(candidate, type) and issubclass(candidate, BaseModel):
             return candidate
@@ -40,7 +42,7 @@ def _type_name(annotation: object) -> str:
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation is Ellipsis:
         return "…"
-    if origin is typing.Annotated:
+    if origin is typing.Annotated:  # a number with bounds
         return _type_name(arguments[0])
     if origin is typing.Literal:
         return " | ".join(map(str, arguments))

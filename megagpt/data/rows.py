@@ -69,6 +69,25 @@ def read_text(path: Path) -> str:
     return _decode(content, path)
 
 
+class BadJson(ValueError):
+    """Text that is no JSON value, or none that can be read. The message is one line."""
+
+    def __init__(self, rule: str, line: int = 0):
+        super().__init__(rule)
+        self.line = line
+        """Where in the text, from 0."""
+
+
+def parse_json(text: str) -> Any:
+    """Raises BadJson."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise BadJson(f"malformed JSON: {error.msg} (column {error.colno})", error.lineno - 1) from error
+    except (RecursionError, ValueError) as error:  # nested too deeply, or a number of thousands of digits
+        raise BadJson(f"JSON that cannot be read: {error}") from error
+
+
 def to_line(row: dict[str, Any]) -> bytes:
     """A row as a line of JSONL. What JSON has no form for (dates in parquet files) becomes text."""
     return json.dumps(row, ensure_ascii=False, default=str).encode("utf-8", "replace") + b"\n"
@@ -136,12 +155,9 @@ def _rows_in_memory(row_group: Any) -> int:
 
 def _parse(text: str, path: Path, first_line: int) -> Any:
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        line = first_line + error.lineno - 1
-        raise DataError(path, f"malformed JSON: {error.msg} (column {error.colno})", line) from error
-    except (RecursionError, ValueError) as error:  # nested too deeply, or a number of thousands of digits
-        raise DataError(path, f"JSON that cannot be read: {error}", first_line) from error
+        return parse_json(text)
+    except BadJson as error:
+        raise DataError(path, str(error), first_line + error.line) from error
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from megagpt.prepare.document import Problem, to_flow
 from megagpt.prepare.ledger import Ledger
 from megagpt.prepare.phase import Phase, TaskStep
 from megagpt.prepare.readers.read import read_file
-from megagpt.prepare.representation_counts import Counts
+from megagpt.prepare.representation_counts import BEFORE, DROPPED, Counts
 from megagpt.prepare.shards import shard_of
 from megagpt.prepare.steps.build import CLEAN, build_steps
 from megagpt.prepare.tables import KEPT, PROBLEMS, Table, task_file
@@ -43,17 +43,20 @@ class Clean(TaskStep):
             ledger = files.enter_context(Ledger(task_file(work / SEEN, task), task, config))
             problems = files.enter_context(Table(task_file(work / BROKEN, task), PROBLEMS))
             fingerprints = files.enter_context(Fingerprints(work, task, config.steps))
-            counts = files.enter_context(Counts(work / "before", task, config.steps.representation))
+            counts = files.enter_context(Counts(work / BEFORE, task, config.steps.representation))
+            drops = files.enter_context(Counts(work / DROPPED[0], task, config.steps.representation))
             for path, name in shard.files:
                 for found in times.reading(read_file(Path(path), shard.source, name)):
                     if isinstance(found, Problem):
                         problems.add({"source": shard.source.name, "path": found.path, "position": found.position, "reason": found.reason})
                         continue
                     document, before = to_flow(found, shard.source), (len(found.text), num_tokens(found.text))
-                    counts.add(document)
+                    counts.add(shard.source.name, found.text)
                     dropped = _judge(document, steps, config, times)
                     ledger.add(document, dropped, *before)
-                    if dropped is None:
+                    if dropped is not None:
+                        drops.add(shard.source.name, found.text, heading=dropped[0])
+                    else:
                         kept.add({"n": number, "row": ledger.num_rows - 1, **to_row(document)})
                         quality = document.metadata["scores"].get("quality", 0.0)
                         fingerprints.add(number, document.id, document.text, quality, shard.source.kind)

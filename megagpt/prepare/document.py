@@ -26,7 +26,10 @@ class Problem:
 
 
 def to_flow(document: records.Document, source: SourceConfig) -> Document:
-    """A record as the steps want it. Its metadata holds `source`, `kind`, `url`, `licence`, `date` and `meta`; what steps find out goes into `scores`
-    (name -> number), `notes` (name -> anything that JSON has) and `weight` (how often it should be seen, 1.0 at first; steps multiply)."""
+    """A record as the steps want it. Its metadata holds `source`, `kind`, `url`, `licence`, `date`, `meta`, and `language` where the source names it;
+    what steps find out goes into `scores` (name -> number), `notes` (name -> anything that JSON has) and `weight` (how often it should be seen, 1.0 at
+    first; steps multiply)."""
     known = {"source": source.name, "kind": source.kind, "url": document.url, "licence": document.licence or source.licence, "date": document.date}
+    if source.language is not None:
+        known["language"] = source.language
     return Document(text=document.text, id=document.id, metadata={**known, "meta": dict(document.meta), "scores": {}, "notes": {}, "weight": 1.0})

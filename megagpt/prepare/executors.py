@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+import traceback
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from multiprocessing import get_context
 from pathlib import Path
 
 from datatrove.executor.base import DistributedEnvVars, PipelineExecutor
+from datatrove.utils.stats import PipelineStats
 from loguru import logger as datatrove_logger
 from tqdm import tqdm
 
@@ -35,9 +39,28 @@ def run_phases(phases: Sequence[Phase], config: ExecutorConfig, work: Path) -> b
     if config.kind == "slurm":
         _submit_to_slurm(phases, config, work)
         return False
-    for phase in phases:
-        _RUN[config.kind](phase, config, work / "tasks" / phase.name)
+    with _pool(config) if config.kind == "local" else nullcontext() as pool:
+        for phase in phases:
+            folder = work / "tasks" / phase.name
+            if config.kind == "local":
+                _run_local(phase, pool, folder)
+            else:
+                {"mpi": _run_mpi, "ray": _run_ray}[config.kind](phase, config, folder)
     return True
+
+
+@contextmanager
+def _pool(config: ExecutorConfig) -> Iterator[ProcessPoolExecutor | None]:
+    """Processes for all phases, since each takes seconds to import what tasks need; None for a single worker, which is this process.
+
+    Not forked: threads of the parent would leave locks held. A pool of concurrent.futures ends when a worker is killed; multiprocessing's waits.
+    """
+    workers = config.workers or len(os.sched_getaffinity(0))
+    if workers == 1:
+        yield None
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        yield pool
 
 
 class _Tasks(PipelineExecutor):
@@ -59,45 +82,50 @@ class _Tasks(PipelineExecutor):
     def run(self) -> None:
         raise NotImplementedError
 
+    def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> PipelineStats:
+        """As datatrove's, without a log of each task: that costs more than a small task, and tells of an error the values of all variables, which are
+        documents."""
+        step = deepcopy(self.phase.step)  # it counts what it does
+        step.run_task(rank, self.world_size)
+        stats = PipelineStats([step])
+        with self.logging_dir.open(f"stats/{rank:05d}.json", "w") as file:
+            stats.save_to_disk(file)
+        self.mark_rank_as_completed(rank)
+        return stats
+
     def task(self, number: int) -> str | None:
         """Run one; what went wrong, in one line."""
-        datatrove_logger.disable("datatrove")  # else each task prints its pipeline, and a foreseen end its traceback
         try:
             self._run_for_rank(number)
         except (Foreseen, OSError) as error:
             return f"{self.phase.name}, task {number}: {error}"
         except Exception as error:
-            datatrove_logger.enable("datatrove")
-            datatrove_logger.exception(error)
+            traceback.print_exc()
             return f"{self.phase.name}, task {number}: {type(error).__name__}: {error} (traceback above)"
         return None
 
 
-def _run_local(phase: Phase, config: ExecutorConfig, folder: Path) -> None:
+def _run_local(phase: Phase, pool: ProcessPoolExecutor | None, folder: Path) -> None:
     tasks = _Tasks(phase, folder)
     waiting = tasks.get_incomplete_ranks()
-    workers = min(config.workers or len(os.sched_getaffinity(0)), len(waiting))
     with _bar(phase, phase.num_tasks - len(waiting)) as bar:
-        if workers <= 1:
+        if pool is None or len(waiting) == 1:
             for number in waiting:
                 _raise(tasks.task(number))
                 bar.update()
             return
-        # Not forked: threads of the parent would leave locks held. A pool of concurrent.futures ends when a worker is killed; multiprocessing's waits.
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            running: dict[Future[str | None], int] = {}
-            try:
-                while waiting or running:
-                    while waiting and len(running) < workers:
-                        number = waiting.pop(0)
-                        running[pool.submit(tasks.task, number)] = number
-                    done, _ = wait(running, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        number = running.pop(future)
-                        _raise(future.result())
-                        bar.update()
-            except BrokenProcessPool as error:
-                raise PrepareError(f"{phase.name}: the process of a task was killed (out of memory?); fewer executor.workers need less") from error
+        running = {pool.submit(tasks.task, number) for number in waiting}
+        try:
+            while running:
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    _raise(future.result())
+                    bar.update()
+        except BrokenProcessPool as error:
+            raise PrepareError(f"{phase.name}: the process of a task was killed (out of memory?); fewer executor.workers need less") from error
+        finally:
+            for future in running:
+                future.cancel()
 
 
 def _run_mpi(phase: Phase, config: ExecutorConfig, folder: Path) -> None:
@@ -153,9 +181,6 @@ def _submit_to_slurm(phases: Sequence[Phase], config: ExecutorConfig, work: Path
             logging_dir=str(folder), slurm_logs_folder=str(folder / "slurm"),
         )  # fmt: skip
     before.run()
-
-
-_RUN = {"local": _run_local, "mpi": _run_mpi, "ray": _run_ray}
 
 
 def _raise(failed: str | None) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+
+from datatrove.data import Document
 
 from megagpt.config.prepare import PrepareConfig
 from megagpt.data.split import share
 from megagpt.prepare.clean import CLEANED, SEEN, from_row, pass_through, to_json
-from megagpt.prepare.dedup.verdicts import Verdicts, cut
+from megagpt.prepare.dedup.verdicts import Verdict, Verdicts, cut, reason_after_cut
 from megagpt.prepare.ledger import Ledger, read_ledger
 from megagpt.prepare.phase import Phase, TaskStep
-from megagpt.prepare.representation_counts import Counts
+from megagpt.prepare.representation_counts import AFTER, DROPPED, Counts
 from megagpt.prepare.steps.build import FINISH, build_steps
 from megagpt.prepare.tables import DOCUMENTS, Table, read_table, task_file
 from megagpt.prepare.timing import Times
@@ -19,23 +22,37 @@ from megagpt.prepare.timing import Times
 SPLITS = ("train", "valid")
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where documents and ledgers of finished tasks lie."""
+
+    folder: Path
+
+    def documents(self, split: str, task: int) -> Path:
+        return self.folder / "documents" / f"{split}-{task:05d}.parquet"
+
+    def ledger(self, task: int) -> Path:
+        return task_file(self.folder / "ledger", task)
+
+
 class Finish(TaskStep):
-    """Writes `documents/<split>-<task>.parquet` and `ledger/<task>.parquet` into the stage's folder."""
+    """Writes the documents of each split, and what became of all that were seen."""
 
     name = "finish"
 
-    def __init__(self, config: PrepareConfig, work: Path, folder: Path) -> None:
+    def __init__(self, config: PrepareConfig, work: Path, place: Place) -> None:
         super().__init__()
-        self.config, self.work, self.folder = config, work, folder
+        self.config, self.work, self.place = config, work, place
 
     def run_task(self, task: int, num_tasks: int) -> None:
         config, work = self.config, self.work
         steps, kept, times, num_bytes = build_steps(FINISH, config, work), read_table(task_file(work / CLEANED, task)), Times(), 0
         with ExitStack() as files:
-            verdicts = files.enter_context(Verdicts(work, task, config.steps))
-            counts = files.enter_context(Counts(work / "after", task, config.steps.representation))
-            ledger = files.enter_context(Ledger(task_file(self.folder / "ledger", task), task, config))
-            documents = {split: files.enter_context(Table(self.folder / "documents" / f"{split}-{task:05d}.parquet", DOCUMENTS)) for split in SPLITS}
+            verdicts = Verdicts(work, task, config.steps)
+            counts = files.enter_context(Counts(work / AFTER, task, config.steps.representation))
+            drops = files.enter_context(Counts(work / DROPPED[1], task, config.steps.representation))
+            ledger = files.enter_context(Ledger(self.place.ledger(task), task, config))
+            documents = {split: files.enter_context(Table(self.place.documents(split, task), DOCUMENTS)) for split in SPLITS}
             for seen in read_ledger(task_file(work / SEEN, task)):
                 if not seen["kept"]:
                     ledger.copy(seen)
@@ -43,14 +60,13 @@ class Finish(TaskStep):
                 row = next(kept)
                 num_bytes += len(row["text"])
                 document, verdict = from_row(row), verdicts.of(row["n"])
-                if verdict.reason is not None:
-                    dropped = ("duplicates", verdict.reason)
-                else:
-                    document.text = cut(document.text, verdict)
-                    dropped = pass_through(document, steps, times)
+                reason = _without_duplicates(document, verdict, config)
+                dropped = ("duplicates", reason) if reason is not None else pass_through(document, steps, times)
                 split = None
-                if dropped is None:
-                    counts.add(document)
+                if dropped is not None:
+                    drops.add(row["source"], row["text"], heading=dropped[0])
+                else:
+                    counts.add(document.metadata["source"], document.text)
                     split = "valid" if share(document.id) < config.valid_fraction else "train"
                     known = document.metadata
                     documents[split].add({
@@ -62,5 +78,14 @@ class Finish(TaskStep):
         times.tell(self, ledger.num_rows, num_bytes)
 
 
-def finish_phase(config: PrepareConfig, work: Path, folder: Path, num_tasks: int) -> Phase:
-    return Phase("finish", num_tasks, Finish(config, work, folder))
+def _without_duplicates(document: Document, verdict: Verdict, config: PrepareConfig) -> str | None:
+    """Cut out what other documents have before it; the reason where the whole document goes."""
+    notes = {"jaccard": verdict.jaccard, "paragraphs": len(verdict.paragraphs), "lines": len(verdict.lines)}
+    if any(notes.values()):
+        document.metadata["notes"]["duplicates"] = {name: value for name, value in notes.items() if value}
+    document.text = cut(document.text, verdict)
+    return verdict.reason or reason_after_cut(document.text, verdict, config.steps.exact_duplicates)
+
+
+def finish_phase(config: PrepareConfig, work: Path, place: Place, num_tasks: int) -> Phase:
+    return Phase("finish", num_tasks, Finish(config, work, place))

@@ -67,6 +67,7 @@ def _redactor(config: PrepareConfig):
     settings = config.steps.personal_data
     if settings is None:
         return lambda text: text
+    from megagpt.prepare.personal_data.find import find
     from megagpt.prepare.steps.personal_data import redact
 
-    return lambda text: redact(text, settings)
+    return lambda text: redact(text, find(text, settings))

@@ -9,17 +9,20 @@ from typing import Any
 
 from megagpt.config.prepare import PrepareConfig
 from megagpt.prepare.clean import clean_phase
+from megagpt.prepare.common_phrases import common_phrase_phases
 from megagpt.prepare.dedup.phases import dedup_phases
 from megagpt.prepare.executors import run_phases
-from megagpt.prepare.finish import finish_phase
+from megagpt.prepare.finish import Place, finish_phase
 from megagpt.prepare.phase import Phase
+from megagpt.prepare.reweigh import reweigh_phases
+from megagpt.prepare.reweighting import check_targets
 from megagpt.prepare.shards import plan_shards, read_plan, write_plan
 from megagpt.prepare.steps.decontamination import build_index
-from megagpt.prepare.summary import STATISTICS, summary_phase
+from megagpt.prepare.summary import CONTAMINATION, REPRESENTATION, STATISTICS, summary_phase
 from megagpt.prepare.timing import gather
 
 WORK = "work"
-RESULTS = ("documents", "ledger", "problems.parquet", STATISTICS)
+RESULTS = ("documents", "ledger", "problems.parquet", REPRESENTATION, CONTAMINATION, STATISTICS)
 
 
 def run_prepare(config: PrepareConfig, folder: Path) -> dict[str, Any] | None:
@@ -49,9 +52,13 @@ def run_prepare(config: PrepareConfig, folder: Path) -> dict[str, Any] | None:
 
 def all_phases(config: PrepareConfig, folder: Path, num_tasks: int) -> list[Phase]:
     """In order."""
-    work = folder / WORK
+    work, result = folder / WORK, Place(folder)
+    representation = config.steps.representation
+    reweighs = representation is not None and representation.reweighting is not None
+    finished = Place(work / "unweighed") if reweighs else result
     return [
-        clean_phase(config, work, num_tasks), *dedup_phases(config, work, num_tasks), finish_phase(config, work, folder, num_tasks),
+        clean_phase(config, work, num_tasks), *dedup_phases(config, work, num_tasks), *common_phrase_phases(config, work, num_tasks),
+        finish_phase(config, work, finished, num_tasks), *(reweigh_phases(config, work, finished, result, num_tasks) if reweighs else []),
         summary_phase(config, work, folder),
     ]  # fmt: skip
 
@@ -84,6 +91,8 @@ def _plan(config: PrepareConfig, folder: Path) -> int:
         write_plan(work, plan)
     if config.steps.decontamination is not None:
         build_index(config.steps.decontamination, work)
+    if config.steps.representation is not None and config.steps.representation.reweighting is not None:
+        check_targets(config.steps.representation)
     return len(plan["shards"])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,18 @@ import duckdb
 from megagpt.config.prepare import PrepareConfig
 from megagpt.prepare.clean import BROKEN
 from megagpt.prepare.phase import Phase, TaskStep
+from megagpt.prepare.representation_counts import AFTER, BEFORE, DROPPED, WEIGHED, read_counts, read_headings
 from megagpt.prepare.shards import read_plan
+from megagpt.prepare.steps.build import CLEAN, FINISH
+from megagpt.prepare.steps.decontamination import touched
 from megagpt.runtime import atomic
 
 STATISTICS = "statistics.json"
 """Written last: where it lies with the key of a plan, everything of this plan is done."""
+
+
+REPRESENTATION, CONTAMINATION = "representation.json", "contamination.json"
+"""Counts of identity terms before, after and dropped by step, with their settings; what of the evaluation sets was found."""
 
 
 class Summary(TaskStep):
@@ -29,6 +37,11 @@ class Summary(TaskStep):
         with database(self.config) as connection:
             _gather_problems(connection, self.work / BROKEN, self.folder / "problems.parquet")
             statistics = statistics_of(connection, self.folder)
+            contamination = _contamination(connection, self.config, self.work, self.folder)
+        if self.config.steps.representation is not None:
+            atomic.write_json(self.folder / REPRESENTATION, _representation(self.work, self.config))
+        if contamination is not None:
+            atomic.write_json(self.folder / CONTAMINATION, contamination)
         names = sorted(path for path in (self.folder / "documents").glob("*.parquet"))
         statistics["files"] = {path.name: {"bytes": path.stat().st_size, "sha256": atomic.sha256_file(path)} for path in names}
         atomic.write_json(self.folder / STATISTICS, {"key": plan["key"], **statistics})
@@ -69,6 +82,23 @@ def statistics_of(connection: duckdb.DuckDBPyConnection, folder: Path) -> dict[s
     for source in sorted(problems.keys() - sources.keys()):  # nothing of it could be read
         sources[source] = {"seen": 0, "kept": 0, "valid": 0, "characters_before": 0, "characters_after": 0, "problems": problems[source], "dropped": {}}
     return {"sources": sources}
+
+
+def _representation(work: Path, config: PrepareConfig) -> dict[str, Any]:
+    dropped = {**read_headings(work / DROPPED[0]), **read_headings(work / DROPPED[1])}
+    ordered = {step: dropped[step] for step in ("reader", *CLEAN, "duplicates", *FINISH) if step in dropped}
+    counts = {BEFORE: read_counts(work / BEFORE), AFTER: read_counts(work / AFTER), "dropped": ordered}
+    weighed = {WEIGHED: read_counts(work / WEIGHED)} if (work / WEIGHED).exists() else {}
+    return {"settings": config.steps.representation.model_dump(mode="json"), **counts, **weighed}
+
+
+def _contamination(connection: duckdb.DuckDBPyConnection, config: PrepareConfig, work: Path, folder: Path) -> list[dict[str, Any]] | None:
+    if config.steps.decontamination is None:
+        return None
+    result = connection.execute(
+        "SELECT json_extract(notes, '$.decontamination') FROM read_parquet(?) WHERE json_exists(notes, '$.decontamination') ORDER BY task, row", [ledger_files(folder)]
+    )
+    return touched(work, (json.loads(notes) for rows in iter(lambda: result.fetchmany(1000), []) for (notes,) in rows))
 
 
 def ledger_files(folder: Path) -> str:

@@ -8,11 +8,16 @@ from typing import Any
 
 import duckdb
 
+from megagpt.config.prepare import RepresentationConfig
 from megagpt.data.errors import DataError
+from megagpt.prepare.representation import table as representation_table
+from megagpt.prepare.representation_counts import AFTER, BEFORE, WEIGHED
+from megagpt.prepare.reweighting import effect
 from megagpt.prepare.show import reasons
-from megagpt.prepare.summary import STATISTICS, database, ledger_files
+from megagpt.prepare.summary import CONTAMINATION, REPRESENTATION, STATISTICS, database, ledger_files
 from megagpt.report.data_pictures import draw_funnel, draw_scores
 from megagpt.report.page import Html, document, element, join, picture, table
+from megagpt.report.representation import draw
 from megagpt.runtime import atomic
 
 SAMPLES = 3
@@ -36,7 +41,7 @@ def build_data_report(folder: Path) -> Path:
         connection.execute(f"CREATE VIEW problems AS SELECT * FROM read_parquet('{folder / 'problems.parquet'}')")
         pieces = [
             element("h1", f"Data of {folder.resolve().parent.name}"), _totals(statistics), *_funnel(statistics, folder), *_scores(connection, folder),
-            *_duplicates(connection), *_personal_data(connection), *_representation(folder), *_samples(connection), *_problems(connection),
+            *_duplicates(connection), *_personal_data(connection), *_representation(folder), *_contamination(folder), *_samples(connection), *_problems(connection),
         ]  # fmt: skip
     path = folder / "data.html"
     atomic.write_text(path, document("Data preparation", pieces))
@@ -106,7 +111,41 @@ def _personal_data(connection: duckdb.DuckDBPyConnection) -> list[Html]:
 
 
 def _representation(folder: Path) -> list[Html]:
-    return []
+    path = folder / REPRESENTATION
+    if not path.exists():
+        return []
+    found = json.loads(path.read_text(encoding="utf-8"))
+    config = RepresentationConfig.model_validate(found["settings"])
+    rows = representation_table(found[BEFORE], found[AFTER], config, found["dropped"])
+    if not rows:
+        return [element("h2", "Who is spoken of"), element("p", "No identity term was found.")]
+    drawing = folder / "plots" / "representation.png"
+    draw(rows, drawing)
+    pieces = [element("h2", "Who is spoken of"), picture(drawing, "Mentions of groups before and after cleaning, and the words around them")]
+    flagged = [(f"{row.category}: {row.group}{f' ({row.term})' if row.term else ''}", step, f"{kept.share:.1%}", f"{kept.ratio:.2f}", f"{kept.seen:,}")
+               for row in rows for step, kept in {"all steps": row.kept, **row.steps}.items() if kept.is_flagged]  # fmt: skip
+    rule = f"under {config.min_ratio:g} of the rate of all documents, {config.min_documents} documents or more"
+    if flagged:
+        pieces += [element("p", f"Kept less often than others ({rule}):"), table(("Group or term", "Step", "Kept", "Of the rate of all", "Documents"), flagged)]
+    else:
+        pieces.append(element("p", f"No group's documents are dropped much more often than others ({rule}).", "soft"))
+    if WEIGHED in found:
+        shares = effect(found[AFTER], found[WEIGHED], config)
+        head = ("Category", "Group", "Share of mentions", "With weights", "Target")
+        pieces.append(table(head, [(r["category"], r["group"], f"{r['share']:.1%}", f"{r['weighted']:.1%}", f"{r['target']:.1%}") for r in shares]))
+    return pieces
+
+
+def _contamination(folder: Path) -> list[Html]:
+    path = folder / CONTAMINATION
+    if not path.exists():
+        return []
+    rows = [
+        (each["set"], f"{each['items']:,}", f"{each['too_short']:,}", f"{each['touched']:,}", f"{each['documents']:,}")
+        for each in json.loads(path.read_text(encoding="utf-8"))
+    ]
+    head = ("Evaluation set", "Items", "Too short to look for", "Found", "In documents")
+    return [element("h2", "Evaluation sets in the documents"), table(head, rows)]
 
 
 def _samples(connection: duckdb.DuckDBPyConnection) -> list[Html]:

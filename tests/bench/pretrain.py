@@ -140,10 +140,11 @@ def ceiling(threads: int = 2) -> float:
 
 def install_peers(*more: str) -> None:
     """The peers' environment, with the versions that setup.py pins; `more` names packages as `trl==`."""
-    missing = [name for name in more if not list(PEERS.glob(f"lib/*/site-packages/{name.rstrip('=')}-*"))]
+    missing = [name for name in more if not list(PEERS.glob(f"lib/*/site-packages/{name.rstrip('=').replace('-', '_')}-*"))]
     if (PEERS / "bin/python").exists() and not missing:
         return
-    pins = subprocess.run([sys.executable, ROOT / "setup.py", "pins", "build", "test", "peers"], capture_output=True, text=True, check=True).stdout.split()
+    pins = subprocess.run([sys.executable, ROOT / "setup.py", "pins", "build", "run", "test", "peers"], capture_output=True, text=True, check=True)
+    pins = pins.stdout.split()
     if not (PEERS / "bin/python").exists():
         subprocess.run([sys.executable, "-m", "venv", PEERS], check=True)
     wanted = [pin for pin in pins if pin.startswith(("torch==", "numpy==", "transformers==", *more))]

@@ -38,11 +38,11 @@ def make_corpus(folder: Path, seed: int = 1, num_articles: int = 60) -> dict[str
     articles = [article(source, source.randint(10, 22)) for _ in range(num_articles)]
     rows: list[dict[str, Any] | str] = [{"text": text, "url": f"https://example.org/{number}"} for number, text in enumerate(articles)]
     for number in range(5):
-        rows.append({"text": articles[number].upper() if number == 0 else articles[number]})
+        rows.append({"text": articles[number].replace("\n\n", "\n \n") if number == 0 else articles[number]})
         words = articles[10 + number].split(" ")
         words[len(words) // 2] = "elephant"
         rows.append({"text": " ".join(words)})
-        rows.append({"text": article(source) + f" Write to person{number}@mail.example.com or to 8.8.4.{number + 4}."})
+        rows.append({"text": f"Write to person{number}@mail.example.com or to 8.8.4.{number + 4}. " + article(source)})
         rows.append({"text": "too short"})
     rows += ['{"text": "a line that breaks', {"title": "no text here"}, {"text": article(source).replace("harbour", "harbour caf\u00c3\u00a9")}]
     for number in range(3):
@@ -70,9 +70,10 @@ def config_of(folder: Path, root: Path, **changes: Any) -> dict[str, Any]:
             {"name": "code", "kind": "code", "files": [str(folder / "code")]},
         ],
         "steps": {
-            "encoding": {}, "heuristics": {}, "exact_duplicates": {}, "near_duplicates": {}, "personal_data": {}, "representation": {},
+            "encoding": {}, "heuristics": {}, "exact_duplicates": {"tasks": 2}, "near_duplicates": {"tasks": 2, "buckets": 8, "hashes": 4},
+            "personal_data": {}, "representation": {"reweighting": {}},
         },
-        "shard_mib": 0.02,
+        "shard_mib": 0.05,
         "valid_fraction": 0.1,
         **changes,
     }  # fmt: skip

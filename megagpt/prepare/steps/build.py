@@ -27,7 +27,7 @@ def build_steps(names: tuple[str, ...], config: PrepareConfig, work: Path) -> li
     """
     steps: list[Any] = []
     for name in names:
-        settings = getattr(config.steps, name)
+        settings = getattr(config.steps, name, None)
         if settings is not None:
             make = getattr(importlib.import_module(f"megagpt.prepare.steps.{name}"), _CLASSES[name])
             steps.append(make(settings, work) if name == "decontamination" else make(settings))

@@ -52,7 +52,8 @@ def leaves(config_class: type[BaseModel], prefix: str = "") -> list[tuple[str, s
     """Dotted name and docstring of every setting; a list of sections has both its own and those of its items."""
     found = []
     for name, field in config_class.model_fields.items():
-        inside = [part for part in (field.annotation, *getattr(field.annotation, "__args__", ())) if isinstance(part, type) and issubclass(part, BaseModel)]
+        named = get_origin(field.annotation) is dict  # the user names the keys: a type beside the setting tells what they hold
+        inside = [] if named else [part for part in (field.annotation, *getattr(field.annotation, "__args__", ())) if isinstance(part, type) and issubclass(part, BaseModel)]
         items = "[]" if get_origin(field.annotation) is list else ""
         if items or not inside:
             found.append((prefix + name, " ".join((field.description or "").split())))

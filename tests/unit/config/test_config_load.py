@@ -7,6 +7,7 @@ import pytest
 from megagpt.config.chain import STAGES, PipelineConfig
 from megagpt.config.check import check_pretrain
 from megagpt.config.load import ConfigError, load_config
+from megagpt.config.prepare import HeuristicsConfig, TrainQualityConfig, TrainToxicityConfig
 from megagpt.config.reference import describe_keys
 from megagpt.config.schema import PretrainConfig, RlhfConfig
 from megagpt.config.show import to_yaml
@@ -151,17 +152,21 @@ def test_config_top_p_is_refused_in_rlhf():
 SHIPPED = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name not in ("base", "hardware"))
 
 
+BESIDE_STAGES = {"train-quality": TrainQualityConfig, "train-toxicity": TrainToxicityConfig}
+"""Of commands that are no stage of a pipeline."""
+
+
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
 def test_config_every_shipped_file_parses(path):
     from megagpt.config.load import build_config, load_data
 
     data = load_data(path)
-    if "steps" in data:
+    if isinstance(data.get("steps"), list):
         config = build_config(PipelineConfig, data, str(path))
         assert all((path.parent / step.config).exists() for step in config.steps)
         return
     fitting = []
-    for stage, config_class in STAGES.items():
+    for stage, config_class in (STAGES | BESIDE_STAGES).items():
         try:
             build_config(config_class, data, str(path))
             fitting.append(stage)
@@ -170,11 +175,18 @@ def test_config_every_shipped_file_parses(path):
     assert len(fitting) == 1
 
 
-@pytest.mark.parametrize("config_class", [*STAGES.values(), PipelineConfig], ids=lambda c: c.__name__)
+@pytest.mark.parametrize("config_class", [*STAGES.values(), *BESIDE_STAGES.values(), PipelineConfig], ids=lambda c: c.__name__)
 def test_config_every_key_is_described(config_class):
     lines = describe_keys(config_class)
     keys = [line for line in lines if not line.startswith("      ")]
     assert keys and len(lines) == 2 * len(keys), "a key has no docstring"
+
+
+def test_config_help_of_dictionaries_and_bounded_numbers():
+    lines = describe_keys(HeuristicsConfig)
+    assert "  by_language: dict[str, LanguageRules] (default {})" in lines and not any("by_language." in line for line in lines)
+    assert "  gopher_quality.max_bullet_lines: float (default 0.9)" in lines
+    assert any(line.startswith("  gopher_repetition.max_top_ngram: dict[int, float]") for line in lines)
 
 
 @pytest.mark.parametrize(("given", "lr"), [({}, 1e-5), ({"optimizer": {"lr": 2e-5}}, 2e-5)])

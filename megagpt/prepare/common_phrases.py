@@ -1,0 +1,53 @@
+"""Phases in front of decontamination: which n-grams of evaluation items stand in so many documents that they say nothing."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+
+from megagpt.config.prepare import PrepareConfig
+from megagpt.prepare.clean import CLEANED
+from megagpt.prepare.ngram_index import NgramIndex
+from megagpt.prepare.phase import Phase, TaskStep
+from megagpt.prepare.steps.decontamination import count_documents, index_folder, mark_common
+from megagpt.prepare.tables import read_table, task_file
+from megagpt.runtime import atomic
+
+COUNTS = "evaluation_counts"
+
+
+class CountPhrases(TaskStep):
+    name = "count phrases"
+
+    def __init__(self, work: Path) -> None:
+        super().__init__()
+        self.work = work
+
+    def run_task(self, task: int, num_tasks: int) -> None:
+        texts = (row["text"] for row in read_table(task_file(self.work / CLEANED, task), ["text"]))
+        content = io.BytesIO()
+        np.save(content, count_documents(NgramIndex.load(index_folder(self.work)), texts), allow_pickle=False)
+        (self.work / COUNTS).mkdir(exist_ok=True)
+        atomic.write_bytes(self.work / COUNTS / f"{task:05d}.npy", content.getvalue())
+
+
+class MarkPhrases(TaskStep):
+    name = "mark phrases"
+
+    def __init__(self, config: PrepareConfig, work: Path) -> None:
+        super().__init__()
+        self.config, self.work = config, work
+
+    def run_task(self, task: int, num_tasks: int) -> None:
+        counts = (np.load(path, allow_pickle=False) for path in sorted((self.work / COUNTS).glob("*.npy")))
+        mark_common(self.config.steps.decontamination, self.work, counts)
+
+
+def common_phrase_phases(config: PrepareConfig, work: Path, num_tasks: int) -> list[Phase]:
+    """None where no limit is set."""
+    settings = config.steps.decontamination
+    if settings is None or settings.max_documents is None:
+        return []
+    return [Phase("count_phrases", num_tasks, CountPhrases(work)), Phase("mark_phrases", 1, MarkPhrases(config, work))]
