@@ -19,13 +19,11 @@ def run(options: argparse.Namespace, verb: str) -> int | None:
     config = read_config(options, TokenizeConfig)
     if config is None:
         return None
-    from megagpt.config.check import check_tokenize
     from megagpt.data.token_files import MIXTURE, tokenize_documents
     from megagpt.runtime.run_folder import RunFolder
     from megagpt.runtime.version import code_version
     from megagpt.tokenizer.tokenizer import load_tokenizer
 
-    check_tokenize(config)
     folder = RunFolder(config.run)
     tokenizer = load_tokenizer(folder.resolve(config.tokenizer))
     summary = tokenize_documents(config, tokenizer, folder.stage("tokenize"), folder.path)

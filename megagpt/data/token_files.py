@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from megagpt.config.check import check_tokenize
 from megagpt.config.schema import TokenizeConfig
 from megagpt.data.encoding import EncodedTexts, encode_texts
 from megagpt.data.errors import DataError
@@ -54,9 +55,11 @@ def tokenize_documents(config: TokenizeConfig, tokenizer: Tokenizer, output_fold
         had a part in it `left_out` and `repeated`, the documents without a copy and those with several; by source, `sources` holds the same for each.
 
     Raises:
+        ConfigError: a mixture that contradicts the other settings.
         DataError: unreadable or empty input, a weight or a source that cannot be.
         TokenFileError: a full disk.
     """
+    check_tokenize(config)
     inputs = {name: find_files(names, (Path(), root)) for name, names in config.inputs.items()}
     output_folder = Path(output_folder)
     output_folder.mkdir(parents=True, exist_ok=True)

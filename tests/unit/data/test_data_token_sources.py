@@ -3,18 +3,16 @@
 import json
 from collections import Counter
 
-import pyarrow
 import pytest
 from megatron.core.datasets.indexed_dataset import IndexedDataset
-from pyarrow import parquet
 
-from megagpt.config.check import check_tokenize
 from megagpt.config.load import ConfigError, load_config
 from megagpt.config.schema import MixtureConfig, PretrainConfig, RunConfig, TokenizeConfig
 from megagpt.data.errors import DataError
 from megagpt.data.mixture import SourceSize, mix
 from megagpt.data.token_data import open_token_files
 from megagpt.data.token_files import tokenize_documents
+from megagpt.prepare.tables import DOCUMENTS, Table
 from megagpt.tokenizer.train import train_tokenizer
 
 WEIGHTS = (1.0, 0.25, 2.5, 0.0)
@@ -26,9 +24,10 @@ def tokenizer(tmp_path_factory):
 
 
 def write_documents(path, rows):
-    """As data preparation leaves them."""
-    same = {"url": "", "licence": "", "date": "", "meta": "{}"}
-    parquet.write_table(pyarrow.Table.from_pylist([{"id": row["id"], **row, **same} for row in rows]), path)
+    """As data preparation writes them."""
+    with Table(path, DOCUMENTS) as table:
+        for row in rows:
+            table.add({**row, "url": "", "licence": "", "date": "", "meta": "{}"})
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +107,17 @@ def test_sources_weights_can_be_left_aside(tokenizer, folder, tmp_path):
     assert summary["train"]["documents"] == 830 and "left_out" not in summary["train"]
 
 
+def test_sources_parts_without_documents_are_passed_over(tokenizer, tmp_path):
+    """Of many tasks some keep nothing; only if none has kept anything there is nothing to tokenize."""
+    write_documents(tmp_path / "in/valid-0.parquet", [{"id": "a", "text": "words", "source": "web", "weight": 1.0}])
+    write_documents(tmp_path / "in/valid-1.parquet", [])
+    config = TokenizeConfig(run=RunConfig(name="t"), inputs={"valid": [str(tmp_path / "in")]})
+    assert tokenize_documents(config, tokenizer, tmp_path)["valid"]["documents"] == 1
+    (tmp_path / "in/valid-0.parquet").unlink()
+    with pytest.raises(DataError, match="valid-1.parquet: no document holds any text"):
+        tokenize_documents(config, tokenizer, tmp_path)
+
+
 def test_sources_take_the_place_of_an_earlier_run(tokenizer, folder, tmp_path):
     """A pair of the other form would be mistaken for this run's; leftovers of a killed run go too."""
     (tmp_path / ".unfinished-train").mkdir()
@@ -120,9 +130,9 @@ def test_sources_take_the_place_of_an_earlier_run(tokenizer, folder, tmp_path):
 
 @pytest.mark.parametrize("weight", [-1.0, 101.0, float("nan"), "2"])
 def test_sources_weight_that_cannot_be_is_refused(tokenizer, tmp_path, weight):
-    write_documents(tmp_path / "train-0.parquet", [{"id": "a", "text": "words", "source": "web", "weight": weight}])
+    (tmp_path / "train-0.jsonl").write_text(json.dumps({"id": "a", "text": "words", "weight": weight}))
     config = TokenizeConfig(run=RunConfig(name="t"), inputs={"train": [str(tmp_path)]})
-    with pytest.raises(DataError, match=rf"train-0.parquet: weight {weight!r} of document a: must be a number from 0 to 100"):
+    with pytest.raises(DataError, match=rf"train-0.jsonl: weight {weight!r} of document a: must be a number from 0 to 100"):
         tokenize_documents(config, tokenizer, tmp_path / "tokens")
     assert not list((tmp_path / "tokens").iterdir())
 
@@ -193,17 +203,16 @@ def test_mixture_that_cannot_be_is_refused(settings, message):
         ({"mixture": {"epochs": {}, "tokens": 5}}, "mixture.tokens = 5 with epochs"),
     ],
 )
-def test_mixture_settings_that_contradict_each_other_are_refused(folder, settings, message):
-    config = config_of(folder, **settings)
+def test_mixture_settings_that_contradict_each_other_are_refused(tokenizer, folder, tmp_path, settings, message):
     with pytest.raises(ConfigError, match=message):
-        check_tokenize(config)
+        tokenize_documents(config_of(folder, **settings), tokenizer, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_mixture_file_is_a_base_of_pretraining(tokenizer, folder, tmp_path):
     """What pre-training makes of it are the epochs of the table."""
     output = tmp_path / "runs/t/tokenize"
     config = config_of(folder, mixture=MixtureConfig(epochs={"books": 3.0, "web": 0.5}))
-    check_tokenize(config)
     summary = tokenize_documents(config, tokenizer, output)
     assert {row["source"]: row["epochs"] for row in summary["mixture"]} == pytest.approx({"books": 3.0, "web": 0.5}, abs=1e-3)
     model = {"num_layers": 1, "hidden_size": 8, "num_attention_heads": 1, "max_sequence_length": 8}
