@@ -9,8 +9,10 @@ build of fastText that is installed trains from memory that it has not set to an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from scipy.sparse import csr_matrix, vstack
@@ -25,6 +27,9 @@ BATCH = 64
 """Texts whose n-grams are hashed together."""
 CALIBRATION_FOLDS = 10
 """One of so many training texts calibrates."""
+
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -44,14 +49,17 @@ class Fitted:
         return sigmoid(self.scale * self.logits(features) + self.offset)
 
 
+def progress(items: Sequence[Item], what: str, unit: str) -> Iterator[Item]:
+    """The items, with a bar once they take longer than a few seconds."""
+    return iter(tqdm(items, desc=what, unit=f" {unit}", delay=3, mininterval=1.0 if sys.stderr.isatty() else 15.0, dynamic_ncols=True))
+
+
 def features_of(ngrams: Ngrams, texts: Sequence[str], what: str) -> csr_matrix:
     """[texts, num_features]."""
     parts = []
-    with tqdm(total=len(texts), desc=f"{what}: n-grams", unit="text", disable=None, delay=2) as bar:
-        for begin in range(0, len(texts), BATCH):
-            found = ngrams.features(texts[begin : begin + BATCH])
-            parts.append(csr_matrix((found.values, (found.rows, found.numbers)), shape=(found.num_texts, ngrams.num_features)))
-            bar.update(found.num_texts)
+    for begin in progress(range(0, len(texts), BATCH), f"{what}: n-grams", f"{BATCH} texts"):
+        found = ngrams.features(texts[begin : begin + BATCH])
+        parts.append(csr_matrix((found.values, (found.rows, found.numbers)), shape=(found.num_texts, ngrams.num_features)))
     return vstack(parts, format="csr")
 
 

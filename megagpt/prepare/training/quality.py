@@ -15,7 +15,7 @@ from megagpt.data.records import Document
 from megagpt.data.split import held_out_keys, share
 from megagpt.prepare.classifier import cut, save_classifier
 from megagpt.prepare.ngrams import Ngrams
-from megagpt.prepare.training.fit import Fitted, features_of, fit, to_classifier
+from megagpt.prepare.training.fit import Fitted, features_of, fit, progress, to_classifier
 from megagpt.prepare.training.measure import separation
 from megagpt.prepare.training.texts import Read, host, read_sources
 from megagpt.runtime import atomic
@@ -124,7 +124,7 @@ def _windows(found: dict[str, list[Document]], config: TrainQualityConfig) -> Wi
 def _sources(windows: Windows, scores: np.ndarray, config: TrainQualityConfig) -> dict[str, Any]:
     """For each source: AUC of its held-out documents against those of the other class, and the same for a classifier that never saw the source."""
     figures = {}
-    for name in dict.fromkeys(windows.sources.tolist()):
+    for name in progress(list(dict.fromkeys(windows.sources.tolist())), "train-quality: each source unseen", "sources"):
         inside = windows.sources == name
         label = int(windows.labels[inside][0])
         others = windows.held_out & (windows.labels != label)

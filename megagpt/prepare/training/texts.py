@@ -62,7 +62,7 @@ def read_sources(sources: Iterable[TextFiles], read: Read) -> dict[str, list[Doc
         documents = (document for document in _documents(source, read) if _is_usable(document, seen, read.left_out))
         found[source.name] = _some(documents, source.max_documents)
         if not found[source.name]:
-            reasons = "; ".join([*read.problems, *(f"{count} {reason}" for reason, count in read.left_out.items())])
+            reasons = "; ".join([*read.problems, *(f"{count} {what}" for what, count in read.left_out.items())])
             raise DataError(", ".join(source.files), f"source {source.name!r} has no usable document{f' ({reasons})' if reasons else ''}")
     return found
 

@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_matrix
-from tqdm import tqdm
 
 from megagpt.config.prepare import FairnessConfig, TrainToxicityConfig
 from megagpt.data.split import share
 from megagpt.prepare.classifier import save_classifier
 from megagpt.prepare.ngrams import Ngrams, WordList
 from megagpt.prepare.training import slices as slices_
-from megagpt.prepare.training.fit import Fitted, features_of, fit, to_classifier
+from megagpt.prepare.training.fit import Fitted, features_of, fit, progress, to_classifier
 from megagpt.prepare.training.measure import rate, separation, threshold_at
 from megagpt.prepare.training.texts import Labelled, Read, read_labelled, read_word_list
 from megagpt.runtime import atomic
@@ -121,7 +120,7 @@ def _train(texts: Texts, lists: dict[str, WordList], fairness: FairnessConfig | 
     ngrams = Ngrams(config.ngrams, slices_.IGNORED if fairness and fairness.ignore_identity_terms else (), lists)
     features = features_of(ngrams, texts.texts, "train-toxicity")
     probabilities, fitted = np.zeros(len(texts.texts)), {}
-    for fold in tqdm(range(config.folds), desc=f"train-toxicity: {MITIGATED if fairness else AS_LABELLED}", unit="fold", disable=None):
+    for fold in progress(range(config.folds), f"train-toxicity: {MITIGATED if fairness else AS_LABELLED}", "folds"):
         fitted[fold] = _fit(texts, features, texts.folds != fold, fairness, config)
         probabilities[texts.folds == fold] = fitted[fold].probabilities(features[texts.folds == fold])
     return Variant(ngrams, fitted[0], probabilities)
