@@ -50,17 +50,19 @@ class Clean(TaskStep):
                     if isinstance(found, Problem):
                         problems.add({"source": shard.source.name, "path": found.path, "position": found.position, "reason": found.reason})
                         continue
-                    document, before = to_flow(found, shard.source), (len(found.text), num_tokens(found.text))
-                    counts.add(shard.source.name, found.text)
+                    with times.noting("counts"):
+                        document, before = to_flow(found, shard.source), (len(found.text), num_tokens(found.text))
+                        counts.add(shard.source.name, found.text)
                     dropped = _judge(document, steps, config, times)
-                    ledger.add(document, dropped, *before)
+                    with times.noting("ledger"):
+                        ledger.add(document, dropped, *before)
                     if dropped is not None:
                         drops.add(shard.source.name, found.text, heading=dropped[0])
-                    else:
-                        kept.add({"n": number, "row": ledger.num_rows - 1, **to_row(document)})
-                        quality = document.metadata["scores"].get("quality", 0.0)
-                        fingerprints.add(number, document.id, document.text, quality, document.metadata["kind"])
-                        number += 1
+                        continue
+                    kept.add({"n": number, "row": ledger.num_rows - 1, **to_row(document)})
+                    with times.noting("fingerprints"):
+                        fingerprints.add(number, document.id, document.text, document.metadata["scores"].get("quality", 0.0), document.metadata["kind"])
+                    number += 1
         times.tell(self, ledger.num_rows, sum(Path(path).stat().st_size for path, _ in shard.files))
 
 

@@ -86,7 +86,7 @@ class _Tasks(PipelineExecutor):
         """As datatrove's, without a log of each task: that costs more than a small task, and tells of an error the values of all variables, which are
         documents."""
         step = deepcopy(self.phase.step)  # it counts what it does
-        step.run_task(rank, self.world_size)
+        step.run(None, rank, self.world_size)
         stats = PipelineStats([step])
         with self.logging_dir.open(f"stats/{rank:05d}.json", "w") as file:
             stats.save_to_disk(file)

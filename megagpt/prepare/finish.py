@@ -66,7 +66,8 @@ class Finish(TaskStep):
                 if dropped is not None:
                     drops.add(row["source"], row["text"], heading=dropped[0])
                 else:
-                    counts.add(document.metadata["source"], document.text)
+                    with times.noting("counts"):
+                        counts.add(document.metadata["source"], document.text)
                     split = "valid" if share(document.id) < config.valid_fraction else "train"
                     known = document.metadata
                     documents[split].add({
@@ -74,7 +75,8 @@ class Finish(TaskStep):
                         "meta": to_json(known["meta"]), "weight": known["weight"],
                     })  # fmt: skip
                 before = seen["characters_before"], seen["tokens_before"]
-                ledger.add(document, dropped, *before, split=split, cluster=verdict.cluster, kept_instead=verdict.kept)
+                with times.noting("ledger"):
+                    ledger.add(document, dropped, *before, split=split, cluster=verdict.cluster, kept_instead=verdict.kept)
         times.tell(self, ledger.num_rows, num_bytes)
 
 

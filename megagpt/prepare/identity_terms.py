@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def read_terms(file: str | None) -> list[Term]:
         ConfigError: unreadable file, or one of another shape.
     """
     paths = [TABLE, Path(file)] if file else [TABLE]
-    terms = {term.key: term for path in paths for term in _read(path)}
+    terms = {term.key: term for found in (_own_terms(), _read(Path(file)) if file else ()) for term in found}
     owner: dict[tuple[str, tuple[str, ...], bool], Term] = {}
     for term in terms.values():
         other = owner.setdefault((term.category, term.words, term.is_adjective), term)
@@ -127,6 +128,11 @@ class TermFinder:
         is_before_person = end < len(words) and words[end] in self._persons
         is_predicate = len(before) == 2 and before[0] in self._pronouns and before[1] in self._copulas
         return is_before_person or is_predicate or (bool(before) and before[-1] in self._contractions)
+
+
+@lru_cache(maxsize=1)
+def _own_terms() -> tuple[Term, ...]:
+    return tuple(_read(TABLE))
 
 
 def _read(path: Path) -> list[Term]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +21,9 @@ class TaskStep(PipelineStep):
         """Do the task. It may have been cut anywhere before, and is then done again from its beginning."""
 
     def run(self, data: Iterator[Document] | None = None, rank: int = 0, world_size: int = 1) -> None:
+        began = time.perf_counter()
         self.run_task(rank, world_size)
+        self.stat_update("seconds all", value=time.perf_counter() - began, unit="task")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +23,6 @@ class Times:
 
     def __init__(self) -> None:
         self.seconds: Counter[str] = Counter()
-        self._began = time.perf_counter()
 
     def reading(self, items: Iterable[Item]) -> Iterator[Item]:
         """The same items; what their source takes is noted as `reader`."""
@@ -35,10 +35,16 @@ class Times:
                 return
             yield item
 
+    @contextmanager
+    def noting(self, name: str) -> Iterator[None]:
+        """What the block takes is noted under this name."""
+        began = time.perf_counter()
+        yield
+        self.seconds[name] += time.perf_counter() - began
+
     def tell(self, step: PipelineStep, num_documents: int, num_bytes: int) -> None:
         """Into the statistics that datatrove writes beside the task's marker."""
-        whole = {"all": time.perf_counter() - self._began, **self.seconds}
-        for name, seconds in whole.items():
+        for name, seconds in self.seconds.items():
             step.stat_update(f"seconds {name}", value=seconds, unit="task")
         step.stat_update("documents", value=num_documents, unit="task")
         step.stat_update("bytes", value=num_bytes, unit="task")
