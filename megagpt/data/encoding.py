@@ -22,11 +22,11 @@ from megagpt.tokenizer.tokenizer import Tokenizer
 
 # Worker processes import this module and nothing of it is heavy: they encode a moment after they were started.
 
-BATCH_CHARACTERS = 1 << 20
+BATCH_CHARACTERS = 1 << 18
 """A worker gets texts of about so many characters at a time, or one longer text."""
 BATCH_TEXTS = 4096
-BATCHES_IN_FLIGHT = 2
-"""For each worker: what it works at, and what waits for it. With the two constants above this bounds memory."""
+BATCHES_IN_FLIGHT = 4
+"""For each worker: what it works at, and what waits for it while results before it are late. With the two constants above this bounds memory."""
 MOST_THREADS = 8
 """Both libraries encode outside of Python's lock, so threads share the cores as well as processes do, and need no start and no copies of texts: on
 two cores they use 6 % more CPU time than the library alone, processes 12 % and their start. But under the lock arrays are made of the ids, a
