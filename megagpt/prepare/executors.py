@@ -16,6 +16,7 @@ from copy import deepcopy
 from multiprocessing import get_context
 from pathlib import Path
 
+import duckdb
 from datatrove.executor.base import DistributedEnvVars, PipelineExecutor
 from datatrove.utils.stats import PipelineStats
 from loguru import logger as datatrove_logger
@@ -97,8 +98,8 @@ class _Tasks(PipelineExecutor):
         """Run one; what went wrong, in one line."""
         try:
             self._run_for_rank(number)
-        except (Foreseen, OSError) as error:
-            return f"{self.phase.name}, task {number}: {error}"
+        except (Foreseen, OSError, duckdb.IOException) as error:  # a full disk, a file that went
+            return f"{self.phase.name}, task {number}: {' '.join(str(error).split())}"
         except Exception as error:
             traceback.print_exc()
             return f"{self.phase.name}, task {number}: {type(error).__name__}: {error} (traceback above)"

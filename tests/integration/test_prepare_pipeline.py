@@ -129,6 +129,25 @@ def test_prepare_goes_on_after_a_kill_in_each_phase(corpus, expected, tmp_path):
     assert not (tmp_path / "corpus/prepare/work").exists()
 
 
+@pytest.mark.root
+def test_prepare_a_full_disk_stops_it_and_room_lets_it_go_on(corpus, expected, tmp_path, capsys):
+    root = tmp_path / "disk"
+    root.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", root], capture_output=True, text=True)
+    if mounted.returncode != 0:
+        pytest.skip(f"root, but not permitted to mount: {mounted.stderr.strip()}")
+    try:
+        path = write_config(tmp_path / "prepare.yaml", config_of(corpus, root, executor={"workers": 1}))
+        assert main(["data", "run", "--config", str(path)]) == 1
+        told = capsys.readouterr().err
+        assert "No space left on device" in told and "goes on from here" in told and "Traceback" not in told
+        subprocess.run(["mount", "-o", "remount,size=64m", root], check=True)
+        assert main(["data", "run", "--config", str(path)]) == 0
+        assert digests(root) == expected[1]
+    finally:
+        subprocess.run(["umount", "--lazy", root], check=True)
+
+
 def test_prepare_finished_is_not_done_again_and_a_change_starts_anew(corpus, tmp_path, capsys):
     path = write_config(tmp_path / "prepare.yaml", config_of(corpus, tmp_path, executor={"workers": 1}))
     assert main(["data", "run", "--config", str(path)]) == 0
