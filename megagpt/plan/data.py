@@ -17,6 +17,9 @@ MEASURED = Path(__file__).parents[2] / "configs" / "data" / "measured.json"
 """What one core took for each phase, on a mixture of all kinds of source; its own header says where."""
 UNITS = {"kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12, "pb": 1e15}
 
+GROWING = ("work/clean", "work/dedup", "work/seen", "work/unweighed", "documents", "ledger")
+"""Folders whose size goes with the corpus; the others have some kilobytes a task."""
+
 
 @dataclass(frozen=True)
 class Phase:
@@ -63,14 +66,15 @@ def parse_size(text: str) -> float:
 
 
 def plan_data(config: PrepareConfig, num_bytes: float, cores: int, measured: dict[str, Any]) -> DataPlan:
-    """Every phase takes time in proportion to the bytes of its input: those of the raw files in the first, and what is left of them later.
+    """Every task takes some time to start, and every phase time in proportion to the bytes of its input: those of the raw files in the first, and what
+    is left of them later.
 
     Sorting takes the logarithm of the number of documents more, which is inside the margin of the rest (a factor of 1.3 from a million documents to
     ten billion, of a phase that is a few percent of the whole).
 
     Args:
         cores: tasks at the same time.
-        measured: `timing.json` of a run, or MEASURED.
+        measured: `timing.json` of a run, or MEASURED, which has `start_seconds` too: phase -> what a task takes that has almost nothing to do.
 
     Raises:
         ConfigError: the measurement holds no input.
@@ -80,11 +84,12 @@ def plan_data(config: PrepareConfig, num_bytes: float, cores: int, measured: dic
         raise ConfigError("the measured run read no input; name one that did by --measured")
     factor, shards, found = num_bytes / raw, math.ceil(num_bytes / (config.shard_mib * 2**20)), []
     for name, phase in phases.items():
-        seconds = phase["seconds"]["all"]
-        grows = phase["tasks"] == phases["clean"]["tasks"]
-        words = f"{seconds:,.2f} core-seconds for {raw / 1e6:,.1f} MB, x {factor:,.0f}"
-        found.append(Phase(name, shards if grows else phase["tasks"], seconds * factor / 3600, words))
-    disk = {name: size * factor for name, size in measured["disk"].items()}
+        tasks = shards if phase["tasks"] == phases["clean"]["tasks"] else phase["tasks"]
+        start = measured.get("start_seconds", {}).get(name, 0.0)
+        seconds = max(phase["seconds"]["all"] - start * phase["tasks"], 0.0)
+        words = f"{seconds:,.3f} core-seconds for {raw / 1e6:,.1f} MB, x {factor:,.0f}" + (f", {start:.2g} s to start a task" if start else "")
+        found.append(Phase(name, tasks, (seconds * factor + start * tasks) / 3600, words))
+    disk = {name: measured["disk"][name] * factor for name in GROWING if name in measured["disk"]}
     return DataPlan(num_bytes, cores, found, disk, _notes(config, num_bytes, shards, measured))
 
 
@@ -96,7 +101,7 @@ def _notes(config: PrepareConfig, num_bytes: float, shards: int, measured: dict[
         f"tasks: {num_bytes / 1e12:,.3g} TB / {config.shard_mib:,.0f} MiB a shard = {shards:,}",
         f"of the first phase: {shares}",
         f"memory: {config.executor.memory_gib:g} GiB where a task sorts or joins, whatever the size of the corpus",
-        "a larger corpus holds more duplicates: the later phases are an upper bound",
+        "a larger corpus holds more duplicates: the phases behind their search are an upper bound",
     ]
 
 

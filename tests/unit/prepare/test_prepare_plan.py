@@ -33,6 +33,13 @@ def test_prepare_plan_is_in_proportion_to_the_input():
     assert plan.disk == {"work/clean": 3e13, "documents": 2e13}
 
 
+def test_prepare_plan_start_of_a_task_does_not_grow_with_the_input():
+    plan = plan_data(CONFIG, 100e12, 1000, MEASURED | {"start_seconds": {"clean": 2.0, "buckets": 0.5}})
+    by_name = {phase.name: phase for phase in plan.phases}
+    assert by_name["clean"].core_hours == pytest.approx(((20 - 4 * 2) * 1e7 + 2 * 372530) / 3600)
+    assert by_name["buckets"].core_hours == pytest.approx(3 * 0.5 / 3600)  # three starts took longer than all of it: nothing else is known of it
+
+
 def test_prepare_plan_a_phase_of_few_tasks_keeps_few_cores_busy():
     plan = plan_data(CONFIG, 100e12, 1000, MEASURED)
     per_shard = 25 * 1e7 / 3600 / 372530
@@ -56,7 +63,7 @@ def test_prepare_plan_command_shows_its_arithmetic(tmp_path, capsys):
     words = ["plan", "--config", str(tmp_path / "prepare.yaml"), "--measured", str(tmp_path / "measured.json"), "--ranks", "1000"]
     assert main([*words, "--size", "100TB", "--price", "0.05"]) == 0
     told = capsys.readouterr().out
-    assert "20.00 core-seconds for 10.0 MB, x 10,000,000" in told and "100 TB / 256 MiB a shard = 372,530" in told and "3,611 at 0.05 a core-hour" in told
+    assert "20.000 core-seconds for 10.0 MB, x 10,000,000" in told and "100 TB / 256 MiB a shard = 372,530" in told and "3,611 at 0.05 a core-hour" in told
     assert main([*words, "--size", "100TB", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["core_hours"] == pytest.approx(26 * 1e7 / 3600)
     assert main(words) == 2 and "--size is missing" in capsys.readouterr().err
