@@ -35,6 +35,10 @@ def check_prepare(config: PrepareConfig) -> None:
     names = [source.name for source in config.sources]
     if twice := next((name for number, name in enumerate(names) if name in names[:number]), None):
         raise ConfigError(f"sources: two are named {twice!r}; names stand in the ids of documents and must differ")
+    toxicity = config.steps.toxicity
+    for name in () if toxicity is None else toxicity.by_source:
+        if name not in names:
+            raise ConfigError(f"steps.toxicity.by_source: no source is named {name!r}{nearest(name, names)}")
     if config.executor.kind == "slurm" and config.executor.slurm is None:
         raise ConfigError("executor.slurm is missing: kind slurm needs its partition at least")
     for name, step in (("quality", config.steps.quality), ("toxicity", config.steps.toxicity)):

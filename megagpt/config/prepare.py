@@ -422,9 +422,11 @@ class ToxicityConfig(Frozen):
     classifier: str
     """Folder of the classifier, as runs/NAME/toxicity."""
     default: ToxicityRule = ToxicityRule()
-    """For all kinds of sources but those of `by_kind`."""
+    """For all sources but those of `by_kind` and `by_source`."""
     by_kind: dict[Kind, ToxicityRule] = {"books": ToxicityRule(action="weigh")}
     """Other rules for some kinds, with the keys of `default`."""
+    by_source: dict[str, ToxicityRule] = {}
+    """Other rules for some sources, by their names, with the keys of `default`; before those of their kinds."""
 
 
 class StepsConfig(Frozen):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from datatrove.data import Document
 
@@ -69,11 +70,7 @@ class Finish(TaskStep):
                     with times.noting("counts"):
                         counts.add(document.metadata["source"], document.text)
                     split = "valid" if share(document.id) < config.valid_fraction else "train"
-                    known = document.metadata
-                    documents[split].add({
-                        "id": document.id, "text": document.text, **{name: known[name] for name in ("source", "url", "licence", "date")},
-                        "meta": to_json(known["meta"]), "weight": known["weight"],
-                    })  # fmt: skip
+                    documents[split].add(_result(document))
                 before = seen["characters_before"], seen["tokens_before"]
                 with times.noting("ledger"):
                     ledger.add(document, dropped, *before, split=split, cluster=verdict.cluster, kept_instead=verdict.kept)
@@ -87,6 +84,14 @@ def _without_duplicates(document: Document, verdict: Verdict, config: PrepareCon
         document.metadata["notes"]["duplicates"] = {name: value for name, value in notes.items() if value}
     document.text = cut(document.text, verdict)
     return verdict.reason or reason_after_cut(document.text, verdict, config.steps.exact_duplicates)
+
+
+def _result(document: Document) -> dict[str, Any]:
+    """Of the table DOCUMENTS; `meta` says the language too, where it was identified."""
+    known, notes = document.metadata, document.metadata["notes"]
+    meta = known["meta"] | ({"language": notes["language"]} if "language" in notes else {})
+    texts = {name: known[name] for name in ("source", "url", "licence", "date")}
+    return {"id": document.id, "text": document.text, **texts, "meta": to_json(meta), "weight": known["weight"]}
 
 
 def finish_phase(config: PrepareConfig, work: Path, place: Place, num_tasks: int) -> Phase:

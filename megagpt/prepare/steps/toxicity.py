@@ -21,7 +21,8 @@ class Toxicity:
         windows = self.classifier.probabilities(document.text)
         mean, worst = round(float(windows.mean()), DIGITS), float(windows.max())
         document.metadata["scores"] |= {"toxicity": mean, "toxicity_max": worst}
-        rule = self.config.by_kind.get(document.metadata["kind"], self.config.default)
+        known = document.metadata
+        rule = self.config.by_source.get(known["source"]) or self.config.by_kind.get(known["kind"], self.config.default)
         if rule.action == "score" or not is_toxic(rule, mean, worst):
             return None
         if rule.action == "drop":

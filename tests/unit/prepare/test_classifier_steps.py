@@ -35,7 +35,7 @@ def folder(tmp_path):
 
 
 def document(text: str, id: str = "1", kind: str = "web") -> Document:
-    return Document(text=text, id=id, metadata={"kind": kind, "scores": {}, "notes": {}, "weight": 1.0})
+    return Document(text=text, id=id, metadata={"source": "crawl", "kind": kind, "scores": {}, "notes": {}, "weight": 1.0})
 
 
 def test_quality_by_threshold(folder):
@@ -102,6 +102,15 @@ def test_toxicity_by_kind_of_source(folder):
     assert code.metadata["scores"]["toxicity_max"] == pytest.approx(sigmoid(GOOD), abs=1e-6)
     fine = document("bad", kind="books")
     assert step(fine) is None and fine.metadata["weight"] == 1.0
+
+
+def test_toxicity_by_source_comes_before_its_kind(folder):
+    step = toxic(
+        folder, default=ToxicityRule(max_threshold=0.9), by_kind={"books": ToxicityRule(max_threshold=0.9)}, by_source={"forum": ToxicityRule(action="score")}
+    )
+    said, other = document("good", kind="books"), document("good", kind="books")
+    said.metadata["source"] = "forum"
+    assert (step(said), step(other)) == (None, "toxic")
 
 
 def test_steps_refuse_the_other_ones_classifier(folder):
