@@ -19,8 +19,11 @@ from megagpt.prepare.representation_counts import AFTER, DROPPED, Counts
 from megagpt.prepare.steps.build import FINISH, build_steps
 from megagpt.prepare.tables import DOCUMENTS, Table, read_table, task_file
 from megagpt.prepare.timing import Times
+from megagpt.runtime import atomic
 
 SPLITS = ("train", "valid")
+FILES = "files"
+"""Folder in `work`: what `Place.describe` writes."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,13 @@ class Place:
 
     def ledger(self, task: int) -> Path:
         return task_file(self.folder / "ledger", task)
+
+    def describe(self, work: Path, task: int) -> None:
+        """Bytes and SHA-256 of a task's documents, for the summary, which would take days to read a large result again."""
+        paths = [self.documents(split, task) for split in SPLITS]
+        facts = {path.name: {"bytes": path.stat().st_size, "sha256": atomic.sha256_file(path)} for path in paths}
+        (work / FILES).mkdir(parents=True, exist_ok=True)
+        atomic.write_json(work / FILES / f"{task:05d}.json", facts)
 
 
 class Finish(TaskStep):
@@ -74,6 +84,7 @@ class Finish(TaskStep):
                 before = seen["characters_before"], seen["tokens_before"]
                 with times.noting("ledger"):
                     ledger.add(document, dropped, *before, split=split, cluster=verdict.cluster, kept_instead=verdict.kept)
+        self.place.describe(work, task)
         times.tell(self, ledger.num_rows, num_bytes)
 
 

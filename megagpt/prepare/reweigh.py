@@ -53,6 +53,7 @@ class Reweigh(TaskStep):
                     counts.add(document["source"], document["text"], document["weight"])
                     new[row["split"]].add(document)
                 ledger.add(row)
+        self.after.describe(self.work, task)
 
 
 def reweigh_phases(config: PrepareConfig, work: Path, before: Place, after: Place, num_tasks: int) -> list[Phase]:

@@ -10,6 +10,7 @@ import duckdb
 
 from megagpt.config.prepare import PrepareConfig
 from megagpt.prepare.clean import BROKEN
+from megagpt.prepare.finish import FILES
 from megagpt.prepare.phase import Phase, TaskStep
 from megagpt.prepare.representation_counts import AFTER, BEFORE, DROPPED, WEIGHED, read_counts, read_headings
 from megagpt.prepare.shards import read_plan
@@ -42,8 +43,8 @@ class Summary(TaskStep):
             atomic.write_json(self.folder / REPRESENTATION, _representation(self.work, self.config))
         if contamination is not None:
             atomic.write_json(self.folder / CONTAMINATION, contamination)
-        names = sorted(path for path in (self.folder / "documents").glob("*.parquet"))
-        statistics["files"] = {path.name: {"bytes": path.stat().st_size, "sha256": atomic.sha256_file(path)} for path in names}
+        files = (json.loads(path.read_text(encoding="utf-8")) for path in (self.work / FILES).glob("*.json"))
+        statistics["files"] = dict(sorted((name, facts) for described in files for name, facts in described.items()))
         atomic.write_json(self.folder / STATISTICS, {"key": plan["key"], **statistics})
 
 

@@ -72,6 +72,9 @@ def test_prepare_ledger_accounts_for_every_document(expected):
     assert reasons.count("duplicate_document") == 5 and reasons.count("near_duplicate") == 5
     statistics = json.loads((root / "corpus/prepare/statistics.json").read_text())
     assert sum(source["seen"] for source in statistics["sources"].values()) == len(ledger)
+    assert {f"documents/{name}": facts["sha256"] for name, facts in statistics["files"].items()} == {
+        name: digest for name, digest in expected[1].items() if name.startswith("documents/")
+    }
     assert statistics["sources"]["articles"]["problems"] == 2  # a line that breaks, a row without text
 
 
