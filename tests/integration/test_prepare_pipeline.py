@@ -207,3 +207,23 @@ def test_prepare_memory_does_not_grow_with_the_corpus(tmp_path):
         peaks[num_articles] = int(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split()[-1]) / 1024
     print(f"peak MiB: {peaks}")
     assert peaks[20_000] < 1.15 * peaks[2_000]
+
+
+def test_prepare_is_a_stage_of_a_chain(corpus, tmp_path, capsys):
+    """Raw files to token files by one command, which skips what is done and begins again where an input changed."""
+    run = {"name": "corpus", "root": str(tmp_path)}
+    files = {
+        "prepare": config_of(corpus, tmp_path, executor={"workers": 1}),
+        "tokenizer": {"documents": ["prepare/documents/train-*.parquet"], "vocab_size": 400},
+        "tokenize": {"inputs": {"train": ["prepare/documents/train-*.parquet"]}, "by_source": True},
+    }
+    for stage, config in files.items():
+        write_config(tmp_path / f"{stage}.yaml", {"run": run, **config})
+    path = write_config(tmp_path / "chain.yaml", {"run": run, "steps": [{"stage": stage, "config": f"{stage}.yaml"} for stage in files]})
+    assert main(["run", "--config", str(path)]) == 0
+    assert (tmp_path / "corpus/tokenize/train/articles.bin").stat().st_size > 0
+    capsys.readouterr()
+    assert main(["run", "--config", str(path)]) == 0
+    assert capsys.readouterr().out.count("finished before, skipped") == 3
+    assert main(["run", "--config", str(path), "--dry-run", "--stage-set", "prepare.valid_fraction=0.5"]) == 0
+    assert "data run --config" in capsys.readouterr().out
