@@ -64,8 +64,8 @@ def statistics_of(connection: duckdb.DuckDBPyConnection, folder: Path) -> dict[s
     """Documents and characters of each source, seen and kept; documents dropped by step and reason; problems by source."""
     ledger = ledger_files(folder)
     by_source = connection.execute(
-        """SELECT source, count(*), count(*) FILTER (kept), count(*) FILTER (split = 'valid'), sum(characters_before), sum(characters_after), sum(tokens_before), sum(tokens_after)
-        FROM read_parquet(?) GROUP BY source ORDER BY source""", [ledger],
+        """SELECT source, count(*), count(*) FILTER (kept), count(*) FILTER (split = 'valid'), sum(characters_before), sum(characters_after),
+        sum(tokens_before), sum(tokens_after) FROM read_parquet(?) GROUP BY source ORDER BY source""", [ledger],
     ).fetchall()  # fmt: skip
     dropped = connection.execute(
         "SELECT source, step, reason, count(*) FROM read_parquet(?) WHERE NOT kept GROUP BY ALL ORDER BY source, step, reason", [ledger]
@@ -97,8 +97,9 @@ def _contamination(connection: duckdb.DuckDBPyConnection, config: PrepareConfig,
     if config.steps.decontamination is None:
         return None
     result = connection.execute(
-        "SELECT json_extract(notes, '$.decontamination') FROM read_parquet(?) WHERE json_exists(notes, '$.decontamination') ORDER BY task, row", [ledger_files(folder)]
-    )
+        """SELECT json_extract(notes, '$.decontamination') FROM read_parquet(?) WHERE json_exists(notes, '$.decontamination')
+        ORDER BY task, row""", [ledger_files(folder)],
+    )  # fmt: skip
     return touched(work, (json.loads(notes) for rows in iter(lambda: result.fetchmany(1000), []) for (notes,) in rows))
 
 

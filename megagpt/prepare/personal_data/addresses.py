@@ -47,7 +47,7 @@ _ROMANCE_STREET = re.compile(  # Calle Mayor 5, Piso 2; Via Roma, 12; Rua August
 _BOX = re.compile(r"(?:P\.? ?O\.? ?Box|Postfach|Postbus|Apartado de Correos) \d(?:[\d ]{0,6}\d)?\b")
 _GERMANIC = "traße trasse tr. weg gasse allee platz damm ufer straat laan plein gracht kade singel dijk steeg".split()
 _GERMANIC_SORTS = tuple(f"{form} " for sort in _GERMANIC for form in ([f"S{sort}", f"s{sort}"] if sort[0] == "t" else [sort, sort.title()]))
-_GERMANIC_NUMBER = re.compile(rf"[0-9](?<=[a-z.] [0-9])(?<!\d[0-9])\d{{0,4}}(?: ?[A-Za-z]\b)?(?:[-/]\d{{1,4}}[A-Za-z]?)?(?![\w.,]\d)")
+_GERMANIC_NUMBER = re.compile(r"[0-9](?<=[a-z.] [0-9])(?<!\d[0-9])\d{0,4}(?: ?[A-Za-z]\b)?(?:[-/]\d{1,4}[A-Za-z]?)?(?![\w.,]\d)")
 _GERMANIC_NAME = re.compile(rf"\b(?:{_WORD}[ -]){{0,3}}{_WORD}\.? $")  # Hauptstraße, Otto-Hahn-Platz, Lange Kerkstraat
 _YEAR = re.compile(r"(?:1[6-9]|20)\d\d ")
 _STREET_ONLY = re.compile(_NOTHING_ELSE)

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer as Library
 from tokenizers import models, pre_tokenizers
 
 from megagpt.report.tokenizer import write_tokenizer_report
-from megagpt.tokenizer.limits import PROBES, limits
+from megagpt.tokenizer.limits import limits
 from megagpt.tokenizer.report import Sample, script, summary_line, tokenizer_report
 from megagpt.tokenizer.tokenizer import Tokenizer, TokenizerError, load_tokenizer
 from megagpt.tokenizer.train import train_tokenizer
