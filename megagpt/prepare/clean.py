@@ -19,7 +19,7 @@ from megagpt.prepare.readers.read import read_file
 from megagpt.prepare.representation_counts import BEFORE, DROPPED, Counts
 from megagpt.prepare.shards import shard_of
 from megagpt.prepare.steps.build import CLEAN, build_steps
-from megagpt.prepare.tables import KEPT, PROBLEMS, Table, task_file
+from megagpt.prepare.tables import KEPT, PROBLEMS, Table, task_file, to_json
 from megagpt.prepare.timing import Times
 from megagpt.prepare.token_count import token_counter
 
@@ -104,8 +104,3 @@ def from_row(row: dict[str, Any]) -> Document:
     texts = {name: row[name] for name in ("source", "kind", "url", "licence", "date")}
     found = {name: json.loads(row[name]) for name in ("meta", "scores", "notes")}
     return Document(text=row["text"], id=row["id"], metadata={**texts, **found, "weight": row["weight"]})
-
-
-def to_json(value: Any) -> str:
-    """The same text for the same value."""
-    return json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)

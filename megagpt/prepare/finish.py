@@ -11,13 +11,13 @@ from datatrove.data import Document
 
 from megagpt.config.prepare import PrepareConfig
 from megagpt.data.split import share
-from megagpt.prepare.clean import CLEANED, SEEN, from_row, pass_through, to_json
+from megagpt.prepare.clean import CLEANED, SEEN, from_row, pass_through
 from megagpt.prepare.dedup.verdicts import Verdict, Verdicts, cut, reason_after_cut
 from megagpt.prepare.ledger import Ledger, read_ledger
 from megagpt.prepare.phase import Phase, TaskStep
 from megagpt.prepare.representation_counts import AFTER, DROPPED, Counts
 from megagpt.prepare.steps.build import FINISH, build_steps
-from megagpt.prepare.tables import DOCUMENTS, Table, read_table, task_file
+from megagpt.prepare.tables import DOCUMENTS, Table, read_table, task_file, to_json
 from megagpt.prepare.timing import Times
 from megagpt.runtime import atomic
 

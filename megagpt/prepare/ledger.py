@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from datatrove.data import Document
 
 from megagpt.config.prepare import PrepareConfig
-from megagpt.prepare.tables import LEDGER, Table, read_table
+from megagpt.prepare.tables import LEDGER, Table, read_table, to_json
 from megagpt.prepare.token_count import token_counter
 
 EXCERPT_CHARACTERS = 400
@@ -40,7 +39,7 @@ class Ledger(Table):
         step, reason = dropped or (None, None)
         super().add({
             "id": document.id, "source": known["source"], "url": known["url"], "task": self._task, "row": self.num_rows, "kept": dropped is None,
-            "step": step, "reason": reason, "scores": sorted(known["scores"].items()), "notes": _json(known["notes"]), "weight": known["weight"],
+            "step": step, "reason": reason, "scores": sorted(known["scores"].items()), "notes": to_json(known["notes"]), "weight": known["weight"],
             "characters_before": characters_before, "characters_after": 0 if dropped else len(document.text),
             "tokens_before": tokens_before, "tokens_after": 0 if dropped else self._num_tokens(document.text),
             "excerpt": self._redact(document.text[:EXCERPT_CHARACTERS]), **facts,
@@ -58,11 +57,7 @@ def read_ledger(path: Path) -> Iterator[dict[str, Any]]:
     return read_table(path)
 
 
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
-
-
-def _redactor(config: PrepareConfig):
+def _redactor(config: PrepareConfig) -> Callable[[str], str]:
     """Text -> text without personal data, where it is looked for."""
     settings = config.steps.personal_data
     if settings is None:

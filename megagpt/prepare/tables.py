@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,6 +86,11 @@ def read_table(path: Path, columns: list[str] | None = None) -> Iterator[dict[st
     with parquet.ParquetFile(path) as file:
         for group in range(file.num_row_groups):
             yield from file.read_row_group(group, columns=columns).to_pylist()
+
+
+def to_json(value: Any) -> str:
+    """Of a column that holds JSON: the same text for the same value."""
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
 
 
 def task_file(folder: Path, task: int) -> Path:
