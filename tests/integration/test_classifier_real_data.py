@@ -69,7 +69,7 @@ def c4_texts() -> list[str]:
 
 
 def document(text: str, id: str = "1") -> Document:
-    return Document(text=text, id=id, metadata={"kind": "web", "scores": {}, "notes": {}, "weight": 1.0})
+    return Document(text=text, id=id, metadata={"source": "crawl", "kind": "web", "scores": {}, "notes": {}, "weight": 1.0})
 
 
 def check_failures(report: dict, sources: list[set[str]]) -> None:
