@@ -797,7 +797,7 @@ class RlhfGates(Frozen):
     """Checks at the end of PPO, on prompts kept apart."""
 
     min_reward_gain_std: float | None = Field(None, gt=0)
-    """Mean score up by at least this many standard deviations of the start model's scores …"""
+    """Mean score up by at least this many standard deviations of the start model's scores (units of the score where those are all equal) …"""
     max_kl: float | None = Field(None, gt=0)
     """… at a mean KL to the reference of at most this, nats a response."""
 

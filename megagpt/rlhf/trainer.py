@@ -24,7 +24,7 @@ from megagpt.parallel.grid import Grid
 from megagpt.parallel.groups import host_group
 from megagpt.parallel.placement import build_grids
 from megagpt.rlhf.doctor import DoctorStop, Finding
-from megagpt.rlhf.evaluate import Evaluation, evaluate, win_rate
+from megagpt.rlhf.evaluate import Evaluation, evaluate, reward_gain, win_rate
 from megagpt.rlhf.four_models import Starts, build_four_models
 from megagpt.rlhf.judge import Judge, JudgeError
 from megagpt.rlhf.memory import MemoryMeter
@@ -208,7 +208,7 @@ class _Stage:
         """Gates, answers before and after, and the word that the stage is done."""
         opening, gates, output = self.opening, self.config.gates, self.output
         if gates.min_reward_gain_std is not None:
-            gain = (closing["reward"] - opening["reward"]) / opening["reward_std"]
+            gain = reward_gain(opening, closing)
             output.gate("reward_gain_std", gain, f">= {gates.min_reward_gain_std}", gain >= gates.min_reward_gain_std)
         if gates.max_kl is not None:
             output.gate("kl", closing["kl"], f"<= {gates.max_kl}", closing["kl"] <= gates.max_kl)
