@@ -33,7 +33,7 @@ from megagpt.rlhf.ppo import Trainer
 from megagpt.rlhf.pretrain_mix import open_pretrain_mix
 from megagpt.rlhf.reward_function import load_reward_function
 from megagpt.runtime import atomic
-from megagpt.runtime.distributed import start, world_size_from_environment
+from megagpt.runtime.distributed import start, stop, world_size_from_environment
 from megagpt.runtime.log import is_main_rank, left_out, say
 from megagpt.runtime.metrics_file import read_metrics
 from megagpt.runtime.run_folder import RunFolder
@@ -219,8 +219,10 @@ class _Stage:
         judge = "reward model" if self.config.held_out_reward is None else "held-out reward model"
         say(f"[rlhf] answers preferred to those of the start by the {judge} on {closing['win_rate']:.0%} of {len(closing['judged'])} held-out prompts")
         output.finish(checkpoint, reward_before=opening["reward"], reward_after=closing["reward"], kl=closing["kl"], win_rate=closing["win_rate"])
-        if self.judge is not None and is_main_rank():
-            self._ask_judge(opening["answers"], closing["answers"])
+        if self.judge is not None:
+            stop()  # the other ranks have nothing to wait for, and a judge may take longer than any collective
+            if is_main_rank():
+                self._ask_judge(opening["answers"], closing["answers"])
 
     def _ask_judge(self, before: list[dict[str, Any]], after: list[dict[str, Any]]) -> None:
         """`judge.json`. The stage is done by now, whatever a server says."""
