@@ -282,6 +282,7 @@ def check_rlhf(config: RlhfConfig, replicas: dict[str, int]) -> None:
     check_steps(config.value_optimizer, "value_optimizer")
     _check_rewards(config)
     _check_advantage(config)
+    _check_controller(config)
     if config.value_lora is not None and config.placement.value is None:
         raise ConfigError("value_lora without placement.value: there is no value model to adapt; leave it out")
     if ppo.rollout_batch_size % ppo.minibatch_size:
@@ -326,6 +327,19 @@ def _check_rewards(config: RlhfConfig) -> None:
     if (config.reward is None) != (placement.reward is None):
         found = "with reward = null: there is no reward model to place" if config.reward is None else "is missing: the reward model needs ranks"
         raise ConfigError(f"placement.reward {found}; {'leave it out' if config.reward is None else 'such as {ranks: [0]}'}")
+
+
+def _check_controller(config: RlhfConfig) -> None:
+    """An adaptive beta can move, and stays positive: a rollout takes at most 0.2 n / horizon of it (`rlhf/kl.py`)."""
+    kl, rollout = config.kl, config.ppo.rollout_batch_size
+    if kl.target is None:
+        return
+    if kl.coefficient == 0:
+        raise ConfigError(f"kl.coefficient = 0 with kl.target = {kl.target:g}: the controller multiplies it, and 0 stays 0; 0.02 is usual")
+    if 5 * kl.horizon <= rollout:
+        raise ConfigError(
+            f"kl.horizon = {kl.horizon}: one rollout of rollout_batch_size {rollout} responses could take beta to 0 or below; {rollout // 5 + 1} is the least"
+        )
 
 
 def _check_advantage(config: RlhfConfig) -> None:
