@@ -64,6 +64,14 @@ def find_model(options: argparse.Namespace):
     return checkpoint, grid
 
 
+def _check_output(output: Path | None) -> None:
+    """Answers that took hours must find a place."""
+    if output is not None and output.is_dir():
+        raise ConfigError(f"--output {output}: is a folder; name a file in it")
+    if output is not None and not output.parent.is_dir():
+        raise ConfigError(f"--output {output}: {output.parent} is no folder; make it first")
+
+
 def start_model(checkpoint, grid):
     """Join the job and load the model on its ranks."""
     from megagpt.checkpoint.load import load_model
@@ -84,6 +92,7 @@ def run(options: argparse.Namespace, verb: str) -> int | None:
     from megagpt.tokenizer.chat import encode_chat, stop_ids
 
     sampling = sampling_of(options)
+    _check_output(options.output)
     prompts = list(read_prompts(options.prompts))
     checkpoint, grid = find_model(options)
     tokenizer, context = checkpoint.tokenizer(), checkpoint.model_config.max_sequence_length

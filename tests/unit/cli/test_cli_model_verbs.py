@@ -109,6 +109,12 @@ def test_cli_generate_refuses_none_at_all(option, capsys):
     assert f"{option} 0: must be 1 or more\n" in capsys.readouterr().err
 
 
+def test_cli_generate_says_at_once_that_answers_have_no_place(tmp_path, capsys):
+    for output, message in ((tmp_path / "absent/answers.jsonl", f"{tmp_path}/absent is no folder"), (tmp_path, "is a folder; name a file in it")):
+        assert main(["generate", "--checkpoint", "sft", "--prompts", "absent.jsonl", "--output", str(output)]) == 2
+        assert f"--output {output}: " in (err := capsys.readouterr().err) and message in err
+
+
 def test_cli_chat(folder):
     text = "hello\n" + "What does the cat see? " * 3 + "\n/new\nhello\n\n"
     result = subprocess.run(
