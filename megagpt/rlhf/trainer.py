@@ -160,7 +160,7 @@ class _Stage:
             if models.average is not None:
                 self.output.save(step, models.policy, policy, head="lm", subfolder="ema", average=models.average.canonical_parameters(), **facts)
             if models.value is not None:
-                statistics = {"reward_mean": models.reward_mean, "reward_std": models.reward_std}
+                statistics = {"reward_mean": 0.0, "reward_std": 1.0}  # its numbers are on the normalised scale
                 self.output.save(step, models.value, self.starts.of("value").model_config, head="scalar", subfolder="value", **facts, **statistics)
         return self.output.folder / "checkpoints" / f"step_{step}"
 
