@@ -212,6 +212,8 @@ def check_parent(config: SftConfig | RewardConfig | DpoConfig, model: ModelConfi
     if config.stage == "reward":
         _check_layers(config, model)
         model = model.model_copy(update={"num_layers": config.keep_layers or model.num_layers})
+    if config.data.valid is None and not any(source.hold_out for source in config.data.train):
+        raise ConfigError("data.train: hold_out is false for every source, so that nothing can be held out; give data.valid")
     check_steps(config.optimizer, "optimizer")
     check_parallel(config.parallel, config.precision, model, "parent model")
     if config.lora is not None:
