@@ -46,8 +46,11 @@ def test_check_rlhf_refuses(settings, message):
 
 @pytest.mark.parametrize(
     ("setting", "field"),
-    [("ppo.dual_clip=1.0", "dual_clip"), ("ppo.ema_decay=1.0", "ema_decay"), ("reward_function=module", "reward_function"), ("kl.estimator=k4", "estimator")],
-)
+    [
+        ("ppo.dual_clip=1.0", "dual_clip"), ("ppo.ema_decay=1.0", "ema_decay"), ("reward_function=module", "reward_function"), ("kl.estimator=k4", "estimator"),
+        ("ppo.temperature=.inf", "temperature"), ("kl.coefficient=.inf", "coefficient"), ("prompts.files=[]", "prompts.files = .*at least 1"),
+    ],
+)  # fmt: skip
 def test_ppo_setting_out_of_its_range(setting, field):
     with pytest.raises(ConfigError, match=field):
         load_config(RlhfConfig, QUICKSTART, [setting])

@@ -39,6 +39,7 @@ def test_record_sources_of_which_nothing_is_held_out_need_held_out_files(config_
         ([{"path": "a", "slice": ""}], "data.train.0.slice = ''"),
         ([{"slice": "s"}], "data.train.0.path is missing"),
         ([{"path": "a", "wieght": 2}], "unknown key 'data.train.0.wieght'; did you mean 'weight'?"),
+        ([], "data.train = []: list should have at least 1 item"),
         ("a", "data.train = 'a'"),
     ],
 )
