@@ -191,7 +191,7 @@ class _Stage:
         if first.action == "rollback" and trainer.doctor.may_roll_back() and (state := self._restored(self.output.reload(*self.engines))) is not None:
             trainer.go_back(step, state)
             self.around.log.go_back(state["step"])
-            say(f"[rlhf] doctor: back to step {state['step']}, and on with other prompts")
+            self.around.log.remark(state["step"], "doctor", f"back from step {step}, and on with other prompts ({first.check}: {first.text})")
             return state["step"]
         if first.check != "finite" and step > 0:  # broken weights are not worth keeping
             self.save(step)
