@@ -103,6 +103,12 @@ def test_cli_generate_samples_for_annotators_and_single_answers(folder):
         assert record["messages"][-1]["content"] == sampled["answers"][0]
 
 
+def test_cli_generate_says_what_it_left_out(folder):
+    write_rows(folder / "twice.jsonl", [*prompts()[:2], prompts()[0], {"prompt": " "}])
+    done = finished(megagpt("generate", "--checkpoint", "sft", "--run", "toy", "--max-new-tokens", 2, "--prompts", "twice.jsonl", cwd=folder))
+    assert len(done.stdout.splitlines()) == 2 and "2 prompts (left out: 1 empty message, 1 repeated id)" in done.stderr
+
+
 @pytest.mark.parametrize("option", ["--num-samples", "--batch-size", "--max-new-tokens"])
 def test_cli_generate_refuses_none_at_all(option, capsys):
     assert main(["generate", "--checkpoint", "sft", "--prompts", "prompts.jsonl", option, "0"]) == 2
