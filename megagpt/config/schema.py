@@ -694,7 +694,8 @@ class PpoConfig(Frozen):
     """Largest move of the value prediction that lowers its loss."""
     advantage: Literal["gae", "grpo", "rloo"] = "gae"
     """`gae`: from a value model. Without one, a response's return less the mean of its prompt's responses (`grpo`, Shao et al. 2024, section
-    4.1.2) or of the others of them (`rloo`, leave one out, Ahmadian et al. 2024)."""
+    4.1.2) or of the others of them (`rloo`, leave one out, Ahmadian et al. 2024). Every token of a minibatch weighs the same under all three, where Shao
+    et al. give every response the same weight."""
     grpo_divide_by_std: bool = True
     """grpo: in units of the standard deviation of its prompt's responses; false as in Liu et al. 2025."""
     gamma: float = Field(1.0, gt=0, le=1)
@@ -788,7 +789,7 @@ class JudgeConfig(Frozen):
     model: str = Field(min_length=1)
     """Name that the server knows it by."""
     key_variable: str | None = Field(None, pattern=r"^[A-Za-z_]\w*$")
-    """Environment variable that holds the server's key; default: none is sent."""
+    """Environment variable that holds the server's key, on rank 0; default: none is sent."""
     timeout_seconds: float = Field(60.0, gt=0)
     """For one verdict; seconds."""
 

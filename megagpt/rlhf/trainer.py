@@ -63,8 +63,8 @@ def fit(config: RlhfConfig, original: str = "") -> Path:
     run = RunFolder(config.run)
     if config.reward_function is not None:
         load_reward_function(config.reward_function)  # now, where nobody waits for this rank
-    if config.judge is not None:
-        Judge(config.judge)  # now: its key must be there
+    if config.judge is not None and is_main_rank():
+        Judge(config.judge)  # now: its key must be there, on the rank that asks
     starts = _open_starts(config, run, grids)
     tokenizer = starts.policy.tokenizer()
     files = [str(run.resolve(path)) for path in config.prompts.files]
@@ -94,7 +94,7 @@ class _Stage:
         self.config, self.output, self.starts, self.trainer, self.eval_prompts = config, output, starts, trainer, eval_prompts
         self.models = trainer.models
         self.engines = [{"": self.models.policy, "value": self.models.value}.get(subfolder) for subfolder in saved]
-        self.judge = None if config.judge is None else Judge(config.judge)
+        self.judge = Judge(config.judge) if config.judge is not None and is_main_rank() else None
         self.opening: dict[str, Any] | None = None
         """The evaluation before the first round; goes with every checkpoint, because the last one is compared with it."""
 
@@ -140,7 +140,7 @@ class _Stage:
         trainer, tokenizer = self.trainer, self.trainer.tokenizer
         with trainer.timeline.span("evaluation"):
             found = evaluate(self.models, self.config, self.eval_prompts, trainer.stop_ids, trainer.world.device, trainer.timeline)
-        answers = _answers(tokenizer, found, SHOWN if self.judge is None else len(self.eval_prompts))
+        answers = _answers(tokenizer, found, SHOWN if self.config.judge is None else len(self.eval_prompts))
         kept = {"reward": found.reward, "reward_std": found.reward_std, "kl": found.kl, "answers": answers, "judged": found.judged}
         metrics = found.metrics()
         if self.opening is not None:
@@ -219,10 +219,10 @@ class _Stage:
         judge = "reward model" if self.config.held_out_reward is None else "held-out reward model"
         say(f"[rlhf] answers preferred to those of the start by the {judge} on {closing['win_rate']:.0%} of {len(closing['judged'])} held-out prompts")
         output.finish(checkpoint, reward_before=opening["reward"], reward_after=closing["reward"], kl=closing["kl"], win_rate=closing["win_rate"])
-        if self.judge is not None:
+        if self.config.judge is not None:
             stop()  # the other ranks have nothing to wait for, and a judge may take longer than any collective
-            if is_main_rank():
-                self._ask_judge(opening["answers"], closing["answers"])
+        if self.judge is not None:
+            self._ask_judge(opening["answers"], closing["answers"])
 
     def _ask_judge(self, before: list[dict[str, Any]], after: list[dict[str, Any]]) -> None:
         """`judge.json`. The stage is done by now, whatever a server says."""
