@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 
 from megagpt.config.load import ConfigError
@@ -64,6 +65,14 @@ def find_model(options: argparse.Namespace):
     return checkpoint, grid
 
 
+def _check_output(output: Path | None) -> None:
+    """Answers that took hours must find a place."""
+    if output is not None and output.is_dir():
+        raise ConfigError(f"--output {output}: is a folder; name a file in it")
+    if output is not None and not output.parent.is_dir():
+        raise ConfigError(f"--output {output}: {output.parent} is no folder; make it first")
+
+
 def start_model(checkpoint, grid):
     """Join the job and load the model on its ranks."""
     from megagpt.checkpoint.load import load_model
@@ -80,11 +89,13 @@ def run(options: argparse.Namespace, verb: str) -> int | None:
     from megagpt.generation.generate import generate
     from megagpt.runtime import atomic
     from megagpt.runtime.distributed import stop
-    from megagpt.runtime.log import is_main_rank
+    from megagpt.runtime.log import is_main_rank, left_out
     from megagpt.tokenizer.chat import encode_chat, stop_ids
 
     sampling = sampling_of(options)
-    prompts = list(read_prompts(options.prompts))
+    _check_output(options.output)
+    dropped: Counter[str] = Counter()
+    prompts = read_prompts(options.prompts, dropped)
     checkpoint, grid = find_model(options)
     tokenizer, context = checkpoint.tokenizer(), checkpoint.model_config.max_sequence_length
     encoded = [encode_chat(tokenizer, prompt.prompt, add_generation_prompt=True)[0] for prompt in prompts]
@@ -92,6 +103,8 @@ def run(options: argparse.Namespace, verb: str) -> int | None:
         if len(tokens) + options.max_new_tokens > context:
             raise DataError(prompt.where, f"{len(tokens)} tokens + max_new_tokens {options.max_new_tokens} is longer than the context of {context}")
     model = start_model(checkpoint, grid)
+    if is_main_rank():
+        print(f"{len(prompts)} prompts{left_out(dropped)}", file=sys.stderr, flush=True)
     rows = [(number, sample) for number in range(len(prompts)) for sample in range(options.num_samples)]
     said = 0
 

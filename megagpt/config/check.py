@@ -121,9 +121,13 @@ def check_lora(lora: LoraConfig, model: ModelConfig, zero_stage: int, field: str
 
 def check_length(parallel: ParallelConfig, length: int, field: str) -> None:
     """Rows of this many tokens are shared by context- and sequence-parallel ranks in equal parts."""
-    parts = parallel.context_parallel_size * (parallel.tensor_parallel_size if parallel.sequence_parallel else 1)
+    parts = _ranks_of_a_row(parallel)
     if length % parts:
         raise ConfigError(f"{field} = {length}: not divisible by the {parts} ranks that share each row; {max(1, round(length / parts)) * parts} is the nearest")
+
+
+def _ranks_of_a_row(parallel: ParallelConfig) -> int:
+    return parallel.context_parallel_size * (parallel.tensor_parallel_size if parallel.sequence_parallel else 1)
 
 
 def _nearest(wanted: int, fits: Callable[[int], bool]) -> int:
@@ -212,6 +216,8 @@ def check_parent(config: SftConfig | RewardConfig | DpoConfig, model: ModelConfi
     if config.stage == "reward":
         _check_layers(config, model)
         model = model.model_copy(update={"num_layers": config.keep_layers or model.num_layers})
+    if config.data.valid is None and not any(source.hold_out for source in config.data.train):
+        raise ConfigError("data.train: hold_out is false for every source, so that nothing can be held out; give data.valid")
     check_steps(config.optimizer, "optimizer")
     check_parallel(config.parallel, config.precision, model, "parent model")
     if config.lora is not None:
@@ -223,6 +229,18 @@ def check_parent(config: SftConfig | RewardConfig | DpoConfig, model: ModelConfi
     num_microbatches(config.batch, dp)
     if config.data.max_length > model.max_sequence_length:
         raise ConfigError(f"data.max_length = {config.data.max_length}: longer than the model's context of {model.max_sequence_length}")
+    _check_shared_rows(config.parallel, config.data.max_length, model.max_sequence_length)
+
+
+def _check_shared_rows(parallel: ParallelConfig, max_length: int, context: int) -> None:
+    """Rows that ranks share in equal parts are filled up; of a row of n tokens n - 1 go into the model."""
+    parts = _ranks_of_a_row(parallel)
+    length = -(-(max_length - 1) // parts) * parts
+    if length > context:
+        raise ConfigError(
+            f"data.max_length = {max_length}: rows are filled up to a multiple of the {parts} ranks that share each, {length} tokens: longer than the "
+            f"model's context of {context}; {context // parts * parts + 1} is the most"
+        )
 
 
 def _check_ranking_stage(config: RewardConfig | DpoConfig) -> None:
@@ -282,6 +300,7 @@ def check_rlhf(config: RlhfConfig, replicas: dict[str, int]) -> None:
     check_steps(config.value_optimizer, "value_optimizer")
     _check_rewards(config)
     _check_advantage(config)
+    _check_controller(config)
     if config.value_lora is not None and config.placement.value is None:
         raise ConfigError("value_lora without placement.value: there is no value model to adapt; leave it out")
     if ppo.rollout_batch_size % ppo.minibatch_size:
@@ -326,6 +345,19 @@ def _check_rewards(config: RlhfConfig) -> None:
     if (config.reward is None) != (placement.reward is None):
         found = "with reward = null: there is no reward model to place" if config.reward is None else "is missing: the reward model needs ranks"
         raise ConfigError(f"placement.reward {found}; {'leave it out' if config.reward is None else 'such as {ranks: [0]}'}")
+
+
+def _check_controller(config: RlhfConfig) -> None:
+    """An adaptive beta can move, and stays positive: a rollout takes at most 0.2 n / horizon of it (`rlhf/kl.py`)."""
+    kl, rollout = config.kl, config.ppo.rollout_batch_size
+    if kl.target is None:
+        return
+    if kl.coefficient == 0:
+        raise ConfigError(f"kl.coefficient = 0 with kl.target = {kl.target:g}: the controller multiplies it, and 0 stays 0; 0.02 is usual")
+    if 5 * kl.horizon <= rollout:
+        raise ConfigError(
+            f"kl.horizon = {kl.horizon}: one rollout of rollout_batch_size {rollout} responses could take beta to 0 or below; {rollout // 5 + 1} is the least"
+        )
 
 
 def _check_advantage(config: RlhfConfig) -> None:

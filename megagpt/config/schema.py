@@ -393,9 +393,9 @@ def _as_sources(value: Any) -> Any:
 
 
 class RecordsConfig(Frozen):
-    train: Annotated[list[RecordSource], BeforeValidator(_as_sources)]
+    train: Annotated[list[RecordSource], BeforeValidator(_as_sources)] = Field(min_length=1)
     """Record files: the path of each, or {path, slice, weight}."""
-    valid: Annotated[list[RecordSource] | None, BeforeValidator(_as_sources)] = None
+    valid: Annotated[list[RecordSource] | None, BeforeValidator(_as_sources)] = Field(None, min_length=1)
     """Held-out record files, written as `train`; default: `valid_fraction` of the training records, split by prompt."""
     valid_fraction: float = Field(0.05, gt=0, lt=1)
     """Held-out share where `valid` is not given."""
@@ -619,7 +619,7 @@ class PlacementConfig(Frozen):
 
 
 class KlConfig(Frozen):
-    coefficient: float = Field(0.02, ge=0)
+    coefficient: float = Field(0.02, ge=0, allow_inf_nan=False)
     """beta in reward - beta * KL (initial value where a target is given); 0.02 as in Ouyang et al. 2022, appendix C.4."""
     estimator: Literal["k1", "k2", "k3"] = "k1"
     """Of the KL of one token, with d = log pi - log pi_ref: k1 = d, k2 = d^2 / 2, k3 = exp(-d) - 1 + d (Schulman, Approximating KL
@@ -634,7 +634,7 @@ class KlConfig(Frozen):
 
 
 class PromptsConfig(Frozen):
-    files: list[str]
+    files: list[str] = Field(min_length=1)
     """Prompt files (JSONL, JSONL.gz or parquet)."""
     max_prompt_length: int = Field(gt=0)
     """Longest prompt in tokens; longer ones are left out and counted."""
@@ -674,7 +674,7 @@ class PpoConfig(Frozen):
     ema_decay: float | None = Field(0.992, ge=0, lt=1)
     """Moving average of the policy's weights, decayed by this at every optimizer step and saved in `ema/` beside the policy (0.992: Ouyang et
     al. 2022, appendix C.4); null: none."""
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(1.0, gt=0, allow_inf_nan=False)
     """Sampling temperature; old, new and reference log-probabilities are all of logits / temperature."""
     top_k: None = None
     """Refused here: a truncated sampler draws from another distribution than the one that is trained."""
@@ -694,7 +694,8 @@ class PpoConfig(Frozen):
     """Largest move of the value prediction that lowers its loss."""
     advantage: Literal["gae", "grpo", "rloo"] = "gae"
     """`gae`: from a value model. Without one, a response's return less the mean of its prompt's responses (`grpo`, Shao et al. 2024, section
-    4.1.2) or of the others of them (`rloo`, leave one out, Ahmadian et al. 2024)."""
+    4.1.2) or of the others of them (`rloo`, leave one out, Ahmadian et al. 2024). Every token of a minibatch weighs the same under all three, where Shao
+    et al. give every response the same weight."""
     grpo_divide_by_std: bool = True
     """grpo: in units of the standard deviation of its prompt's responses; false as in Liu et al. 2025."""
     gamma: float = Field(1.0, gt=0, le=1)
@@ -788,7 +789,7 @@ class JudgeConfig(Frozen):
     model: str = Field(min_length=1)
     """Name that the server knows it by."""
     key_variable: str | None = Field(None, pattern=r"^[A-Za-z_]\w*$")
-    """Environment variable that holds the server's key; default: none is sent."""
+    """Environment variable that holds the server's key, on rank 0; default: none is sent."""
     timeout_seconds: float = Field(60.0, gt=0)
     """For one verdict; seconds."""
 
@@ -797,7 +798,7 @@ class RlhfGates(Frozen):
     """Checks at the end of PPO, on prompts kept apart."""
 
     min_reward_gain_std: float | None = Field(None, gt=0)
-    """Mean score up by at least this many standard deviations of the start model's scores …"""
+    """Mean score up by at least this many standard deviations of the start model's scores (units of the score where those are all equal) …"""
     max_kl: float | None = Field(None, gt=0)
     """… at a mean KL to the reference of at most this, nats a response."""
 

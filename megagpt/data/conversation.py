@@ -30,7 +30,7 @@ def load_demonstrations(config: RecordsConfig, tokenizer: Tokenizer) -> tuple[Sp
     rows = Split(
         *(encode_demonstrations(side, tokenizer, config.max_length, config.overlong, dropped) for side in records)
     )
-    require_both(config, rows)
+    require_both(config, rows, dropped)
     return rows, dropped
 
 

@@ -39,7 +39,7 @@ _ROLES = {
     "chatgpt": "assistant",
     "assistant": "assistant",
 }
-_HH_TURN = re.compile(r"\n\n(Human|Assistant):")
+_HH_TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
 _ANNOTATOR = re.compile(r"annotator\d+")
 _MARKS = {0: [0, 0], 1: [0, 1], 2: [1, 0]}
 """PandaLM's marks of a pair, as ranks: a tie, the first response, the second one."""

@@ -14,6 +14,7 @@ from megagpt.data.partial_order import longest_chains
 from megagpt.data.records import Ranking, read_demonstrations, read_rankings
 from megagpt.data.split import Split, prompt_key
 from megagpt.data.stage_records import fits, read_split, require_both
+from megagpt.runtime.log import left_out
 from megagpt.tokenizer.chat import Message, encode_chat
 from megagpt.tokenizer.tokenizer import Tokenizer
 
@@ -89,7 +90,7 @@ def encode_split(records: Split[Ranking], config: RecordsConfig, tokenizer: Toke
         DataError: an answer over max_length where `overlong` is `refuse`; a side with nothing left.
     """
     groups = Split(*(encode_rankings(side, tokenizer, config.max_length, config.overlong, dropped) for side in records))
-    require_both(config, groups)
+    require_both(config, groups, dropped)
     return groups
 
 
@@ -133,7 +134,7 @@ def load_single_answers(files: Iterable[str], config: RecordsConfig, tokenizer: 
         if fits(len(row), config.max_length, config.overlong, record.where, dropped):
             groups.append(EncodedGroup((row,), (), Ranking(tuple(prompt), (answer["content"],), (0,), where=record.where)))
     if not groups:
-        raise DataError(", ".join(files), f"no demonstration is left (max_length {config.max_length})")
+        raise DataError(", ".join(files), f"no demonstration is left (max_length {config.max_length}){left_out(dropped)}")
     return groups
 
 

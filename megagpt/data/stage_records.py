@@ -10,6 +10,7 @@ from megagpt.config.schema import RecordsConfig, RecordSource
 from megagpt.data.errors import DataError
 from megagpt.data.records import Demonstration, Ranking
 from megagpt.data.split import Split, held_out_keys, split_by
+from megagpt.runtime.log import left_out
 
 Record = TypeVar("Record", Demonstration, Ranking)
 
@@ -46,12 +47,12 @@ def read_split(
     return Split(split.train + rest.train, split.valid)
 
 
-def require_both(config: RecordsConfig, split: Split) -> None:
-    """Refuse a split of which one side is empty."""
+def require_both(config: RecordsConfig, split: Split, dropped: Counter[str]) -> None:
+    """Refuse a split of which one side is empty, and say what was left out of the whole."""
     for side, records in zip(split._fields, split, strict=True):
         if not records:
             files = config.train if side == "train" or config.valid is None else config.valid
-            raise DataError(_names(files), f"no record is left for {side} (max_length {config.max_length})")
+            raise DataError(_names(files), f"no record is left for {side} (max_length {config.max_length}){left_out(dropped)}")
 
 
 def _names(sources: Sequence[RecordSource]) -> str:

@@ -21,6 +21,7 @@ from megagpt.data.ranking import EncodedGroup, load_rankings
 from megagpt.data.ranking_batch import RankingBatch, replica_batches
 from megagpt.dpo.evaluate import preference_metrics
 from megagpt.dpo.loss import SUMS, implicit_rewards, preference_loss
+from megagpt.engine.anomaly import require_finite
 from megagpt.engine.answer_scores import score_answers
 from megagpt.engine.build import Engine
 from megagpt.engine.schedule import learning_rate
@@ -46,6 +47,7 @@ def fit(config: DpoConfig, original: str = "") -> Path:
 
     Raises:
         ConfigError, CheckpointError, DataError: before any process group exists.
+        AnomalyError: the weights broke.
     """
     grid = stage_grid(config.parallel, world_size_from_environment())
     run = RunFolder(config.run)
@@ -114,6 +116,7 @@ def fit(config: DpoConfig, original: str = "") -> Path:
         output.wait()
     checkpoint = best_checkpoint(folder) or last
     found = read_state(checkpoint)["evaluation"]
+    require_finite("dpo", "held-out loss", found["loss"])
     say(f"[dpo] held-out pair accuracy {found['accuracy']:.3f} by the implicit reward, margin {found['margin']:+.3f}, loss {found['loss']:.3f}; "
         f"best checkpoint: {checkpoint.name} (the last: {last.name})")  # fmt: skip
     if config.gates.min_implicit_pair_accuracy is not None:

@@ -19,6 +19,16 @@ class AnomalyError(Foreseen, RuntimeError):
     exit_code = 1
 
 
+def require_finite(stage: str, what: str, value: float | None) -> None:
+    """A stage ends with something that a later one can start from; `value` says so, None standing for what is not finite in a state.json.
+
+    Raises:
+        AnomalyError: it is not finite.
+    """
+    if value is None or not math.isfinite(value):
+        raise AnomalyError(f"{stage}: {what} not finite: the weights are broken; lower optimizer.lr")
+
+
 class AnomalyGuard:
     """Watches loss and gradient norm of every step. All ranks feed it the same numbers and so come to the same verdict.
 

@@ -21,6 +21,7 @@ from megagpt.data.batch import fingerprint
 from megagpt.data.order import step_rows
 from megagpt.data.ranking import EncodedGroup, encode_split, load_single_answers, read_ranking_split
 from megagpt.data.ranking_batch import RankingBatch, replica_batches
+from megagpt.engine.anomaly import require_finite
 from megagpt.engine.answer_scores import score_answers
 from megagpt.engine.build import Engine
 from megagpt.engine.schedule import learning_rate
@@ -49,6 +50,7 @@ def fit(config: RewardConfig, original: str = "") -> Path:
 
     Raises:
         ConfigError, CheckpointError, DataError: before any process group exists.
+        AnomalyError: the weights broke.
     """
     grid = stage_grid(config.parallel, world_size_from_environment())
     run = RunFolder(config.run)
@@ -132,6 +134,7 @@ def fit(config: RewardConfig, original: str = "") -> Path:
             around.end_step(step, save, output.wait)
         checkpoint, scores, statistics = save(total_steps)
         output.wait()
+    require_finite("reward", "scores of good answers", statistics["reward_mean"])
     accuracy, report = pair_accuracy(valid, scores), evaluation_report(valid, scores, records.valid)
     if is_main_rank():
         write_evaluation(folder, {"step": total_steps, **report})

@@ -77,10 +77,10 @@ class Doctor:
         return self.rollbacks < self.config.max_rollbacks
 
     def went_back(self) -> None:
-        """Count a return to a checkpoint, and forget what was seen after it."""
+        """Count a return to a checkpoint, and forget the last steps: of the entropy's course what it is compared with stays."""
         self.rollbacks += 1
-        for name in ("kl", "explained_variance"):
-            self._past[name].clear()
+        for name, kept in (("kl", 0), ("explained_variance", 0), ("logprob", self.config.patience)):
+            del self._past[name][kept:]
 
     def state(self) -> dict[str, Any]:
         """JSON of all that a resume needs."""

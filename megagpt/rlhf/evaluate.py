@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +53,12 @@ class Evaluation:
 def win_rate(scores: Sequence[float], others: Sequence[float]) -> float:
     """Share of prompts on which the first answer scores higher; a draw counts half."""
     return sum(0.5 * ((a > b) + (a >= b)) for a, b in zip(scores, others, strict=True)) / len(scores)
+
+
+def reward_gain(opening: Mapping[str, Any], closing: Mapping[str, Any]) -> float:
+    """How far the mean score rose between two evaluations, in standard deviations of the first one's scores; in units of the score where these
+    are all equal, as a rule's are that nothing satisfies yet."""
+    return (closing["reward"] - opening["reward"]) / (opening["reward_std"] or 1.0)
 
 
 def evaluate(

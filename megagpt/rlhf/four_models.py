@@ -40,7 +40,8 @@ class Starts:
     held_out: Checkpoint | None = None
 
     def of(self, role: str) -> Checkpoint:
-        """The value model starts from the reward model: from the policy, with a new head, where there is none or it reads other tokens."""
+        """The value model starts from the reward model, its head on the scale of the normalised score: from the policy, with a new head, where there
+        is none or it reads other tokens."""
         if role == "held_out":
             return self.held_out
         if role in ("policy", "rollout", "reference") or self.reward is None or (role == "value" and self.is_foreign(self.reward)):
@@ -142,6 +143,10 @@ def build_four_models(
         beside = "reward" if "reward" in grids else "reference"
         grids, groups, roles = (of | {"held_out": of[beside]} for of in (grids, groups, roles))
 
+    mean, std = 0.0, 1.0
+    if reward is not None and config.ppo.normalise_reward != "none":
+        mean, std = reward.state["reward_mean"], reward.state["reward_std"]
+
     def load(role: str) -> GPT | None:
         if groups.get(role) is None or (role == "reference" and shares_reference):
             return None
@@ -149,6 +154,8 @@ def build_four_models(
             starts.of(role), groups[role], device, scalar_head=role in ("reward", "held_out", "value"), dropout=0.0, seed=config.run.seed,
             lora=adapters.get(role), dtype=DTYPES[roles[role].precision],
         )
+        if role == "value" and starts.of(role) is reward:
+            _normalise_head(model, mean, std)
         return model if role in TRAINED else model.eval().requires_grad_(False)
 
     def train(role: str, optimizer) -> Engine | None:
@@ -158,11 +165,9 @@ def build_four_models(
         zero_stage = useful_zero_stage(where.zero, grids[role], where.precision, where.offload)
         return Engine(model, optimizer, zero_stage, loss_scale=where.loss_scale, offload_optimizer=where.offload)
 
-    tokenizer, function, mean, std = starts.policy.tokenizer(), None, 0.0, 1.0
+    tokenizer, function = starts.policy.tokenizer(), None
     if config.reward_function is not None:
         function = RewardFunction(config.reward_function, load_reward_function(config.reward_function), tokenizer)
-    if reward is not None and config.ppo.normalise_reward != "none":
-        mean, std = reward.state["reward_mean"], reward.state["reward_std"]
 
     prompts = list(prompts)
     handovers = {
@@ -185,3 +190,13 @@ def build_four_models(
     )
     barrier()
     return models
+
+
+@torch.no_grad()
+def _normalise_head(model: GPT, mean: float, std: float) -> None:
+    """Let a reward model's head say (score - mean) / std, which the value model is to predict. On the raw scale its first values were off by the
+    mean, so that the first advantages punished the end of every response, and clip_value keeps the way back long."""
+    if model.post_process:
+        model.scalar_head.bias.sub_(mean)
+        for parameter in model.scalar_head.parameters():
+            parameter.div_(std)

@@ -6,6 +6,7 @@ and so does one that cannot be read.
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
@@ -70,7 +71,7 @@ class Judge:
     def __init__(self, config: JudgeConfig) -> None:
         self._config, self._headers = config, {"Content-Type": "application/json"}
         if config.key_variable is not None:
-            key = os.environ.get(config.key_variable)
+            key = os.environ.get(config.key_variable, "").strip()  # one that was read from a file brings its line's end
             if not key:
                 raise ConfigError(f"judge.key_variable = {config.key_variable}: the environment has no such variable, or it is empty")
             self._headers["Authorization"] = f"Bearer {key}"
@@ -111,8 +112,8 @@ class Judge:
                 return found
             except urllib.error.HTTPError as error:
                 reason, final = f"HTTP {error.code} {error.reason}", error.code < 500 and error.code != 429
-            except (urllib.error.URLError, OSError) as error:
-                reason, final = str(getattr(error, "reason", error)), False
+            except (OSError, http.client.HTTPException) as error:  # what is no HTTP, or breaks off, urllib passes on as it is
+                reason, final = str(getattr(error, "reason", error)).strip(), False
             except (ValueError, LookupError, TypeError) as error:
                 reason, final = f"not a chat completion ({type(error).__name__})", True
             if final or attempt == ATTEMPTS:

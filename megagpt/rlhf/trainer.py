@@ -24,7 +24,7 @@ from megagpt.parallel.grid import Grid
 from megagpt.parallel.groups import host_group
 from megagpt.parallel.placement import build_grids
 from megagpt.rlhf.doctor import DoctorStop, Finding
-from megagpt.rlhf.evaluate import Evaluation, evaluate, win_rate
+from megagpt.rlhf.evaluate import Evaluation, evaluate, reward_gain, win_rate
 from megagpt.rlhf.four_models import Starts, build_four_models
 from megagpt.rlhf.judge import Judge, JudgeError
 from megagpt.rlhf.memory import MemoryMeter
@@ -33,7 +33,7 @@ from megagpt.rlhf.ppo import Trainer
 from megagpt.rlhf.pretrain_mix import open_pretrain_mix
 from megagpt.rlhf.reward_function import load_reward_function
 from megagpt.runtime import atomic
-from megagpt.runtime.distributed import start, world_size_from_environment
+from megagpt.runtime.distributed import start, stop, world_size_from_environment
 from megagpt.runtime.log import is_main_rank, left_out, say
 from megagpt.runtime.metrics_file import read_metrics
 from megagpt.runtime.run_folder import RunFolder
@@ -63,8 +63,8 @@ def fit(config: RlhfConfig, original: str = "") -> Path:
     run = RunFolder(config.run)
     if config.reward_function is not None:
         load_reward_function(config.reward_function)  # now, where nobody waits for this rank
-    if config.judge is not None:
-        Judge(config.judge)  # now: its key must be there
+    if config.judge is not None and is_main_rank():
+        Judge(config.judge)  # now: its key must be there, on the rank that asks
     starts = _open_starts(config, run, grids)
     tokenizer = starts.policy.tokenizer()
     files = [str(run.resolve(path)) for path in config.prompts.files]
@@ -94,7 +94,7 @@ class _Stage:
         self.config, self.output, self.starts, self.trainer, self.eval_prompts = config, output, starts, trainer, eval_prompts
         self.models = trainer.models
         self.engines = [{"": self.models.policy, "value": self.models.value}.get(subfolder) for subfolder in saved]
-        self.judge = None if config.judge is None else Judge(config.judge)
+        self.judge = Judge(config.judge) if config.judge is not None and is_main_rank() else None
         self.opening: dict[str, Any] | None = None
         """The evaluation before the first round; goes with every checkpoint, because the last one is compared with it."""
 
@@ -140,7 +140,7 @@ class _Stage:
         trainer, tokenizer = self.trainer, self.trainer.tokenizer
         with trainer.timeline.span("evaluation"):
             found = evaluate(self.models, self.config, self.eval_prompts, trainer.stop_ids, trainer.world.device, trainer.timeline)
-        answers = _answers(tokenizer, found, SHOWN if self.judge is None else len(self.eval_prompts))
+        answers = _answers(tokenizer, found, SHOWN if self.config.judge is None else len(self.eval_prompts))
         kept = {"reward": found.reward, "reward_std": found.reward_std, "kl": found.kl, "answers": answers, "judged": found.judged}
         metrics = found.metrics()
         if self.opening is not None:
@@ -160,7 +160,7 @@ class _Stage:
             if models.average is not None:
                 self.output.save(step, models.policy, policy, head="lm", subfolder="ema", average=models.average.canonical_parameters(), **facts)
             if models.value is not None:
-                statistics = {"reward_mean": models.reward_mean, "reward_std": models.reward_std}
+                statistics = {"reward_mean": 0.0, "reward_std": 1.0}  # its numbers are on the normalised scale
                 self.output.save(step, models.value, self.starts.of("value").model_config, head="scalar", subfolder="value", **facts, **statistics)
         return self.output.folder / "checkpoints" / f"step_{step}"
 
@@ -191,7 +191,7 @@ class _Stage:
         if first.action == "rollback" and trainer.doctor.may_roll_back() and (state := self._restored(self.output.reload(*self.engines))) is not None:
             trainer.go_back(step, state)
             self.around.log.go_back(state["step"])
-            say(f"[rlhf] doctor: back to step {state['step']}, and on with other prompts")
+            self.around.log.remark(state["step"], "doctor", f"back from step {step}, and on with other prompts ({first.check}: {first.text})")
             return state["step"]
         if first.check != "finite" and step > 0:  # broken weights are not worth keeping
             self.save(step)
@@ -208,7 +208,7 @@ class _Stage:
         """Gates, answers before and after, and the word that the stage is done."""
         opening, gates, output = self.opening, self.config.gates, self.output
         if gates.min_reward_gain_std is not None:
-            gain = (closing["reward"] - opening["reward"]) / opening["reward_std"]
+            gain = reward_gain(opening, closing)
             output.gate("reward_gain_std", gain, f">= {gates.min_reward_gain_std}", gain >= gates.min_reward_gain_std)
         if gates.max_kl is not None:
             output.gate("kl", closing["kl"], f"<= {gates.max_kl}", closing["kl"] <= gates.max_kl)
@@ -219,7 +219,9 @@ class _Stage:
         judge = "reward model" if self.config.held_out_reward is None else "held-out reward model"
         say(f"[rlhf] answers preferred to those of the start by the {judge} on {closing['win_rate']:.0%} of {len(closing['judged'])} held-out prompts")
         output.finish(checkpoint, reward_before=opening["reward"], reward_after=closing["reward"], kl=closing["kl"], win_rate=closing["win_rate"])
-        if self.judge is not None and is_main_rank():
+        if self.config.judge is not None:
+            stop()  # the other ranks have nothing to wait for, and a judge may take longer than any collective
+        if self.judge is not None:
             self._ask_judge(opening["answers"], closing["answers"])
 
     def _ask_judge(self, before: list[dict[str, Any]], after: list[dict[str, Any]]) -> None:

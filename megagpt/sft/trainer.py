@@ -14,6 +14,7 @@ from megagpt.data.batch import fingerprint
 from megagpt.data.conversation import load_demonstrations
 from megagpt.data.order import epoch_ends, step_rows
 from megagpt.data.packing import describe, pack_rows
+from megagpt.engine.anomaly import require_finite
 from megagpt.engine.build import Engine
 from megagpt.engine.schedule import learning_rate
 from megagpt.engine.token_steps import count_targets, evaluate, replica_batches, train_step
@@ -36,6 +37,7 @@ def fit(config: SftConfig, original: str = "") -> Path:
 
     Raises:
         ConfigError, CheckpointError, DataError: before any process group exists.
+        AnomalyError: the weights broke.
     """
     grid = stage_grid(config.parallel, world_size_from_environment())
     run = RunFolder(config.run)
@@ -103,6 +105,7 @@ def fit(config: SftConfig, original: str = "") -> Path:
     checkpoint = best_checkpoint(folder) or last
     found = held_out_of(checkpoint)
     loss = found.value if found else last_loss
+    require_finite("sft", "held-out loss", loss)
     say(f"[sft] held-out response loss {loss:.3f} nats a token, from {start_loss:.3f}; best checkpoint: {checkpoint.name} "
         f"(the last, {last.name}: {last_loss:.3f})")  # fmt: skip
     if config.gates.max_loss_over_start is not None:

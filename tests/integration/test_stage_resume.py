@@ -164,7 +164,9 @@ def test_doctor_pauses_a_run_goes_back_and_lets_it_pass(folder):
     assert evaluation["eval_held_out_reward"] == pytest.approx(-0.25, abs=0.5) and evaluation["eval_held_out_reward"] != evaluation["eval_reward"]
     went_back = run("doctor.endless=rollback", "doctor.max_rollbacks=2")
     assert went_back.returncode == 1 and steps_of(stage) == [1, 2]
-    assert went_back.stdout.count("doctor: back to step 1, and on with other prompts") == 2
+    assert went_back.stdout.count("doctor: step 1: back from step 2, and on with other prompts (endless: ") == 2
+    told = [row["step"] for row in map(json.loads, (stage / "metrics.jsonl").read_text().splitlines()) if row.get("doctor", "").startswith("back from step 2")]
+    assert told == [1, 1]  # what was said of the steps that are gone went with them
     assert json.loads((complete_checkpoints(stage)[-1] / "state.json").read_text())["skipped_rounds"] == 2
     out = finished(run("doctor.repeat=2")).stdout
     assert steps_of(stage) == [1, 2, 3, 4] and "doctor: step 3: endless: " in out

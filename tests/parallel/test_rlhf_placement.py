@@ -321,9 +321,13 @@ def test_rlhf_value_model_starts_from_the_reward_model_or_from_the_policy(folder
     for start, settings in (("reward", config), ("sft", alone)):
         (values,) = run_ranks(1, values_at_the_start, settings)
         with Checkpoint.open(find_checkpoint(start, RunFolder(config.run))).tensors("model") as stored:
-            shared = [name for name in values if start == "reward" or not name.startswith("scalar_head.")]
-            assert all(torch.equal(values[name], stored(name)) for name in shared)
-        assert len(shared) == len(values) - 2 * (start == "sft") and values["scalar_head.weight"].abs().max() > 0
+            body = [name for name in values if not name.startswith("scalar_head.")]
+            assert all(torch.equal(values[name], stored(name)) for name in body)
+            weight, bias = (values[f"scalar_head.{name}"] for name in ("weight", "bias"))
+            if start == "reward":  # where the reward model says 0.05 + 0.3 x, the normalised score is x
+                assert torch.allclose(weight, stored("scalar_head.weight") / 0.3, rtol=1e-6, atol=0)
+                assert torch.allclose(bias, (stored("scalar_head.bias") - 0.05) / 0.3, rtol=1e-6, atol=0)
+        assert len(body) == len(values) - 2 and weight.abs().max() > 0
 
 
 @pytest.mark.parametrize("name", ["one_rank", "policy_tp2", "policy_pp2", "policy_zero3"])

@@ -103,10 +103,22 @@ def test_cli_generate_samples_for_annotators_and_single_answers(folder):
         assert record["messages"][-1]["content"] == sampled["answers"][0]
 
 
+def test_cli_generate_says_what_it_left_out(folder):
+    write_rows(folder / "twice.jsonl", [*prompts()[:2], prompts()[0], {"prompt": " "}])
+    done = finished(megagpt("generate", "--checkpoint", "sft", "--run", "toy", "--max-new-tokens", 2, "--prompts", "twice.jsonl", cwd=folder))
+    assert len(done.stdout.splitlines()) == 2 and "2 prompts (left out: 1 empty message, 1 repeated id)" in done.stderr
+
+
 @pytest.mark.parametrize("option", ["--num-samples", "--batch-size", "--max-new-tokens"])
 def test_cli_generate_refuses_none_at_all(option, capsys):
     assert main(["generate", "--checkpoint", "sft", "--prompts", "prompts.jsonl", option, "0"]) == 2
     assert f"{option} 0: must be 1 or more\n" in capsys.readouterr().err
+
+
+def test_cli_generate_says_at_once_that_answers_have_no_place(tmp_path, capsys):
+    for output, message in ((tmp_path / "absent/answers.jsonl", f"{tmp_path}/absent is no folder"), (tmp_path, "is a folder; name a file in it")):
+        assert main(["generate", "--checkpoint", "sft", "--prompts", "absent.jsonl", "--output", str(output)]) == 2
+        assert f"--output {output}: " in (err := capsys.readouterr().err) and message in err
 
 
 def test_cli_chat(folder):

@@ -29,6 +29,8 @@ def test_ppo_defaults_are_those_of_instructgpt():
         (["ppo.advantage=grpo", "ppo.samples_per_prompt=4"], "placement.value with ppo.advantage = grpo: there is no value model then; leave it out"),
         (["ppo.advantage=rloo", "placement.value=null"], "ppo.samples_per_prompt = 1: rloo compares the responses to a prompt; 4 is usual"),
         (["ppo.rollout_parts=24"], r"ppo.rollout_parts = 24: each part of the 64 responses must be .*; .* would do"),
+        (["kl.target=6", "kl.coefficient=0"], "kl.coefficient = 0 with kl.target = 6: the controller multiplies it, and 0 stays 0; 0.02 is usual"),
+        (["kl.target=6", "kl.horizon=12"], "kl.horizon = 12: one rollout of rollout_batch_size 64 responses could take beta to 0 or below; 13 is the least"),
         (["ppo.samples_per_prompt=5"], "ppo.samples_per_prompt = 5: must divide rollout_batch_size 64; 4 would do"),
         (
             ["ppo.advantage=rloo", "placement.value=null", "ppo.samples_per_prompt=4", "ppo.value_warmup_steps=2"],
@@ -44,8 +46,11 @@ def test_check_rlhf_refuses(settings, message):
 
 @pytest.mark.parametrize(
     ("setting", "field"),
-    [("ppo.dual_clip=1.0", "dual_clip"), ("ppo.ema_decay=1.0", "ema_decay"), ("reward_function=module", "reward_function"), ("kl.estimator=k4", "estimator")],
-)
+    [
+        ("ppo.dual_clip=1.0", "dual_clip"), ("ppo.ema_decay=1.0", "ema_decay"), ("reward_function=module", "reward_function"), ("kl.estimator=k4", "estimator"),
+        ("ppo.temperature=.inf", "temperature"), ("kl.coefficient=.inf", "coefficient"), ("prompts.files=[]", "prompts.files = .*at least 1"),
+    ],
+)  # fmt: skip
 def test_ppo_setting_out_of_its_range(setting, field):
     with pytest.raises(ConfigError, match=field):
         load_config(RlhfConfig, QUICKSTART, [setting])

@@ -23,6 +23,14 @@ def test_record_sources_may_be_plain_paths():
     assert sources[0].slice is None
 
 
+@pytest.mark.parametrize("config_class", [SftConfig, RewardConfig, DpoConfig])
+def test_record_sources_of_which_nothing_is_held_out_need_held_out_files(config_class):
+    train = [{"path": "a", "hold_out": False}, {"path": "b", "hold_out": False}]
+    with pytest.raises(ConfigError, match="data.train: hold_out is false for every source, so that nothing can be held out; give data.valid"):
+        check_parent(config(config_class, train), MODEL, 1)
+    check_parent(config(config_class, train, data={"train": train, "valid": ["c"], "max_length": 8}), MODEL, 1)
+
+
 @pytest.mark.parametrize(
     ("train", "message"),
     [
@@ -31,6 +39,7 @@ def test_record_sources_may_be_plain_paths():
         ([{"path": "a", "slice": ""}], "data.train.0.slice = ''"),
         ([{"slice": "s"}], "data.train.0.path is missing"),
         ([{"path": "a", "wieght": 2}], "unknown key 'data.train.0.wieght'; did you mean 'weight'?"),
+        ([], "data.train = []: list should have at least 1 item"),
         ("a", "data.train = 'a'"),
     ],
 )

@@ -232,7 +232,7 @@ def test_kway_wholly_tied_rankings_are_read_but_give_no_group(tokenizer, ranking
     assert len(read_ranking_split(config, dropped).valid) == 3 and not dropped
     split, dropped = load_rankings(config, tokenizer)
     assert (len(split.train), len(split.valid)) == (2, 2) and dropped == {"all answers are tied": 2}
-    with pytest.raises(DataError, match="t.jsonl: no record is left for train"):
+    with pytest.raises(DataError, match=r"t.jsonl: no record is left for train \(max_length 32\) \(left out: 1 all answers are tied\)"):
         load_rankings(RecordsConfig(train=[file], valid=[ranking_file], max_length=32), tokenizer)
 
 
@@ -242,7 +242,7 @@ def test_demonstrations_to_score_are_groups_of_one_answer(tokenizer, tmp_path):
     (group,) = load_single_answers([file], config, tokenizer, dropped)
     assert tokenizer.decode(group.rows[0].tokens, show_special=True) == "<|user|>q<|end|><|assistant|>a<|end|>"
     assert group.pairs == () and dropped == {"longer than max_length": 1}
-    with pytest.raises(DataError, match=r"d.jsonl: no demonstration is left \(max_length 2\)"):
+    with pytest.raises(DataError, match=r"d.jsonl: no demonstration is left \(max_length 2\) \(left out: 3 longer than max_length\)"):
         load_single_answers([file], config.model_copy(update={"max_length": 2}), tokenizer, dropped)
 
 

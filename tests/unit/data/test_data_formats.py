@@ -82,6 +82,15 @@ def test_hh_pair_shares_the_prompt():
     assert list(to_rankings(row)) == [{"prompt": prompt, "answers": ["good", "bad"], "ranks": [0, 1]}]
 
 
+def test_hh_conversation_may_begin_without_blank_lines():
+    """As copies do whose texts were stripped; the first turn is a turn and no system message."""
+    row = {"chosen": (ASKED + hh("Assistant: good")).strip(), "rejected": (ASKED + hh("Assistant: bad")).strip()}
+    (made,) = to_rankings(row)
+    assert [message["role"] for message in made["prompt"]] == ["user", "assistant", "user"] and made["prompt"][0] == user("Why?")
+    (made,) = to_rankings({side: f"Be kind.{text}" for side, text in row.items()})  # a name within a text's first line is none
+    assert made["prompt"][0] == {"role": "system", "content": "Be kind.Human: Why?"}
+
+
 def test_hh_repeated_speaker_is_one_message():
     row = {"chosen": ASKED + hh("Assistant: one", "Assistant: two"), "rejected": ASKED + hh("Assistant: bad")}
     (pair,) = to_rankings(row)

@@ -8,7 +8,7 @@ import pytest
 
 from megagpt.config.schema import DoctorConfig
 from megagpt.rlhf.doctor import CHECKS, Doctor, correlation
-from megagpt.rlhf.evaluate import win_rate
+from megagpt.rlhf.evaluate import reward_gain, win_rate
 
 HEALTHY = {
     "policy_first_ratio_error": 1e-7, "sampler_gap": 1e-5, "kl": 0.4, "outside_response": 0.0, "stopped": 0.9, "reward_length_correlation": 0.2,
@@ -94,6 +94,19 @@ def test_doctor_goes_back_a_limited_number_of_times():
 
 def test_win_rate():
     assert win_rate([1.0, 2.0, 3.0, 0.0], [0.0, 2.0, 4.0, -1.0]) == (1 + 0.5 + 0 + 1) / 4
+
+
+def test_doctor_that_went_back_forgets_the_collapse_and_remembers_the_start():
+    doctor, collapsed = Doctor(DoctorConfig(entropy="rollback")), HEALTHY | {"logprob": -0.01}
+    assert run(doctor, *[HEALTHY] * 10, *[collapsed] * 10)
+    doctor.went_back()
+    assert run(doctor, *[HEALTHY] * 10) == []  # the weights are healthy again
+    assert run(doctor, *[collapsed] * 10)
+
+
+def test_reward_gain_is_in_deviations_of_the_start_or_in_scores_where_those_are_equal():
+    assert reward_gain({"reward": 1.0, "reward_std": 0.5}, {"reward": 2.0}) == pytest.approx(2.0)
+    assert reward_gain({"reward": 0.0, "reward_std": 0.0}, {"reward": 0.25}) == 0.25  # no answer of the start satisfied the rule
 
 
 def test_correlation():

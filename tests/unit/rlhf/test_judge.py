@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socketserver
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -107,6 +108,30 @@ def test_judge_that_cannot_be_asked_is_named(server, reply, message, requests):
 def test_judge_that_is_not_there_is_named():
     with pytest.raises(JudgeError, match=r"judge.url = http://127.0.0.1:9/v1/chat/completions: .*refused"):
         Judge(JudgeConfig(url="http://127.0.0.1:9/v1", model="m")).compare(["q"], ["x"], ["y"])
+
+
+@pytest.mark.parametrize(
+    ("sent", "message"),
+    [(b"no HTTP at all\r\n", "no HTTP at all"), (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n90\r\n{", "IncompleteRead"), (b"", "Remote end closed connection")],
+)
+def test_judge_that_breaks_off_is_named(sent, message):
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self):
+            self.request.recv(1 << 16)
+            self.request.sendall(sent)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(JudgeError, match=message):
+            Judge(JudgeConfig(url=f"http://127.0.0.1:{server.server_address[1]}/v1", model="m")).compare(["q"], ["x"], ["y"])
+        server.shutdown()
+
+
+def test_judge_key_from_a_file_may_end_its_line(server, monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", "secret\n")
+    server.verdict = lambda body: says("tie")
+    Judge(JudgeConfig(url=server.url, model="m", key_variable="JUDGE_KEY")).compare(["q"], ["x"], ["y"])
+    assert {key for _, key, _ in server.asked} == {"Bearer secret"}
 
 
 @pytest.mark.parametrize(
