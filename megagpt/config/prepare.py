@@ -608,13 +608,21 @@ class FairnessConfig(Frozen):
     slice and label independent, 0 changes nothing."""
 
 
+class ToxicityWindowsConfig(WindowsConfig):
+    """About as long as the texts that are learned from: a longer window dilutes what is toxic in it. (Texts are cut to ten windows in training.)"""
+
+    characters: int = Field(200, ge=50, le=1 << 20)
+    """Length of a window; a shorter text is one window."""
+    most: int = Field(64, gt=0)
+    """A text of more than so many windows is scored by so many of them, in equal steps from its begin to its end."""
+
+
 class TrainToxicityConfig(TrainingConfig):
     """A toxicity classifier from labelled texts, with its errors by dialect and group. Writes runs/NAME/toxicity: classifier, report.html."""
 
     stage: Literal["train-toxicity"] = "train-toxicity"
     """Which stage this file is for."""
-    windows: WindowsConfig = WindowsConfig(characters=200, most=64)
-    """About as long as the texts that are learned from: a longer window dilutes what is toxic in it. (Texts are cut to ten windows in training.)"""
+    windows: ToxicityWindowsConfig = ToxicityWindowsConfig()
     files: list[str] = Field(min_length=1)
     """JSONL or parquet rows with `text` and a label; files and patterns."""
     label: str = "label"

@@ -803,6 +803,24 @@ class RlhfGates(Frozen):
     """… at a mean KL to the reference of at most this, nats a response."""
 
 
+class PolicyOptimizerConfig(OptimizerConfig):
+    """A constant rate, as in Ouyang et al. 2022, appendix C.4 (there after ten rounds of warm-up), and no decay."""
+
+    lr: float = Field(1e-6, gt=0)
+    """Peak learning rate."""
+    min_lr_ratio: float = Field(1.0, ge=0, le=1)
+    """The schedule ends at this fraction of lr; 1: the rate stays."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled decay of the weight matrices, in units of the learning rate."""
+
+
+class ValueOptimizerConfig(PolicyOptimizerConfig):
+    """As for the policy, at a higher rate."""
+
+    lr: float = Field(5e-6, gt=0)
+    """Peak learning rate; Ouyang et al. 2022, appendix C.4: 9e-6 (beside the policy of 175B: 5e-6)."""
+
+
 def _as_placement(value: Any, config: ValidationInfo) -> Any:
     """`auto` is every model that the job has, without ranks."""
     if value != "auto":
@@ -833,8 +851,8 @@ class RlhfConfig(Frozen):
     no memory: it is the policy with its adapters switched off."""
     value_lora: LoraConfig | None = None
     """The same for the value model, whose scalar head is trained too; default: all of it is trained."""
-    policy_optimizer: OptimizerConfig = OptimizerConfig(lr=1e-6, weight_decay=0.0, min_lr_ratio=1.0)
-    value_optimizer: OptimizerConfig = OptimizerConfig(lr=5e-6, weight_decay=0.0, min_lr_ratio=1.0)
+    policy_optimizer: PolicyOptimizerConfig = PolicyOptimizerConfig()
+    value_optimizer: ValueOptimizerConfig = ValueOptimizerConfig()
     prompts: PromptsConfig
     ppo: PpoConfig
     placement: Annotated[PlacementConfig, BeforeValidator(_as_placement)]

@@ -105,7 +105,7 @@ def train_megagpt(folder: Path, steps: int) -> tuple[list[float], list[float]]:
     """Seconds and mean score of each step."""
     from megagpt.checkpoint.layout import find_checkpoint
     from megagpt.checkpoint.load import Checkpoint
-    from megagpt.config.schema import KlConfig, OptimizerConfig, PlacementConfig, PpoConfig, PromptsConfig, RlhfConfig, RoleConfig, RunConfig
+    from megagpt.config.schema import KlConfig, PlacementConfig, PpoConfig, PromptsConfig, RlhfConfig, RoleConfig, RunConfig
     from megagpt.data.prompts import EncodedPrompt
     from megagpt.parallel.placement import build_grids
     from megagpt.rlhf.four_models import Starts, build_four_models
@@ -113,7 +113,7 @@ def train_megagpt(folder: Path, steps: int) -> tuple[list[float], list[float]]:
     from megagpt.runtime.distributed import start
     from megagpt.runtime.run_folder import RunFolder
 
-    optimizer = OptimizerConfig(lr=POLICY_LR, weight_decay=0.0, schedule="constant")
+    optimizer = {"lr": POLICY_LR, "schedule": "constant"}
     config = RlhfConfig(
         run=RunConfig(name="bench", root=str(folder), seed=1), policy=str(folder / "imported"), reward=str(folder / "imported"),
         placement=PlacementConfig(**{role: RoleConfig(ranks=[0]) for role in ("policy", "reference", "reward", "value")}),

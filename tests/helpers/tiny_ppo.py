@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from megagpt.checkpoint.layout import find_checkpoint
 from megagpt.checkpoint.load import Checkpoint
-from megagpt.config.schema import KlConfig, ModelConfig, OptimizerConfig, PlacementConfig, PpoConfig, PromptsConfig, RlhfConfig, RoleConfig, RunConfig
+from megagpt.config.schema import KlConfig, ModelConfig, PlacementConfig, PpoConfig, PromptsConfig, RlhfConfig, RoleConfig, RunConfig
 from megagpt.data.prompts import load_prompts
 from megagpt.parallel.placement import build_grids
 from megagpt.rlhf.four_models import Starts, build_four_models
@@ -22,7 +22,7 @@ from megagpt.runtime.run_folder import RunFolder
 from tests.helpers.tiny_checkpoint import make_checkpoint
 from tests.helpers.tiny_run import prompts, toy_tokenizer, write_rows
 
-OPTIMIZER = OptimizerConfig(lr=1e-2, eps=1e-5, weight_decay=0.0, clip_grad=0.5)
+OPTIMIZER = {"lr": 1e-2, "min_lr_ratio": 0.1, "eps": 1e-5, "clip_grad": 0.5}
 
 
 def placement(policy: RoleConfig, reference: RoleConfig, reward: RoleConfig | None, value: RoleConfig | None) -> PlacementConfig:

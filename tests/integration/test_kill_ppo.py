@@ -16,7 +16,7 @@ from tests.helpers.tiny_run import command, finished, prompts, toy_tokenizer, wr
 
 STEPS, SAVED, KILLED_IN = 5, 2, 4
 """Rounds; how often they are saved; the round of the kill, which the checkpoint of round 2 goes before."""
-OPTIMIZER = {"lr": 1e-2, "weight_decay": 0.0}
+OPTIMIZER = {"lr": 1e-2, "min_lr_ratio": 0.1, "weight_decay": 0.0}
 CONFIG = {
     "run": {"device": "cpu"}, "policy": "base/sft", "reward": "base/reward", "reward_function": "deadly:nothing",
     "every": {"save": SAVED, "evaluate": 3, "log": 1}, "policy_optimizer": OPTIMIZER, "value_optimizer": OPTIMIZER,

@@ -19,7 +19,7 @@ from megagpt.model.shape import ModelShape
 from tests.helpers.tiny_checkpoint import make_checkpoint
 from tests.helpers.tiny_run import demonstrations, finished, megagpt, prompts, rankings, toy_tokenizer, write_rows
 
-OPTIMIZER = {"lr": 1e-2, "weight_decay": 0.0}
+OPTIMIZER = {"lr": 1e-2, "min_lr_ratio": 0.1, "weight_decay": 0.0}
 EVERY = {"save": 1, "keep": 100}
 STAGES = {
     "sft": {

@@ -19,7 +19,7 @@ from tests.helpers.tiny_run import command, demonstrations, finished, megagpt, p
 from tests.helpers.tolerance import KL_ABSOLUTE, PPO_METRIC_RELATIVE, assert_tensors_close
 from tests.helpers.token_files import write_token_files
 
-OPTIMIZER = {"lr": 1e-2, "weight_decay": 0.0}
+OPTIMIZER = {"lr": 1e-2, "min_lr_ratio": 0.1, "weight_decay": 0.0}
 ON_ONE_RANK = {role: {"ranks": [0]} for role in ("policy", "reference", "reward", "value")}
 STAGES = {
     "sft": {

@@ -16,13 +16,14 @@ from megagpt.config.schema import (
     DoctorConfig,
     KlConfig,
     ModelConfig,
-    OptimizerConfig,
     PlacementConfig,
+    PolicyOptimizerConfig,
     PpoConfig,
     PromptsConfig,
     RlhfConfig,
     RoleConfig,
     RunConfig,
+    ValueOptimizerConfig,
 )
 from megagpt.data.prompts import EncodedPrompt, load_prompts
 from megagpt.parallel.placement import build_grids
@@ -62,8 +63,8 @@ def config_of(folder, seed: int, ppo: dict, kl: dict, beta: float) -> RlhfConfig
     return RlhfConfig(
         run=RunConfig(name="toy", root=str(folder), seed=seed), reward=None, reward_function="tests.helpers.rewards:letters",
         placement=PlacementConfig(policy=ON_ONE_RANK, reference=ON_ONE_RANK, value=ON_ONE_RANK if critic else None),
-        policy_optimizer=OptimizerConfig(lr=5e-3, weight_decay=0.0, schedule="linear", min_lr_ratio=0.0),
-        value_optimizer=OptimizerConfig(lr=1e-2, weight_decay=0.0),
+        policy_optimizer=PolicyOptimizerConfig(lr=5e-3, schedule="linear", min_lr_ratio=0.0),
+        value_optimizer=ValueOptimizerConfig(lr=1e-2, min_lr_ratio=0.1),
         prompts=PromptsConfig(files=[str(folder / "prompts.jsonl")], max_prompt_length=8, max_response_length=2, eval_prompts=1),
         ppo=PpoConfig(steps=200, rollout_batch_size=256, minibatch_size=64, micro_batch_size=64, epochs=2, ema_decay=None, **ppo),
         kl=KlConfig(coefficient=beta, **kl),

@@ -16,7 +16,6 @@ from megagpt.checkpoint.load import Checkpoint
 from megagpt.config.schema import (
     LoraConfig,
     ModelConfig,
-    OptimizerConfig,
     PlacementConfig,
     PpoConfig,
     PromptsConfig,
@@ -40,7 +39,7 @@ from tests.helpers.tiny_ppo import on
 from tests.helpers.tiny_run import prompts, toy_tokenizer, write_rows
 from tests.helpers.tolerance import KL_ABSOLUTE, LOG_PROBABILITY_ABSOLUTE, PARITY_RELATIVE, PPO_METRIC_RELATIVE, assert_tensors_close
 
-OPTIMIZER = OptimizerConfig(lr=3e-2, eps=1e-5, weight_decay=0.0, clip_grad=0.5)
+OPTIMIZER = {"lr": 3e-2, "min_lr_ratio": 0.1, "eps": 1e-5, "clip_grad": 0.5}
 POLICY_LORA, VALUE_LORA = LoraConfig(rank=4, alpha=8.0), LoraConfig(rank=2, alpha=2.0, targets=("qkv", "fc2"))
 
 

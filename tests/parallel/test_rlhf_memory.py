@@ -14,7 +14,6 @@ from megagpt.checkpoint.load import Checkpoint
 from megagpt.config.schema import (
     LoraConfig,
     ModelConfig,
-    OptimizerConfig,
     PlacementConfig,
     PpoConfig,
     PromptsConfig,
@@ -60,10 +59,8 @@ def folder(tmp_path_factory):
 
 
 def config_of(folder: Path, name: str) -> RlhfConfig:
-    optimizer = OptimizerConfig(lr=1e-3)
     return RlhfConfig(
         run=RunConfig(name="toy", root=str(folder), seed=1), placement=PlacementConfig(**PLACEMENTS[name]),
-        policy_optimizer=optimizer, value_optimizer=optimizer,
         prompts=PromptsConfig(files=[str(folder / "prompts.jsonl")], max_prompt_length=64, max_response_length=32, eval_prompts=8),
         ppo=PpoConfig(steps=2, rollout_batch_size=16, minibatch_size=8, micro_batch_size=2, ema_decay=0.9),
         lora=LoraConfig(rank=4) if name == "adapters" else None,  # the reference is the policy without them

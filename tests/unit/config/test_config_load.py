@@ -1,12 +1,14 @@
 """Configuration files: what is accepted, and the one line that says why something is not."""
 
+import typing
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel, TypeAdapter
 
 from megagpt.config.chain import STAGES, PipelineConfig
 from megagpt.config.check import check_pretrain
-from megagpt.config.load import ConfigError, load_config
+from megagpt.config.load import ConfigError, build_config, load_config, load_data
 from megagpt.config.prepare import HeuristicsConfig, TrainQualityConfig, TrainToxicityConfig
 from megagpt.config.reference import describe_keys
 from megagpt.config.schema import PretrainConfig, RlhfConfig
@@ -158,8 +160,6 @@ BESIDE_STAGES = {"train-quality": TrainQualityConfig, "train-toxicity": TrainTox
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
 def test_config_every_shipped_file_parses(path):
-    from megagpt.config.load import build_config, load_data
-
     data = load_data(path)
     if isinstance(data.get("steps"), list):
         config = build_config(PipelineConfig, data, str(path))
@@ -189,10 +189,39 @@ def test_config_help_of_dictionaries_and_bounded_numbers():
     assert any(line.startswith("  gopher_repetition.max_top_ngram: dict[int, float]") for line in lines)
 
 
+def parts(annotation):
+    """Configuration classes in an annotation, such as the one in `list[BlendSource] | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [part for argument in typing.get_args(annotation) for part in parts(argument)]
+
+
+def sections(config_class):
+    """Every section that may be left out, at any depth: name and field."""
+    for name, field in config_class.model_fields.items():
+        for part in parts(field.annotation):
+            yield from sections(part)
+        if isinstance(field.default, BaseModel):
+            yield name, field
+
+
+@pytest.mark.parametrize("config_class", [*STAGES.values(), *BESIDE_STAGES.values()], ids=lambda c: c.__name__)
+def test_config_key_of_a_section_leaves_the_others_at_the_stages_defaults(config_class):
+    for name, field in sections(config_class):
+        for key, value in field.default:
+            section = TypeAdapter(field.annotation).validate_python({key: value})
+            assert section == field.default, f"{name}: {{{key}: {value}}} changes other keys"
+
+
+@pytest.mark.parametrize(("optimizer", "lr"), [("policy_optimizer", 1e-6), ("value_optimizer", 5e-6)])
+def test_config_rlhf_recipe_holds_for_what_is_not_given(optimizer, lr):
+    data = load_data(ROOT / "configs/smoke/quickstart_rlhf.yaml") | {optimizer: {"eps": 1e-6}}
+    found = getattr(build_config(RlhfConfig, data, "rlhf.yaml"), optimizer)
+    assert (found.lr, found.min_lr_ratio, found.weight_decay, found.eps) == (lr, 1.0, 0.0, 1e-6)
+
+
 @pytest.mark.parametrize(("given", "lr"), [({}, 1e-5), ({"optimizer": {"lr": 2e-5}}, 2e-5)])
 def test_config_sft_recipe_holds_for_what_is_not_given(given, lr):
-    from megagpt.config.load import build_config
-
     data = {"run": {"name": "r"}, "batch": {"micro_batch_size": 1, "global_batch_size": 32}, "data": {"train": ["d.jsonl"], "max_length": 64}}
     config = build_config(STAGES["sft"], data | given, "sft.yaml")
     optimizer = config.optimizer
