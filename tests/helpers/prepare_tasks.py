@@ -10,6 +10,7 @@ from pathlib import Path
 from megagpt.config.prepare import ExecutorConfig
 from megagpt.prepare.executors import run_phases
 from megagpt.prepare.phase import Phase, TaskStep
+from megagpt.prepare.ranks import joined
 from megagpt.runtime import atomic
 
 
@@ -41,7 +42,8 @@ class Write(TaskStep):
 
 def run(folder: Path, kind: str, workers: int | None = None, fault: str = "", num_tasks: int = 5) -> None:
     """The phase, under an executor."""
-    run_phases([Phase("write", num_tasks, Write(folder, fault))], ExecutorConfig(kind=kind, workers=workers), folder / "work")
+    with joined(kind):
+        run_phases([Phase("write", num_tasks, Write(folder, fault))], ExecutorConfig(kind=kind, workers=workers), folder / "work")
 
 
 if __name__ == "__main__":
