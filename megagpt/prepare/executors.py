@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -28,11 +29,13 @@ from megagpt.config.prepare import ExecutorConfig
 from megagpt.prepare.errors import PrepareError
 from megagpt.prepare.phase import Phase
 from megagpt.prepare.progress import SHARES, shown
+from megagpt.prepare.ranks import is_main
 from megagpt.runtime.errors import Foreseen
 from megagpt.runtime.stop_request import SIGNALS, requested
 
 MAX_RETRIES = 3
 """Of a task whose machine or process went away on a cluster."""
+CONNECT_SECONDS = 10.0
 POLL_SECONDS = 0.05
 
 
@@ -91,7 +94,7 @@ class _Tasks(PipelineExecutor):
         return stats
 
     def task(self, number: int) -> str | None:
-        """Run one; what went wrong, in one line."""
+        """Run one; what went wrong, in one line, and below it the traceback of an error that nobody foresaw."""
         try:
             self._run_for_rank(number)
         except (Foreseen, OSError, duckdb.IOException) as error:  # a full disk, a file that went
@@ -99,8 +102,7 @@ class _Tasks(PipelineExecutor):
         except Exception as error:
             if requested():  # DuckDB makes another error of it
                 raise KeyboardInterrupt from None
-            traceback.print_exc()
-            return f"{self.phase.name}, task {number}: {type(error).__name__}: {error} (traceback above)"
+            return f"{self.phase.name}, task {number}: {type(error).__name__}: {' '.join(str(error).split())} (traceback above)\n{traceback.format_exc()}"
         return None
 
 
@@ -157,12 +159,14 @@ def _ray(config: ExecutorConfig) -> Iterator[Run]:
         import ray
     except ImportError as error:
         raise PrepareError(f"executor.kind ray: {error}; pip install 'megagpt[ray]'") from error
-    address = os.environ.get("RAY_ADDRESS", "local")
-    handler = signal.getsignal(signal.SIGTERM)
+    address, handler = os.environ.get("RAY_ADDRESS", "local"), signal.getsignal(signal.SIGTERM)
     try:
+        host, _, port = address.removeprefix("ray://").rpartition(":")
+        if host:  # Ray would try for minutes
+            socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
         # Tasks are told by their markers, so nothing has to be shown on the way.
         ray.init(address, include_dashboard=False, log_to_driver=False, logging_level="ERROR", configure_logging=False)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise PrepareError(f"executor.kind ray: RAY_ADDRESS = {address}: {' '.join(str(error).split())}") from error
     signal.signal(signal.SIGTERM, handler)  # Ray has put its own
     try:
@@ -238,5 +242,9 @@ def _submit_to_slurm(phases: Sequence[Phase], config: ExecutorConfig, work: Path
 
 
 def _raise(failed: str | None) -> None:
-    if failed is not None:
-        raise PrepareError(f"{failed}; the same command goes on from here")
+    if failed is None:
+        return
+    line, _, trace = failed.partition("\n")
+    if trace and is_main():
+        print(trace, file=sys.stderr)
+    raise PrepareError(f"{line}; the same command goes on from here")

@@ -7,7 +7,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -43,7 +43,8 @@ def shown(phase: Phase, folder: Path) -> Iterator[None]:
 
 
 def bytes_read() -> int:
-    """By this process so far, from any file: Linux counts them, elsewhere it stays 0. Readers need not say where they are, be their files packed or not."""
+    """By this process so far, from any file, those that libraries load among them; Linux counts them, elsewhere it stays 0. So readers need not say
+    where they are, be their files packed or not."""
     with suppress(OSError), open("/proc/self/io", encoding="ascii") as file:
         return int(file.readline().removeprefix("rchar:"))
     return 0
@@ -53,31 +54,32 @@ def _show(phase: Phase, folder: Path, ended: threading.Event) -> None:
     terminal, looking = sys.stderr.isatty(), 0.0
     unit = {"unit": "task"} if phase.sizes is None else {"unit": "B", "unit_scale": True, "unit_divisor": 1024}
     sizes = phase.sizes or [1] * phase.num_tasks
-    done, remark = _look(folder, sizes)
+    done, whole = _look(folder, sizes)
     with tqdm(
-        total=sum(sizes), initial=done, desc=phase.name, postfix=remark, **unit, file=sys.stderr, dynamic_ncols=True, smoothing=0, miniters=0,
+        total=sum(sizes), initial=done, desc=phase.name, **unit, file=sys.stderr, dynamic_ncols=True, smoothing=0, miniters=0,
         mininterval=0.0 if terminal else 15.0, delay=0.0 if terminal else 2.0,
     ) as bar:  # fmt: skip
         while True:
             last = ended.wait(max(LOOK_SECONDS, looking / MAX_LOOKING))
             began = time.perf_counter()
-            done, remark = _look(folder, sizes)
-            bar.set_postfix_str(remark, refresh=False)
+            done, whole = _look(folder, sizes)
+            if phase.sizes is not None:
+                bar.set_postfix_str(f"{whole} of {len(sizes)} tasks", refresh=False)
             bar.update(done - bar.n)
             looking = time.perf_counter() - began
             if last:
                 return
 
 
-def _look(folder: Path, sizes: list[int]) -> tuple[int, str]:
-    """What is done of all sizes, and a word about whole tasks."""
+def _look(folder: Path, sizes: Sequence[int]) -> tuple[int, int]:
+    """(what is done of all sizes, number of whole tasks)"""
     done = {int(name) for name in _files(folder / COMPLETIONS)}
     amount = float(sum(sizes[task] for task in done))
     for name in _files(folder / SHARES):
         if int(name) not in done:
             with suppress(OSError, ValueError):  # it goes when the task is done; it may be about to be written
                 amount += sizes[int(name)] * float((folder / SHARES / name).read_text())
-    return int(amount), f"{len(done)} of {len(sizes)} tasks"
+    return int(amount), len(done)
 
 
 def _files(folder: Path) -> list[str]:
