@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from megagpt.prepare.dedup.fingerprints import Fingerprints
 from megagpt.prepare.document import Problem, to_flow
 from megagpt.prepare.ledger import Ledger
 from megagpt.prepare.phase import Phase, TaskStep
+from megagpt.prepare.progress import bytes_read
 from megagpt.prepare.readers.read import read_file
 from megagpt.prepare.representation_counts import BEFORE, DROPPED, Counts
 from megagpt.prepare.shards import shard_of
@@ -37,7 +39,7 @@ class Clean(TaskStep):
     def run_task(self, task: int, num_tasks: int) -> None:
         config, work = self.config, self.work
         shard, steps, times, number = shard_of(config, work, task), build_steps(CLEAN, config, work), Times(), 0
-        num_tokens = token_counter(config.tokenizer)
+        num_tokens, num_bytes, done = token_counter(config.tokenizer), sum(Path(path).stat().st_size for path, _ in shard.files), 0
         with ExitStack() as files:
             kept = files.enter_context(Table(task_file(work / CLEANED, task), KEPT))
             ledger = files.enter_context(Ledger(task_file(work / SEEN, task), task, config))
@@ -46,7 +48,9 @@ class Clean(TaskStep):
             counts = files.enter_context(Counts(work / BEFORE, task, config.steps.representation))
             drops = files.enter_context(Counts(work / DROPPED[0], task, config.steps.representation))
             for path, name in shard.files:
+                size, began = Path(path).stat().st_size, bytes_read()
                 for found in times.reading(read_file(Path(path), shard.source, name)):
+                    self.tell(lambda done=done, began=began, size=size: (done + min(bytes_read() - began, size)) / max(num_bytes, 1))
                     if isinstance(found, Problem):
                         problems.add({"source": shard.source.name, "path": found.path, "position": found.position, "reason": found.reason})
                         continue
@@ -63,11 +67,12 @@ class Clean(TaskStep):
                     with times.noting("fingerprints"):
                         fingerprints.add(number, document.id, document.text, document.metadata["scores"].get("quality", 0.0), document.metadata["kind"])
                     number += 1
-        times.tell(self, ledger.num_rows, sum(Path(path).stat().st_size for path, _ in shard.files))
+                done += size
+        times.tell(self, ledger.num_rows, num_bytes)
 
 
-def clean_phase(config: PrepareConfig, work: Path, num_tasks: int) -> Phase:
-    return Phase("clean", num_tasks, Clean(config, work))
+def clean_phase(config: PrepareConfig, work: Path, sizes: Sequence[int]) -> Phase:
+    return Phase("clean", len(sizes), Clean(config, work), sizes)
 
 
 def _judge(document: Document, steps: list[Any], config: PrepareConfig, times: Times) -> tuple[str, str] | None:

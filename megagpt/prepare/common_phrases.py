@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -45,9 +46,9 @@ class MarkPhrases(TaskStep):
         mark_common(self.config.steps.decontamination, self.work, counts)
 
 
-def common_phrase_phases(config: PrepareConfig, work: Path, num_tasks: int) -> list[Phase]:
+def common_phrase_phases(config: PrepareConfig, work: Path, sizes: Sequence[int]) -> list[Phase]:
     """None where no limit is set."""
     settings = config.steps.decontamination
     if settings is None or settings.max_documents is None:
         return []
-    return [Phase("count_phrases", num_tasks, CountPhrases(work)), Phase("mark_phrases", 1, MarkPhrases(config, work))]
+    return [Phase("count_phrases", len(sizes), CountPhrases(work), sizes), Phase("mark_phrases", 1, MarkPhrases(config, work))]

@@ -1,35 +1,46 @@
 """Who runs the tasks of a phase: processes of this machine, the ranks of an mpirun, a Ray cluster, or Slurm.
 
-All of them are datatrove executors: a task that is done leaves a marker, and only what lacks one is run.
+The tasks are datatrove's: one that is done leaves a marker, and only what lacks one is run.
 """
 
 from __future__ import annotations
 
 import os
+import signal
+import socket
 import sys
+import time
 import traceback
-from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from copy import deepcopy
-from multiprocessing import get_context
+from itertools import islice
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
+from threading import Thread
 
 import duckdb
 from datatrove.executor.base import DistributedEnvVars, PipelineExecutor
 from datatrove.utils.stats import PipelineStats
-from loguru import logger as datatrove_logger
-from tqdm import tqdm
 
 from megagpt.config.prepare import ExecutorConfig
 from megagpt.prepare.errors import PrepareError
 from megagpt.prepare.phase import Phase
+from megagpt.prepare.progress import SHARES, shown
+from megagpt.prepare.ranks import is_main
 from megagpt.runtime.errors import Foreseen
+from megagpt.runtime.stop_request import SIGNALS, requested
+
+MAX_RETRIES = 3
+"""Of a task whose machine or process went away on a cluster."""
+CONNECT_SECONDS = 10.0
+POLL_SECONDS = 0.05
 
 
 def run_phases(phases: Sequence[Phase], config: ExecutorConfig, work: Path) -> bool:
-    """Run each phase to its end, then the next. Markers and logs of a phase go to `work/tasks/<name>/`.
+    """Run each phase to its end, then the next. Markers of a phase go to `work/tasks/<name>/`.
 
     Returns:
         False where the phases were only handed to a scheduler.
@@ -40,28 +51,12 @@ def run_phases(phases: Sequence[Phase], config: ExecutorConfig, work: Path) -> b
     if config.kind == "slurm":
         _submit_to_slurm(phases, config, work)
         return False
-    with _pool(config) if config.kind == "local" else nullcontext() as pool:
+    with {"local": _local, "mpi": _mpi, "ray": _ray}[config.kind](config) as run:
         for phase in phases:
             folder = work / "tasks" / phase.name
-            if config.kind == "local":
-                _run_local(phase, pool, folder)
-            else:
-                {"mpi": _run_mpi, "ray": _run_ray}[config.kind](phase, config, folder)
+            with shown(phase, folder):
+                run(_Tasks(phase, folder))
     return True
-
-
-@contextmanager
-def _pool(config: ExecutorConfig) -> Iterator[ProcessPoolExecutor | None]:
-    """Processes for all phases, since each takes seconds to import what tasks need; None for a single worker, which is this process.
-
-    Not forked: threads of the parent would leave locks held. A pool of concurrent.futures ends when a worker is killed; multiprocessing's waits.
-    """
-    workers = config.workers or len(os.sched_getaffinity(0))
-    if workers == 1:
-        yield None
-        return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        yield pool
 
 
 class _Tasks(PipelineExecutor):
@@ -69,7 +64,7 @@ class _Tasks(PipelineExecutor):
 
     def __init__(self, phase: Phase, folder: Path) -> None:
         super().__init__([phase.step], logging_dir=str(folder))
-        self.phase = phase
+        self.phase, self.shares = phase, folder / SHARES
 
     @property
     def world_size(self) -> int:
@@ -87,86 +82,148 @@ class _Tasks(PipelineExecutor):
         """As datatrove's, without a log of each task: that costs more than a small task, and tells of an error the values of all variables, which are
         documents."""
         step = deepcopy(self.phase.step)  # it counts what it does
+        step.told = self.shares / f"{rank:05d}"
         step.run(None, rank, self.world_size)
+        if requested():  # and a library has swallowed it: a piece may be missing
+            raise KeyboardInterrupt
         stats = PipelineStats([step])
         with self.logging_dir.open(f"stats/{rank:05d}.json", "w") as file:
             stats.save_to_disk(file)
         self.mark_rank_as_completed(rank)
+        step.told.unlink(missing_ok=True)
         return stats
 
     def task(self, number: int) -> str | None:
-        """Run one; what went wrong, in one line."""
+        """Run one; what went wrong, in one line, and below it the traceback of an error that nobody foresaw."""
         try:
             self._run_for_rank(number)
         except (Foreseen, OSError, duckdb.IOException) as error:  # a full disk, a file that went
             return f"{self.phase.name}, task {number}: {' '.join(str(error).split())}"
         except Exception as error:
-            traceback.print_exc()
-            return f"{self.phase.name}, task {number}: {type(error).__name__}: {error} (traceback above)"
+            if requested():  # DuckDB makes another error of it
+                raise KeyboardInterrupt from None
+            return f"{self.phase.name}, task {number}: {type(error).__name__}: {' '.join(str(error).split())} (traceback above)\n{traceback.format_exc()}"
         return None
 
 
-def _run_local(phase: Phase, pool: ProcessPoolExecutor | None, folder: Path) -> None:
-    tasks = _Tasks(phase, folder)
-    waiting = tasks.get_incomplete_ranks()
-    with _bar(phase, phase.num_tasks - len(waiting)) as bar:
-        if pool is None or len(waiting) == 1:
-            for number in waiting:
-                _raise(tasks.task(number))
-                bar.update()
-            return
-        running = {pool.submit(tasks.task, number) for number in waiting}
+Run = Callable[[_Tasks], None]
+"""Runs the tasks of a phase that lack a marker, to the end or a PrepareError."""
+
+
+@contextmanager
+def _local(config: ExecutorConfig) -> Iterator[Run]:
+    """Processes for all phases, since each takes seconds to import what tasks need; a single worker, and a single task, is this process.
+
+    Not forked: threads of the parent would leave locks held. A pool of concurrent.futures ends when a worker is killed; multiprocessing's waits.
+    """
+    workers = config.workers or len(os.sched_getaffinity(0))
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_end_with_parent) as pool:
+
+        def run(tasks: _Tasks) -> None:
+            def start(number: int) -> Future:
+                held = signal.pthread_sigmask(signal.SIG_BLOCK, (*SIGNALS, signal.SIGINT))  # a worker that begins here never gets them
+                try:
+                    return pool.submit(tasks.task, number)
+                finally:
+                    signal.pthread_sigmask(signal.SIG_SETMASK, held)
+
+            waiting = tasks.get_incomplete_ranks()
+            if workers == 1 or len(waiting) == 1:
+                for number in waiting:
+                    _raise(tasks.task(number))
+            else:
+                _run_beside(tasks, start, waiting, workers, BrokenProcessPool)
+
         try:
-            while running:
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
-                    _raise(future.result())
-                    bar.update()
-        except BrokenProcessPool as error:
-            raise PrepareError(f"{phase.name}: the process of a task was killed (out of memory?); fewer executor.workers need less") from error
-        finally:
-            for future in running:
-                future.cancel()
+            yield run
+        except KeyboardInterrupt:
+            for worker in active_children():
+                worker.kill()  # a task may end anywhere; it is done again
+            raise
 
 
-def _run_mpi(phase: Phase, config: ExecutorConfig, folder: Path) -> None:
-    from mpi4py import MPI
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for work for ever."""
 
-    world, tasks = MPI.COMM_WORLD, _Tasks(phase, folder)
-    waiting: list[int] = world.bcast(tasks.get_incomplete_ranks() if world.rank == 0 else None)
-    failed = None
-    with _bar(phase, phase.num_tasks - len(waiting)) as bar:
-        for number in waiting[world.rank :: world.size]:
-            failed = tasks.task(number)
-            if failed is not None:
-                break
-            bar.update(world.size)
-    failures = [each for each in world.allgather(failed) if each is not None]
-    _raise(failures[0] if failures else None)
+    def watch() -> None:
+        parent_process().join()
+        os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
 
 
-def _run_ray(phase: Phase, config: ExecutorConfig, folder: Path) -> None:
+@contextmanager
+def _ray(config: ExecutorConfig) -> Iterator[Run]:
+    """Ray keeps the processes of its tasks, so that a task costs milliseconds; datatrove's executor makes an actor and a pool for each."""
     try:
         import ray
-        from datatrove.executor.ray import RayPipelineExecutor
     except ImportError as error:
         raise PrepareError(f"executor.kind ray: {error}; pip install 'megagpt[ray]'") from error
-    if not ray.is_initialized():
+    address, handler = os.environ.get("RAY_ADDRESS", "local"), signal.getsignal(signal.SIGTERM)
+    try:
+        host, _, port = address.removeprefix("ray://").rpartition(":")
+        if host:  # Ray would try for minutes
+            socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
         # Tasks are told by their markers, so nothing has to be shown on the way.
-        ray.init(address=os.environ.get("RAY_ADDRESS"), include_dashboard=False, log_to_driver=False, logging_level="ERROR", configure_logging=False)
-    datatrove_logger.disable("datatrove")
-    workers = config.workers or max(int(ray.cluster_resources().get("CPU", 1)), 1)
-    executor = RayPipelineExecutor(
-        [phase.step], tasks=phase.num_tasks, workers=workers, logging_dir=str(folder), mem_per_cpu_gb=min(config.memory_gib, _ray_gib(ray) / workers)
-    )
-    executor.run()
-    if missing := executor.get_incomplete_ranks():
-        raise PrepareError(f"{phase.name}, task {missing[0]}: failed under Ray, as {len(missing) - 1} others; logs in {folder}/logs")
+        ray.init(address, include_dashboard=False, log_to_driver=False, logging_level="ERROR", configure_logging=False)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise PrepareError(f"executor.kind ray: RAY_ADDRESS = {address}: {' '.join(str(error).split())}") from error
+    signal.signal(signal.SIGTERM, handler)  # Ray has put its own
+    try:
+        workers = config.workers or max(int(ray.cluster_resources().get("CPU", 1)), 1)
+        largest = max(node["Resources"].get("memory", 0) for node in ray.nodes())
+        remote = ray.remote(_task).options(num_cpus=1, memory=int(min(config.memory_gib * 2**30, largest)), max_retries=MAX_RETRIES)
+
+        def run(tasks: _Tasks) -> None:
+            shared = ray.put(tasks)
+            _run_beside(tasks, lambda number: remote.remote(shared, number).future(), tasks.get_incomplete_ranks(), workers, ray.exceptions.RayError)
+
+        yield run
+    finally:
+        ray.shutdown()
 
 
-def _ray_gib(ray) -> float:
-    """Of all machines of the cluster."""
-    return ray.cluster_resources().get("memory", 2**30) / 2**30 * 0.9
+def _task(tasks: _Tasks, number: int) -> str | None:
+    return tasks.task(number)
+
+
+@contextmanager
+def _mpi(config: ExecutorConfig) -> Iterator[Run]:
+    from mpi4py import MPI
+
+    world = MPI.COMM_WORLD
+
+    def run(tasks: _Tasks) -> None:
+        waiting: list[int] = world.bcast(tasks.get_incomplete_ranks() if world.rank == 0 else None)
+        failed = next((failed for number in waiting[world.rank :: world.size] if (failed := tasks.task(number)) is not None), None)
+        meeting = world.Ibarrier()
+        while not meeting.Test():  # a blocking call would keep a core busy, and signals from this process
+            time.sleep(POLL_SECONDS)
+        _raise(next((failed for failed in world.allgather(failed) if failed is not None), None))
+
+    yield run
+
+
+def _run_beside(tasks: _Tasks, start: Callable[[int], Future], waiting: Sequence[int], workers: int, lost: type[Exception]) -> None:
+    """Run tasks that others do, so many at a time. After a failure none is begun any more, and those that run end.
+
+    Args:
+        start: begins a task.
+        lost: what its future raises where the process of the task is gone.
+    """
+    left, running, failures = iter(waiting), set(), []
+    while True:
+        try:
+            if not failures:
+                running |= {start(number) for number in islice(left, workers - len(running))}
+            if not running:
+                break
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            failures += [failed for future in done if (failed := future.result()) is not None]
+        except lost as error:
+            reason = str(error).partition("\n")[0]
+            failures.append(f"{tasks.phase.name}: the process of a task was killed (out of memory? fewer executor.workers need less): {reason}")
+    _raise(failures[0] if failures else None)
 
 
 def _submit_to_slurm(phases: Sequence[Phase], config: ExecutorConfig, work: Path) -> None:
@@ -185,9 +242,9 @@ def _submit_to_slurm(phases: Sequence[Phase], config: ExecutorConfig, work: Path
 
 
 def _raise(failed: str | None) -> None:
-    if failed is not None:
-        raise PrepareError(f"{failed}; the same command goes on from here")
-
-
-def _bar(phase: Phase, done: int) -> tqdm:
-    return tqdm(total=phase.num_tasks, initial=done, desc=phase.name, unit="task", disable=None)
+    if failed is None:
+        return
+    line, _, trace = failed.partition("\n")
+    if trace and is_main():
+        print(trace, file=sys.stderr)
+    raise PrepareError(f"{line}; the same command goes on from here")

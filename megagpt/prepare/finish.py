@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from megagpt.prepare.ledger import Ledger, read_ledger
 from megagpt.prepare.phase import Phase, TaskStep
 from megagpt.prepare.representation_counts import AFTER, DROPPED, Counts
 from megagpt.prepare.steps.build import FINISH, build_steps
-from megagpt.prepare.tables import DOCUMENTS, Table, read_table, task_file, to_json
+from megagpt.prepare.tables import DOCUMENTS, Table, num_rows, read_table, task_file, to_json
 from megagpt.prepare.timing import Times
 from megagpt.runtime import atomic
 
@@ -64,7 +65,9 @@ class Finish(TaskStep):
             drops = files.enter_context(Counts(work / DROPPED[1], task, config.steps.representation))
             ledger = files.enter_context(Ledger(self.place.ledger(task), task, config))
             documents = {split: files.enter_context(Table(self.place.documents(split, task), DOCUMENTS)) for split in SPLITS}
+            total = num_rows(task_file(work / SEEN, task))
             for seen in read_ledger(task_file(work / SEEN, task)):
+                self.tell(lambda: ledger.num_rows / total)
                 if not seen["kept"]:
                     ledger.copy(seen)
                     continue
@@ -105,5 +108,5 @@ def _result(document: Document) -> dict[str, Any]:
     return {"id": document.id, "text": document.text, **texts, "meta": to_json(meta), "weight": known["weight"]}
 
 
-def finish_phase(config: PrepareConfig, work: Path, place: Place, num_tasks: int) -> Phase:
-    return Phase("finish", num_tasks, Finish(config, work, place))
+def finish_phase(config: PrepareConfig, work: Path, place: Place, sizes: Sequence[int]) -> Phase:
+    return Phase("finish", len(sizes), Finish(config, work, place), sizes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from megagpt.prepare.finish import SPLITS, Place
 from megagpt.prepare.phase import Phase, TaskStep
 from megagpt.prepare.representation_counts import AFTER, WEIGHED, Counts, read_counts
 from megagpt.prepare.reweighting import Weigher, weights
-from megagpt.prepare.tables import DOCUMENTS, LEDGER, Table, read_table
+from megagpt.prepare.tables import DOCUMENTS, LEDGER, Table, num_rows, read_table
 from megagpt.runtime import atomic
 
 FACTORS = "factors.json"
@@ -46,7 +47,9 @@ class Reweigh(TaskStep):
             new = {split: files.enter_context(Table(self.after.documents(split, task), DOCUMENTS)) for split in SPLITS}
             ledger = files.enter_context(Table(self.after.ledger(task), LEDGER))
             counts = files.enter_context(Counts(self.work / WEIGHED, task, settings))
-            for row in read_table(self.before.ledger(task)):
+            total = num_rows(self.before.ledger(task))
+            for number, row in enumerate(read_table(self.before.ledger(task))):
+                self.tell(lambda number=number: number / total)
                 if row["kept"]:
                     document = next(old[row["split"]])
                     row["weight"] = document["weight"] = document["weight"] * weigher.weight_of(document["text"])
@@ -56,6 +59,6 @@ class Reweigh(TaskStep):
         self.after.describe(self.work, task)
 
 
-def reweigh_phases(config: PrepareConfig, work: Path, before: Place, after: Place, num_tasks: int) -> list[Phase]:
+def reweigh_phases(config: PrepareConfig, work: Path, before: Place, after: Place, sizes: Sequence[int]) -> list[Phase]:
     """Sum up the counts, then weigh the documents of each task."""
-    return [Phase("factors", 1, Factors(config, work)), Phase("reweigh", num_tasks, Reweigh(config, work, before, after))]
+    return [Phase("factors", 1, Factors(config, work)), Phase("reweigh", len(sizes), Reweigh(config, work, before, after), sizes)]

@@ -43,9 +43,10 @@ def plan_shards(config: PrepareConfig) -> dict[str, Any]:
             status = path.stat()
             facts.append([str(path), status.st_size, status.st_mtime_ns])
             if status.st_size > room:  # does not fit into the shard before it
-                shards.append({"source": number, "files": []})
+                shards.append({"source": number, "files": [], "bytes": 0})
                 room = config.shard_mib * 2**20
             shards[-1]["files"].append([str(path), path.relative_to(base).as_posix()])
+            shards[-1]["bytes"] += status.st_size
             room -= status.st_size
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     return {"key": key, "shards": shards}

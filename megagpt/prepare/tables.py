@@ -88,6 +88,11 @@ def read_table(path: Path, columns: list[str] | None = None) -> Iterator[dict[st
             yield from file.read_row_group(group, columns=columns).to_pylist()
 
 
+def num_rows(path: Path) -> int:
+    """Of a whole file."""
+    return parquet.read_metadata(path).num_rows
+
+
 def to_json(value: Any) -> str:
     """Of a column that holds JSON: the same text for the same value."""
     return json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)

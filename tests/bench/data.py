@@ -129,7 +129,7 @@ def run_megagpt(folder: Path, out: Path, workers: int) -> None:
     )  # fmt: skip
     plan = plan_shards(config)
     write_plan(out / "work", plan)
-    run_phases([clean_phase(config, out / "work", len(plan["shards"]))], config.executor, out / "work")
+    run_phases([clean_phase(config, out / "work", [shard["bytes"] for shard in plan["shards"]])], config.executor, out / "work")
 
 
 def count_kept(out: Path) -> int:

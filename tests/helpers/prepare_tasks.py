@@ -5,19 +5,25 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import sys
+import time
 from pathlib import Path
 
 from megagpt.config.prepare import ExecutorConfig
 from megagpt.prepare.executors import run_phases
 from megagpt.prepare.phase import Phase, TaskStep
+from megagpt.prepare.ranks import joined
 from megagpt.runtime import atomic
+from megagpt.runtime.errors import Foreseen
+from megagpt.runtime.stop_request import ending
 
 
 class Write(TaskStep):
     """Task n writes `<folder>/<n>` and adds a line to `<folder>/log`.
 
     Args:
-        fault: `full`, `error` or `kill`, in task 1, as long as the file `<folder>/fault` lies there.
+        fault: of task 1, as long as the file `<folder>/fault` lies there. `full`, `error`, `kill`; `wait` leaves its process id in `<folder>/waits`;
+            `changed` and `swallowed` are asked to stop, and a library makes another error of that, or none.
     """
 
     name = "write"
@@ -34,6 +40,16 @@ class Write(TaskStep):
                 raise ValueError("a defect")
             if self.fault == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
+            if self.fault == "wait":
+                atomic.write_text(self.folder / "waits", str(os.getpid()))
+                time.sleep(600)
+            if self.fault in ("changed", "swallowed"):
+                try:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    time.sleep(600)
+                except KeyboardInterrupt:
+                    if self.fault == "changed":
+                        raise RuntimeError("Query interrupted") from None
         with open(self.folder / "log", "a") as file:
             file.write(f"{task}\n")
         atomic.write_text(self.folder / str(task), f"{task} of {num_tasks}")
@@ -41,10 +57,15 @@ class Write(TaskStep):
 
 def run(folder: Path, kind: str, workers: int | None = None, fault: str = "", num_tasks: int = 5) -> None:
     """The phase, under an executor."""
-    run_phases([Phase("write", num_tasks, Write(folder, fault))], ExecutorConfig(kind=kind, workers=workers), folder / "work")
+    with joined(kind):
+        run_phases([Phase("write", num_tasks, Write(folder, fault))], ExecutorConfig(kind=kind, workers=workers), folder / "work")
 
 
 if __name__ == "__main__":
-    import sys
-
-    run(Path(sys.argv[1]), sys.argv[2], num_tasks=int(sys.argv[3]))
+    fault, workers = [*sys.argv[3:], ""][0], [*map(int, sys.argv[4:]), None][0]
+    try:
+        with ending("stopped"):
+            run(Path(sys.argv[1]), sys.argv[2], workers, fault)
+    except Foreseen as error:
+        print(f"megagpt: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -114,7 +114,7 @@ def test_prepare_goes_on_after_a_kill_in_each_phase(corpus, expected, tmp_path):
     """Killed as soon as each phase has begun, one after the other; the last run ends it."""
     path = write_config(tmp_path / "prepare.yaml", config_of(corpus, tmp_path, executor={"workers": 2}))
     config = load_config(PrepareConfig, path)
-    phases = all_phases(config, tmp_path / "corpus" / "prepare", len(plan_shards(config)["shards"]))
+    phases = all_phases(config, tmp_path / "corpus" / "prepare", [shard["bytes"] for shard in plan_shards(config)["shards"]])
     tasks, killed = tmp_path / "corpus/prepare/work/tasks", []
     for phase in phases:
         process = subprocess.Popen([sys.executable, "-m", "megagpt", "data", "run", "--config", path], cwd=ROOT, start_new_session=True)

@@ -5,12 +5,13 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
 from megagpt.cli import main as command_line
 from megagpt.runtime import stop_request
-from megagpt.runtime.stop_request import SIGNALS, Stopped, hold_back, let_through, listening, requested
+from megagpt.runtime.stop_request import SIGNALS, Interrupted, Stopped, ending, hold_back, let_through, listening, requested
 from tests.helpers.tiny_run import environment_of
 
 
@@ -23,6 +24,20 @@ def test_stop_request_is_noted_and_forgotten_after_the_block(number):
         assert requested()
         os.kill(os.getpid(), SIGNALS[0])  # on another path
         assert requested()
+    assert not requested() and signal.getsignal(number) == before
+
+
+@pytest.mark.parametrize(("number", "error", "code"), [(signal.SIGTERM, Stopped, 75), (signal.SIGUSR1, Stopped, 75), (signal.SIGINT, Interrupted, 130)])
+def test_stop_request_of_work_with_nothing_to_save_ends_it_where_it_is(number, error, code):
+    before = signal.getsignal(number)
+    with pytest.raises(Stopped, match="^goes on$") as raised, ending("goes on"):
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(60)
+        finally:
+            os.kill(os.getpid(), number)  # on another path, while things are put away
+            assert requested()
+    assert type(raised.value) is error and raised.value.exit_code == code
     assert not requested() and signal.getsignal(number) == before
 
 
