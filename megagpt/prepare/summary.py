@@ -10,6 +10,7 @@ import duckdb
 
 from megagpt.config.prepare import PrepareConfig
 from megagpt.prepare.clean import BROKEN
+from megagpt.prepare.dedup.database import below, quoted
 from megagpt.prepare.finish import FILES
 from megagpt.prepare.phase import Phase, TaskStep
 from megagpt.prepare.representation_counts import AFTER, BEFORE, DROPPED, WEIGHED, read_counts, read_headings
@@ -70,7 +71,7 @@ def statistics_of(connection: duckdb.DuckDBPyConnection, folder: Path) -> dict[s
     dropped = connection.execute(
         "SELECT source, step, reason, count(*) FROM read_parquet(?) WHERE NOT kept GROUP BY ALL ORDER BY source, step, reason", [ledger]
     ).fetchall()
-    problems = dict(connection.execute("SELECT source, count(*) FROM read_parquet(?) GROUP BY source", [str(folder / "problems.parquet")]).fetchall())
+    problems = dict(connection.execute("SELECT source, count(*) FROM read_parquet(?) GROUP BY source", [below(folder, "problems.parquet")]).fetchall())
     sources: dict[str, Any] = {
         source: {
             "seen": seen, "kept": kept, "valid": valid, "characters_before": int(before), "characters_after": int(after),
@@ -105,15 +106,14 @@ def _contamination(connection: duckdb.DuckDBPyConnection, config: PrepareConfig,
 
 def ledger_files(folder: Path) -> str:
     """Pattern of a stage's ledger."""
-    return str(folder / "ledger" / "*.parquet")
+    return below(folder / "ledger", "*.parquet")
 
 
 def _gather_problems(connection: duckdb.DuckDBPyConnection, tasks: Path, path: Path) -> None:
     """One file of all tasks, in their order."""
     unfinished = path.with_name(f".{path.name}.unfinished")
-    source = f"read_parquet('{tasks / '*.parquet'}', filename = true)"
+    source = f"read_parquet({quoted(below(tasks, '*.parquet'))}, filename = true, file_row_number = true)"
     connection.execute(
-        f"COPY (SELECT source, path, position, reason FROM {source} ORDER BY filename, file_row_number) TO '{unfinished}' (FORMAT parquet)"
-        .replace("filename = true", "filename = true, file_row_number = true")
-    )  # fmt: skip
+        f"COPY (SELECT source, path, position, reason FROM {source} ORDER BY filename, file_row_number) TO {quoted(unfinished)} (FORMAT parquet)"
+    )
     unfinished.replace(path)

@@ -47,3 +47,16 @@ def test_prepare_edges_a_column_called_drop_is_the_rows_own(tmp_path):
     files = write_rows(tmp_path / "a.jsonl", {"text": one, "drop": False}, {"text": two, "drop": "mine"}, {"text": three, "meta": {"drop": 3}})
     assert prepare(tmp_path, [rows_of("a", files)], {}) == 0
     assert [row["kept"] for row in ledger(tmp_path).values()] == [True] * 3
+
+
+def test_prepare_edges_a_run_folder_may_have_any_name(tmp_path):
+    """Quotation marks and signs of patterns, which databases and globs would read otherwise."""
+    root, (text, other) = tmp_path / "it's [a-z]* run?", articles(2)
+    files = write_rows(tmp_path / "a.jsonl", {"text": text}, {"text": text}, {"text": other}, {})
+    steps = {"exact_duplicates": {"tasks": 1}, "near_duplicates": {"tasks": 1, "buckets": 1}}
+    assert prepare(tmp_path, [rows_of("a", files)], steps, root) == 0
+    assert [row["kept"] for row in ledger(tmp_path, root).values()] == [True, False, True]
+    assert main(["data", "report", "--run", str(root / "r")]) in (0, None)
+    assert main(["data", "why", "a/a.jsonl#2", "--run", str(root / "r")]) in (0, None)
+    page = (root / "r/prepare/data.html").read_text()
+    assert "duplicate_document" in page and "no text" in page
