@@ -38,7 +38,7 @@ class Summary(TaskStep):
         plan = read_plan(self.work)
         with database(self.config) as connection:
             _gather_problems(connection, self.work / BROKEN, self.folder / "problems.parquet")
-            statistics = statistics_of(connection, self.folder)
+            statistics = statistics_of(connection, self.folder, [source.name for source in self.config.sources])
             contamination = _contamination(connection, self.config, self.work, self.folder)
         if self.config.steps.representation is not None:
             atomic.write_json(self.folder / REPRESENTATION, _representation(self.work, self.config))
@@ -61,8 +61,11 @@ def database(config: PrepareConfig | None = None) -> duckdb.DuckDBPyConnection:
     return connection
 
 
-def statistics_of(connection: duckdb.DuckDBPyConnection, folder: Path) -> dict[str, Any]:
-    """Documents and characters of each source, seen and kept; documents dropped by step and reason; problems by source."""
+def statistics_of(connection: duckdb.DuckDBPyConnection, folder: Path, names: list[str]) -> dict[str, Any]:
+    """Documents and characters of each source, seen and kept; documents dropped by step and reason; problems by source.
+
+    `names`: of the sources; one that gave no document is told with zeros.
+    """
     ledger = ledger_files(folder)
     by_source = connection.execute(
         """SELECT source, count(*), count(*) FILTER (kept), count(*) FILTER (split = 'valid'), sum(characters_before), sum(characters_after),
@@ -81,8 +84,9 @@ def statistics_of(connection: duckdb.DuckDBPyConnection, folder: Path) -> dict[s
     }  # fmt: skip
     for source, step, reason, count in dropped:
         sources[source]["dropped"].setdefault(step, {})[reason] = count
-    for source in sorted(problems.keys() - sources.keys()):  # nothing of it could be read
-        sources[source] = {"seen": 0, "kept": 0, "valid": 0, "characters_before": 0, "characters_after": 0, "problems": problems[source], "dropped": {}}
+    for source in sorted(set(names) - sources.keys()):
+        nothing = {"seen": 0, "kept": 0, "valid": 0, "characters_before": 0, "characters_after": 0}
+        sources[source] = {**nothing, "problems": problems.get(source, 0), "dropped": {}}
     return {"sources": sources}
 
 

@@ -60,3 +60,29 @@ def test_prepare_edges_a_run_folder_may_have_any_name(tmp_path):
     assert main(["data", "why", "a/a.jsonl#2", "--run", str(root / "r")]) in (0, None)
     page = (root / "r/prepare/data.html").read_text()
     assert "duplicate_document" in page and "no text" in page
+
+
+def test_prepare_edges_a_source_that_gives_nothing_is_told(tmp_path, capsys):
+    (tmp_path / "b.jsonl").write_text("\n\n")  # neither a document nor a problem
+    (tmp_path / "c.jsonl").write_text("")
+    sources = [rows_of("a", write_rows(tmp_path / "a.jsonl", {"text": articles(1)[0]})), rows_of("b", str(tmp_path / "b.jsonl")), rows_of("c", str(tmp_path / "c.jsonl"))]
+    assert prepare(tmp_path, sources, {}) == 0
+    assert {name: (figures["seen"], figures["problems"]) for name, figures in statistics(tmp_path).items()} == {"a": (1, 0), "b": (0, 0), "c": (0, 1)}
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:4]] == ["a", "b", "c"]
+    assert main(["data", "report", "--run", str(tmp_path / "runs/r")]) in (0, None)
+
+
+def test_prepare_edges_a_corpus_of_nothing_is_told_too(tmp_path):
+    (tmp_path / "a.jsonl").write_text("")
+    steps = {"heuristics": {}, "exact_duplicates": {"lines": {}}, "near_duplicates": {}, "representation": {"reweighting": {}}}
+    assert prepare(tmp_path, [rows_of("a", str(tmp_path / "a.jsonl"))], steps) == 0
+    assert statistics(tmp_path)["a"]["problems"] == 1
+    assert main(["data", "report", "--run", str(tmp_path / "runs/r")]) in (0, None)
+
+
+def test_prepare_edges_nothing_left_after_cuts_is_no_document(tmp_path):
+    paragraph = "A paragraph that stands in two documents."
+    files = write_rows(tmp_path / "a.jsonl", {"text": paragraph}, {"text": paragraph + "\n\nAnd more."}, {"text": paragraph})
+    steps = {"exact_duplicates": {"documents": False, "paragraphs": {"min_characters": 10}, "min_characters_left": 0}}
+    assert prepare(tmp_path, [rows_of("a", files)], steps) == 0
+    assert [(row["kept"], row["reason"]) for row in ledger(tmp_path).values()] == [(True, None), (True, None), (False, "duplicate_paragraphs")]
