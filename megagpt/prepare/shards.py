@@ -11,6 +11,7 @@ from typing import Any
 
 from megagpt.config.prepare import PrepareConfig, SourceConfig
 from megagpt.prepare.readers.files import find_files
+from megagpt.prepare.steps.build import step_files
 from megagpt.runtime import atomic
 
 PLAN = "plan.json"
@@ -26,7 +27,8 @@ class Shard:
 
 
 def plan_shards(config: PrepareConfig) -> dict[str, Any]:
-    """Look at all input files: the shards, and a key that changes with the configuration or any file's size or time.
+    """Look at all input files: the shards, and a key that changes with the configuration, any input file's size or time, and the content of what the
+    steps read (models, lists, evaluation sets).
 
     Small files of a source are read together until they hold `shard_mib`.
 
@@ -35,6 +37,7 @@ def plan_shards(config: PrepareConfig) -> dict[str, Any]:
     """
     shards: list[dict[str, Any]] = []
     facts: list[Any] = [config.model_dump(exclude={"executor", "run", "keep_work"})]
+    facts += [[str(path), atomic.sha256_file(path) if path.is_file() else None] for path in step_files(config)]
     for number, source in enumerate(config.sources):
         files = find_files(source)
         base = os.path.commonpath([os.path.abspath(path.parent) for path in files])

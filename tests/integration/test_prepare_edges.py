@@ -86,3 +86,42 @@ def test_prepare_edges_nothing_left_after_cuts_is_no_document(tmp_path):
     steps = {"exact_duplicates": {"documents": False, "paragraphs": {"min_characters": 10}, "min_characters_left": 0}}
     assert prepare(tmp_path, [rows_of("a", files)], steps) == 0
     assert [(row["kept"], row["reason"]) for row in ledger(tmp_path).values()] == [(True, None), (True, None), (False, "duplicate_paragraphs")]
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ({"language": {"model": "nope.ftz"}}, "nope.ftz: no such file"),
+        ({"url": {"domains": ["nope.txt"]}}, "nope.txt: no such file"),
+        ({"personal_data": {"phone_regions": ["XX"]}}, "'XX' is no region"),
+        ({"personal_data": {"drop_above": {"NAME": 1}}}, "NAME is not looked for; engine: presidio finds it"),
+        ({"personal_data": {"kinds": ["EMAIL"], "drop_above": {"SSN": 1}}}, "SSN is not looked for; add it to steps.personal_data.kinds"),
+        ({"representation": {"terms": "nope.yaml"}}, "nope.yaml"),
+    ],
+)
+def test_prepare_edges_what_a_step_lacks_is_told_before_the_work(tmp_path, capsys, steps, message):
+    assert prepare(tmp_path, [rows_of("a", write_rows(tmp_path / "a.jsonl", {"text": "words"}))], steps) == 2
+    told = capsys.readouterr().err
+    assert message in told and told.count("\n") == 1
+    assert not (tmp_path / "runs/r/prepare/work/tasks").exists()
+
+
+def test_prepare_edges_another_model_or_list_starts_anew(tmp_path):
+    """An evaluation set and a list of URLs under the same name, with another content."""
+    (text,) = articles(1)
+    sources = [rows_of("a", write_rows(tmp_path / "a.jsonl", {"text": text, "url": "http://a.org/x"}, {"text": text + " Other.", "url": "http://b.org/x"}))]
+    domains, evaluation = tmp_path / "domains.txt", tmp_path / "set.txt"
+    domains.write_text("c.org\n")
+    evaluation.write_text("one two three four five six seven eight nine ten eleven twelve thirteen\n")
+    sets = [{"name": "e", "files": [str(evaluation)]}]
+    steps = {"url": {"domains": [str(domains)], "datatrove_lists": False}, "decontamination": {"sets": sets, "action": "drop"}}
+
+    def reasons():
+        assert prepare(tmp_path, sources, steps) == 0
+        return [row["reason"] for row in ledger(tmp_path).values()]
+
+    assert reasons() == [None, None]
+    domains.write_text("a.org\n")
+    assert reasons() == ["url_domain", None]
+    evaluation.write_text(" ".join(text.split()[:20]) + "\n")
+    assert reasons() == ["url_domain", "contaminated"]
