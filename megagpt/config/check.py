@@ -39,6 +39,12 @@ def check_prepare(config: PrepareConfig) -> None:
     for name in () if toxicity is None else toxicity.by_source:
         if name not in names:
             raise ConfigError(f"steps.toxicity.by_source: no source is named {name!r}{nearest(name, names)}")
+    personal = config.steps.personal_data
+    looked_for = () if personal is None else (*personal.kinds, *(["NAME"] if personal.engine == "presidio" else []))
+    for kind in () if personal is None else personal.drop_above:
+        if kind not in looked_for:
+            rule = "engine: presidio finds it" if kind == "NAME" else "add it to steps.personal_data.kinds"
+            raise ConfigError(f"steps.personal_data.drop_above: {kind} is not looked for; {rule}")
     if config.executor.kind == "slurm" and config.executor.slurm is None:
         raise ConfigError("executor.slurm is missing: kind slurm needs its partition at least")
     for name, step in (("quality", config.steps.quality), ("toxicity", config.steps.toxicity)):

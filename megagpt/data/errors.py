@@ -13,6 +13,10 @@ class DataError(Foreseen, ValueError):
 
     def __init__(self, path: str | Path, rule: str, line: int | None = None):
         super().__init__(f"{path}: {rule}" if line is None else f"{path}:{line}: {rule}")
+        self._made_of = path, rule, line
+
+    def __reduce__(self):
+        return DataError, self._made_of  # between processes: the message alone would not make one
 
 
 def require_file(path: Path) -> None:

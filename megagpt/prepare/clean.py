@@ -77,7 +77,7 @@ def clean_phase(config: PrepareConfig, work: Path, sizes: Sequence[int]) -> Phas
 
 def _judge(document: Document, steps: list[Any], config: PrepareConfig, times: Times) -> tuple[str, str] | None:
     """(step, reason) where the document is dropped."""
-    if (reason := document.metadata["meta"].pop("drop", None)) is not None:
+    if (reason := document.metadata.get("drop")) is not None:
         return "reader", reason
     if len(document.text) > config.max_document_characters:
         return "reader", "too_long"

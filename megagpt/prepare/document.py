@@ -25,11 +25,15 @@ class Problem:
 
 
 def to_flow(document: records.Document, source: SourceConfig) -> Document:
-    """A record as the steps want it. Its metadata holds `source`, `kind`, `url`, `licence`, `date`, `meta`, and `language` where the source names it;
+    """A record as the steps want it. Its metadata holds `source`, `kind`, `url`, `licence`, `date`, `meta`, `language` where the source names it, and
+    `drop`, the reason, where its reader calls it useless (`meta["drop"]`; the column of that name in a data set's rows is theirs);
     what steps find out goes into `scores` (name -> number), `notes` (name -> anything that JSON has) and `weight` (how often it should be seen, 1.0 at
     first; steps multiply)."""
     kind = source.judged_as or source.kind
     known = {"source": source.name, "kind": kind, "url": document.url, "licence": document.licence or source.licence, "date": document.date}
     if source.language is not None:
         known["language"] = source.language
-    return Document(text=document.text, id=document.id, metadata={**known, "meta": dict(document.meta), "scores": {}, "notes": {}, "weight": 1.0})
+    meta = dict(document.meta)
+    if source.kind != "rows" and (drop := meta.pop("drop", None)) is not None:
+        known["drop"] = drop
+    return Document(text=document.text, id=document.id, metadata={**known, "meta": meta, "scores": {}, "notes": {}, "weight": 1.0})

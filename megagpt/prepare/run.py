@@ -19,6 +19,7 @@ from megagpt.prepare.ranks import from_main, is_main, joined
 from megagpt.prepare.reweigh import reweigh_phases
 from megagpt.prepare.reweighting import check_targets
 from megagpt.prepare.shards import plan_shards, read_plan, write_plan
+from megagpt.prepare.steps.build import check_steps
 from megagpt.prepare.steps.decontamination import build_index
 from megagpt.prepare.summary import CONTAMINATION, REPRESENTATION, STATISTICS, summary_phase
 from megagpt.prepare.timing import gather
@@ -79,6 +80,7 @@ def _plan(config: PrepareConfig, folder: Path) -> list[int]:
         write_plan(work, plan)
     if config.steps.decontamination is not None:
         build_index(config.steps.decontamination, work)
+    check_steps(config, work)
     if config.steps.representation is not None and config.steps.representation.reweighting is not None:
         check_targets(config.steps.representation)
     return [shard["bytes"] for shard in plan["shards"]]

@@ -11,6 +11,7 @@ from typing import Any
 
 from megagpt.config.prepare import PrepareConfig, SourceConfig
 from megagpt.prepare.readers.files import find_files
+from megagpt.prepare.steps.build import step_files
 from megagpt.runtime import atomic
 
 PLAN = "plan.json"
@@ -26,7 +27,8 @@ class Shard:
 
 
 def plan_shards(config: PrepareConfig) -> dict[str, Any]:
-    """Look at all input files: the shards, and a key that changes with the configuration or any file's size or time.
+    """Look at all input files: the shards, and a key that changes with the configuration, any input file's size or time, and the content of what the
+    steps read (models, lists, evaluation sets).
 
     Small files of a source are read together until they hold `shard_mib`.
 
@@ -35,17 +37,18 @@ def plan_shards(config: PrepareConfig) -> dict[str, Any]:
     """
     shards: list[dict[str, Any]] = []
     facts: list[Any] = [config.model_dump(exclude={"executor", "run", "keep_work"})]
+    facts += [[str(path), atomic.sha256_file(path) if path.is_file() else None] for path in step_files(config)]
     for number, source in enumerate(config.sources):
         files = find_files(source)
-        base = Path(os.path.commonpath([path.parent for path in files]))
-        room = 0.0
+        base = os.path.commonpath([os.path.abspath(path.parent) for path in files])
+        room = -1.0  # not even for an empty file: the shard before is another source's
         for path in files:
             status = path.stat()
             facts.append([str(path), status.st_size, status.st_mtime_ns])
             if status.st_size > room:  # does not fit into the shard before it
                 shards.append({"source": number, "files": [], "bytes": 0})
                 room = config.shard_mib * 2**20
-            shards[-1]["files"].append([str(path), path.relative_to(base).as_posix()])
+            shards[-1]["files"].append([str(path), os.path.relpath(path, base)])
             shards[-1]["bytes"] += status.st_size
             room -= status.st_size
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
@@ -55,7 +58,7 @@ def plan_shards(config: PrepareConfig) -> dict[str, Any]:
 def write_plan(work: Path, plan: dict[str, Any]) -> None:
     """For the tasks, and for a run that comes after this one."""
     work.mkdir(parents=True, exist_ok=True)
-    atomic.write_json(work / PLAN, plan)
+    atomic.write_text(work / PLAN, json.dumps(plan, indent=2) + "\n")  # ASCII: the name of a file may be bytes that are no UTF-8
 
 
 def read_plan(work: Path) -> dict[str, Any] | None:

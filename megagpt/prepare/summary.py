@@ -10,6 +10,7 @@ import duckdb
 
 from megagpt.config.prepare import PrepareConfig
 from megagpt.prepare.clean import BROKEN
+from megagpt.prepare.dedup.database import below, quoted
 from megagpt.prepare.finish import FILES
 from megagpt.prepare.phase import Phase, TaskStep
 from megagpt.prepare.representation_counts import AFTER, BEFORE, DROPPED, WEIGHED, read_counts, read_headings
@@ -37,7 +38,7 @@ class Summary(TaskStep):
         plan = read_plan(self.work)
         with database(self.config) as connection:
             _gather_problems(connection, self.work / BROKEN, self.folder / "problems.parquet")
-            statistics = statistics_of(connection, self.folder)
+            statistics = statistics_of(connection, self.folder, [source.name for source in self.config.sources])
             contamination = _contamination(connection, self.config, self.work, self.folder)
         if self.config.steps.representation is not None:
             atomic.write_json(self.folder / REPRESENTATION, _representation(self.work, self.config))
@@ -60,8 +61,11 @@ def database(config: PrepareConfig | None = None) -> duckdb.DuckDBPyConnection:
     return connection
 
 
-def statistics_of(connection: duckdb.DuckDBPyConnection, folder: Path) -> dict[str, Any]:
-    """Documents and characters of each source, seen and kept; documents dropped by step and reason; problems by source."""
+def statistics_of(connection: duckdb.DuckDBPyConnection, folder: Path, names: list[str]) -> dict[str, Any]:
+    """Documents and characters of each source, seen and kept; documents dropped by step and reason; problems by source.
+
+    `names`: of the sources; one that gave no document is told with zeros.
+    """
     ledger = ledger_files(folder)
     by_source = connection.execute(
         """SELECT source, count(*), count(*) FILTER (kept), count(*) FILTER (split = 'valid'), sum(characters_before), sum(characters_after),
@@ -70,7 +74,7 @@ def statistics_of(connection: duckdb.DuckDBPyConnection, folder: Path) -> dict[s
     dropped = connection.execute(
         "SELECT source, step, reason, count(*) FROM read_parquet(?) WHERE NOT kept GROUP BY ALL ORDER BY source, step, reason", [ledger]
     ).fetchall()
-    problems = dict(connection.execute("SELECT source, count(*) FROM read_parquet(?) GROUP BY source", [str(folder / "problems.parquet")]).fetchall())
+    problems = dict(connection.execute("SELECT source, count(*) FROM read_parquet(?) GROUP BY source", [below(folder, "problems.parquet")]).fetchall())
     sources: dict[str, Any] = {
         source: {
             "seen": seen, "kept": kept, "valid": valid, "characters_before": int(before), "characters_after": int(after),
@@ -80,8 +84,9 @@ def statistics_of(connection: duckdb.DuckDBPyConnection, folder: Path) -> dict[s
     }  # fmt: skip
     for source, step, reason, count in dropped:
         sources[source]["dropped"].setdefault(step, {})[reason] = count
-    for source in sorted(problems.keys() - sources.keys()):  # nothing of it could be read
-        sources[source] = {"seen": 0, "kept": 0, "valid": 0, "characters_before": 0, "characters_after": 0, "problems": problems[source], "dropped": {}}
+    for source in sorted(set(names) - sources.keys()):
+        nothing = {"seen": 0, "kept": 0, "valid": 0, "characters_before": 0, "characters_after": 0}
+        sources[source] = {**nothing, "problems": problems.get(source, 0), "dropped": {}}
     return {"sources": sources}
 
 
@@ -105,15 +110,14 @@ def _contamination(connection: duckdb.DuckDBPyConnection, config: PrepareConfig,
 
 def ledger_files(folder: Path) -> str:
     """Pattern of a stage's ledger."""
-    return str(folder / "ledger" / "*.parquet")
+    return below(folder / "ledger", "*.parquet")
 
 
 def _gather_problems(connection: duckdb.DuckDBPyConnection, tasks: Path, path: Path) -> None:
     """One file of all tasks, in their order."""
     unfinished = path.with_name(f".{path.name}.unfinished")
-    source = f"read_parquet('{tasks / '*.parquet'}', filename = true)"
+    source = f"read_parquet({quoted(below(tasks, '*.parquet'))}, filename = true, file_row_number = true)"
     connection.execute(
-        f"COPY (SELECT source, path, position, reason FROM {source} ORDER BY filename, file_row_number) TO '{unfinished}' (FORMAT parquet)"
-        .replace("filename = true", "filename = true, file_row_number = true")
-    )  # fmt: skip
+        f"COPY (SELECT source, path, position, reason FROM {source} ORDER BY filename, file_row_number) TO {quoted(unfinished)} (FORMAT parquet)"
+    )
     unfinished.replace(path)

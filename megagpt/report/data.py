@@ -10,6 +10,7 @@ import duckdb
 
 from megagpt.config.prepare import RepresentationConfig
 from megagpt.data.errors import DataError
+from megagpt.prepare.dedup.database import files, quoted
 from megagpt.prepare.representation import table as representation_table
 from megagpt.prepare.representation_counts import AFTER, BEFORE, WEIGHED
 from megagpt.prepare.reweighting import effect
@@ -54,8 +55,8 @@ def build_data_report(folder: Path) -> Path:
         raise DataError(folder, "holds no finished data preparation (statistics.json is written last)")
     statistics = json.loads((folder / STATISTICS).read_text(encoding="utf-8"))
     with database() as connection:
-        connection.execute(f"CREATE VIEW ledger AS SELECT * FROM read_parquet('{ledger_files(folder)}')")
-        connection.execute(f"CREATE VIEW problems AS SELECT * FROM read_parquet('{folder / 'problems.parquet'}')")
+        connection.execute(f"CREATE VIEW ledger AS SELECT * FROM read_parquet({quoted(ledger_files(folder))})")
+        connection.execute(f"CREATE VIEW problems AS SELECT * FROM {files(folder, 'problems.parquet')}")
         pieces = [
             element("h1", f"Data of {folder.resolve().parent.name}"), _totals(statistics), *_funnel(statistics, folder), *_scores(connection, folder),
             *_duplicates(connection), *_personal_data(connection), *_representation(folder), *_contamination(folder), *_samples(connection), *_problems(connection),

@@ -40,7 +40,8 @@ def draw_funnel(sources: dict[str, Any], path: Path) -> Path:
         axes.set_title("Documents of each source: kept, and dropped by each step")
         for place, name in enumerate(names):
             axes.text(1.005, place, f"{sources[name]['seen']:,}", va="center", fontsize=8.5, color=GREY)
-        figure.legend(loc="outside lower center", ncols=6, fontsize=8.5)
+        if names:
+            figure.legend(loc="outside lower center", ncols=6, fontsize=8.5)
         figure.savefig(path)
     return path
 

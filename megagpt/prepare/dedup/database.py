@@ -70,7 +70,7 @@ class Database:
     def write(self, query: str, path: Path) -> None:
         """The rows of a query as a parquet file."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.connection.execute(f"COPY ({query}) TO {_quoted(path)} (FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {ROW_GROUP})")
+        self.connection.execute(f"COPY ({query}) TO {quoted(path)} (FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {ROW_GROUP})")
 
     def count(self, query: str) -> int:
         """The number of its rows."""
@@ -97,10 +97,15 @@ def _part(num_parts: int, number: int, table: str, column: str) -> str:
 
 def files(folder: Path, pattern: str = "*.parquet") -> str:
     """The rows of the parquet files of a folder whose names fit the pattern, as SQL wants them."""
+    return f"read_parquet({quoted(below(folder, pattern))})"
+
+
+def below(folder: Path, pattern: str) -> str:
+    """The pattern of files of a folder, whatever signs the folder's own name has."""
     literal = "".join(f"[{letter}]" if letter in "[*?" else letter for letter in str(folder))
-    return f"read_parquet({_quoted(f'{literal}/{pattern}')})"
+    return f"{literal}/{pattern}"
 
 
-def _quoted(text: object) -> str:
+def quoted(text: object) -> str:
     """A string constant in SQL."""
     return "'" + str(text).replace("'", "''") + "'"

@@ -68,10 +68,10 @@ def cut(text: str, verdict: Verdict) -> str:
 
 
 def reason_after_cut(text: str, verdict: Verdict, config: ExactDuplicatesConfig | None) -> str | None:
-    """`duplicate_paragraphs` where too little is left of a text that was cut."""
+    """`duplicate_paragraphs` where too little is left of a text that was cut, or nothing."""
     if config is None or not (verdict.paragraphs or verdict.lines):
         return None
-    return "duplicate_paragraphs" if len(normal(text)) < config.min_characters_left else None
+    return "duplicate_paragraphs" if len(normal(text)) < max(config.min_characters_left, 1) else None
 
 
 class _Following:

@@ -24,7 +24,7 @@ _FIELD = re.compile(r"^(Title|Author|Language|Release date|Posting date): *(.+)$
 _NUMBER = re.compile(r"\[e?(?:book|text) ?#(\d+)\]", re.IGNORECASE)
 _AOZORA_NOTES = re.compile(r"^-{20,}\n【テキスト中に現れる記号について】\n.*?^-{20,}\n", re.MULTILINE | re.DOTALL)
 _AOZORA_END = re.compile(r"^底本：", re.MULTILINE)
-_AOZORA_MARKS = re.compile(r"《[^》\n]*》|｜|［＃[^］\n]*］")
+_AOZORA_MARKS = re.compile(r"《[^《》\n]*》|｜|［＃[^［］\n]*］")
 """Readings of characters, where what they belong to begins, and notes to the printer."""
 PUBLIC_DOMAIN = "Public domain in the USA"
 """What the frame of a Project Gutenberg book says of it, but for the few with a copyright."""

@@ -62,7 +62,7 @@ def _collect(element: etree._Element, pieces: list[str]) -> None:
         pieces.append("- ")
     tex = element.find(".//{*}tex-math") if name in ("inline-formula", "disp-formula", "alternatives") else None
     if tex is not None:
-        pieces.append(re.sub(r"\\documentclass.*?\\begin\{document\}|\\end\{document\}", "", tex.text or "", flags=re.DOTALL).strip())
+        pieces.append(_tex(tex.text or ""))
     else:
         pieces.append(_one_line(element.text))
         for child in element:
@@ -74,6 +74,12 @@ def _collect(element: etree._Element, pieces: list[str]) -> None:
                 pieces.append("".join(inner).strip() if first else "".join(inner))
             pieces.append(_one_line(child.tail))
     pieces.append(block)
+
+
+def _tex(source: str) -> str:
+    """A formula without the document that it is wrapped in."""
+    head, begin, body = source.partition(r"\begin{document}")
+    return (body if begin else head).replace(r"\end{document}", "").strip()
 
 
 def _one_line(text: str | None) -> str:

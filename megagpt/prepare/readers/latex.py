@@ -31,6 +31,8 @@ _SECTIONS = ("part", "chapter", "section", "subsection", "subsubsection", "parag
 _EMPTY_BRACKETS = re.compile(r" ?[(\[](?:see|cf\.?|e\.g\.|figs?\.?|figure|eqs?\.?|sec\.?|section|table|and|[\s,;])*[)\]]", re.IGNORECASE)
 """What is left of `(see Fig. \\ref{a})`."""
 _ITEM = re.compile(r"^[ \t]*\* ", re.MULTILINE)
+_MAX_ARGUMENT = 2000
+"""Of a title or a date; characters."""
 
 
 def read_latex(content: bytes, origin: Origin) -> Iterator[Document]:
@@ -72,7 +74,7 @@ def _without_environments(source: str) -> str:
 
 def _argument(source: str, macro: str) -> str:
     """Text of the argument of a macro of the preamble."""
-    found = re.search(rf"\\{macro}\s*(?:\[[^\]]*\])?\{{((?:[^{{}}]|\{{[^{{}}]*\}})*)\}}", source)
+    found = re.search(rf"\\{macro}\s*(?:\[[^\]]{{0,{_MAX_ARGUMENT}}}\])?\{{((?:[^{{}}]|\{{[^{{}}]*\}}){{0,{_MAX_ARGUMENT}}})\}}", source)
     return " ".join(_to_text(found[1]).split()) if found else ""
 
 

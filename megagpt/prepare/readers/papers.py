@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from datetime import date
 from pathlib import Path
 
 import yaml
@@ -24,7 +23,8 @@ from megagpt.prepare.readers.unpack import Damaged, read_whole
 _MAN_PAGE = re.compile(r".+\.[1-9][a-z]{0,8}")
 _FRONT_MATTER = re.compile(r"\A---[ \t]*\n(.*?)\n(?:---|\.\.\.)[ \t]*\n", re.DOTALL)
 _MAX_FRONT_MATTER = 20_000
-_COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
+_COMMENT = re.compile(r"<!--.*?(?:-->|\Z)", re.DOTALL)
+"""One that does not end goes on to the end, as CommonMark has it."""
 
 Made = Iterator[Document | Problem]
 
@@ -67,11 +67,11 @@ def _document(origin: Origin, text: str, **known: object) -> Document:
 
 def _front_matter(text: str) -> dict[str, str]:
     try:
-        known = yaml.safe_load(text)
+        known = yaml.load(text, Loader=yaml.BaseLoader)  # texts as they are written; merged keys (`<<`) could ask for any amount of time
     except (yaml.YAMLError, ValueError, RecursionError):
         return {}
     named = known.items() if isinstance(known, dict) else ()
-    return {str(key).lower(): str(value) for key, value in named if isinstance(value, str | int | date)}
+    return {key.lower(): value for key, value in named if isinstance(key, str) and isinstance(value, str) and value not in ("", "~", "null")}
 
 
 _KINDS: dict[str, Callable[[bytes, Origin], Made]] = {

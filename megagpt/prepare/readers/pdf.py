@@ -22,7 +22,9 @@ MAX_PAGES = 5000
 MAX_PAGE_CHARACTERS = 1 << 20
 _EDGE_LINES = 3
 """So many lines at the top and at the bottom of a page may be its header and footer."""
-_HYPHEN = re.compile(r"(\w+)[-‐\xad]\n(\w+)")
+_HYPHEN = re.compile(r"(?<!\w)(\w++)[-‐\xad]\n(\w+)")
+_HYPHENATED = re.compile(r"(?<!\w)(?=(\w++-\w+))")
+"""Of `state-of-the-art` each two neighbours."""
 _DATE = re.compile(r"D:(\d{4})(\d\d)?(\d\d)?")
 
 
@@ -58,16 +60,17 @@ def read_pdf(content: bytes, origin: Origin) -> Iterator[Document | Problem]:
 def to_flowing_text(pages: list[str]) -> str:
     """Text of pages as one: without repeated headers and footers, parted words joined, lines that go on in lower case joined to the one before."""
     text = "\n".join("\n".join(lines) for lines in _without_edges([page.splitlines() for page in pages]))
-    text = _HYPHEN.sub(lambda found: _joined(found, text), text)
+    hyphenated = set(_HYPHENATED.findall(text))
+    text = _HYPHEN.sub(lambda found: _joined(found, hyphenated), text)
     text = re.sub(r"(?<=[^\s.:;!?])[ \t]*\n(?=[a-zà-öø-ÿ(])", " ", text)
     lines = (re.sub(r"[ \t\xa0]+", " ", line).strip() for line in text.split("\n"))
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip()
 
 
-def _joined(found: re.Match[str], text: str) -> str:
+def _joined(found: re.Match[str], hyphenated: set[str]) -> str:
     """`exam-` + `ple` is example; `well-` + `known` stays well-known where the text has that elsewhere, and so do numbers and names."""
     first, second = found[1], found[2]
-    keep = not second[0].islower() or first[-1].isdigit() or f"{first}-{second}" in text
+    keep = not second[0].islower() or first[-1].isdigit() or f"{first}-{second}" in hyphenated
     return f"{first}-{second}" if keep else first + second
 
 

@@ -30,7 +30,9 @@ _ABOUT_DATASETS = frozenset(("dataset_info.json", "dataset_infos.json", "dataset
 MAX_ARRAY_BYTES = 256 << 20
 """An array is read whole; larger sets come as lines or tables."""
 _MAX_BAD_LINES = 100
-"""So many in a row are no damage but another kind of file."""
+"""So many at the beginning are no damage but another kind of file."""
+_EMPTY = re.compile(r"no text: \w+ is empty")
+"""A row of the right kind all the same."""
 _SIGN = re.compile(r"[^ \t\r\n]")
 _BATCH_ROWS = 256
 _SKIP = 1 << 20
@@ -110,13 +112,14 @@ def _read_jsonl(path: Path, origin: Origin) -> Made:
 
 
 def _jsonl_rows(stream: ByteStream, origin: Origin) -> Made:
-    bad = 0
+    bad, is_known = 0, False
     for number, line in _lines(stream):
         made = origin.problem(f"line {number}", line) if isinstance(line, str) else _line_document(line, number, origin)
         if made is None:
             continue
         yield made
-        bad = bad + 1 if isinstance(made, Problem) else 0
+        is_known = is_known or not isinstance(made, Problem) or _EMPTY.fullmatch(made.reason) is not None
+        bad += not is_known
         if bad == _MAX_BAD_LINES:
             yield origin.problem(f"line {number + 1}", f"{bad} lines one after another without a document; the rest is passed over")
             return

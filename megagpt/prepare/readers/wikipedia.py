@@ -20,6 +20,7 @@ from megagpt.prepare.readers.wikitext import to_text
 
 MAX_PAGE_CHARACTERS = 32 << 20
 """MediaWiki allows 2 MiB a revision; dumps of whole histories have many in a page."""
+MAX_HEAD_CHARACTERS = 1 << 16
 LICENCE = "CC-BY-SA-4.0"
 """Of Wikipedias since June 2023; it was 3.0 before, which allows the use under later versions."""
 _BLOCK = 1 << 20
@@ -167,7 +168,8 @@ def _parse(text: str) -> Page:
 
 
 def _describe(head: str, site: Site) -> None:
-    """From what stands before the first page."""
+    """From what stands before the first page, a few thousand characters."""
+    head = head[:MAX_HEAD_CHARACTERS]
     if base := re.search(r"<base>([^<]*/)[^/<]*</base>", head):
         site.base = unescape(base[1])
     if language := re.search(r"""<mediawiki[^>]*xml:lang=["']([\w-]+)""", head):

@@ -17,10 +17,19 @@ from megagpt.prepare.readers.unpack import Damaged
 MAX_ARTICLE_CHARACTERS = 4 << 20
 """Twice what MediaWiki takes."""
 MAX_UNCLOSED = 2000
-"""The parser looks for the end of each anew: its time grows with their square, to minutes for a page of vandalism."""
-_UNSEEN = re.compile(r"<!--.*?-->|<ref(?:\s[^<>]*?)?/>|<ref(?:\s[^<>]*)?>.*?</ref\s*>", re.IGNORECASE | re.DOTALL)
-"""Comments and references go before the parser sees them: half of an article's markup is in its references."""
-_TAG = re.compile(r"<(?!br|hr|li\b|!)[a-z]", re.IGNORECASE)
+MAX_READ_AGAIN = 32 << 20
+"""The parser looks for the end of each anew, and reads all that follows: so many characters in all take it seconds, a page of vandalism minutes."""
+_UNSEEN = re.compile(
+    r"<!--.*?(?:-->|\Z)|<ref(?:\s[^<>]*?)?/>|<ref(?:\s[^<>]*)?>[^<]*+(?:<(?!/?ref[\s/>])[^<]*+)*+</ref\s*>", re.IGNORECASE | re.DOTALL
+)
+"""Comments and references go before the parser sees them: half of an article's markup is in its references. A comment that does not end goes on to the
+end, as MediaWiki has it; a reference that does not end reaches no further than to the next one. Both keep the time linear."""
+_PAIRS = (
+    ("{{", re.compile(r"\{\{|(\}\})")), ("[[", re.compile(r"\[\[|(\]\])")), ("{|", re.compile(r"\{\||(\|\})")),
+    ("[http://", re.compile(r"\[(?=[a-z][a-z0-9+.-]{1,9}:|//)|(\])", re.IGNORECASE)),
+    ("tags", re.compile(r"<(?!br|hr|li\b|!)[a-z]|(</|/>)", re.IGNORECASE)),
+)
+"""What opens something, or (in the group) closes it."""
 _NO_TEXT = frozenset(
     "ref references gallery timeline table imagemap score chem graph mapframe maplink templatestyles categorytree inputbox indicator hr section "
     "style script".split()
@@ -55,7 +64,7 @@ def to_text(markup: str, hidden: set[str]) -> str:
         hidden: names of namespaces, lower case, whose links are left out.
 
     Raises:
-        Damaged: more than MAX_ARTICLE_CHARACTERS, or more than MAX_UNCLOSED brackets or tags of one kind that nothing closes.
+        Damaged: more than MAX_ARTICLE_CHARACTERS, or too many brackets or tags of one kind that nothing closes.
     """
     if len(markup) > MAX_ARTICLE_CHARACTERS:
         raise Damaged(f"more than {MAX_ARTICLE_CHARACTERS} characters of markup")
@@ -72,11 +81,17 @@ def to_text(markup: str, hidden: set[str]) -> str:
 
 
 def _refuse_unclosed(markup: str) -> None:
-    for begin, end in (("{{", "}}"), ("[[", "]]"), ("[", "]"), ("{|", "|}")):
-        if markup.count(begin) - markup.count(end) > MAX_UNCLOSED:
-            raise Damaged(f"more than {MAX_UNCLOSED} {begin} without {end}")
-    if len(_TAG.findall(markup)) - markup.count("</") - markup.count("/>") > MAX_UNCLOSED:
-        raise Damaged(f"more than {MAX_UNCLOSED} tags that nothing closes")
+    for what, either in _PAIRS:
+        unclosed: list[int] = []
+        for found in either.finditer(markup):
+            if found[1] is None:
+                unclosed.append(found.start())
+            elif unclosed:
+                unclosed.pop()
+        if len(unclosed) > MAX_UNCLOSED:
+            raise Damaged(f"more than {MAX_UNCLOSED} {what} that nothing closes")
+        if len(unclosed) * len(markup) - sum(unclosed) > MAX_READ_AGAIN:
+            raise Damaged(f"{len(unclosed)} {what} that nothing closes, in {len(markup)} characters")
 
 
 _TITLE = "\x02"

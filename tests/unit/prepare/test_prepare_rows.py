@@ -140,6 +140,15 @@ def test_prepare_rows_give_up_on_another_kind_of_file(tmp_path):
     assert "100 lines one after another without a document; the rest is passed over" in str(problems[-1])
 
 
+@pytest.mark.parametrize("lines", [{"text": ""}, {"title": "another schema"}], ids=["empty texts", "rows of another schema"])
+def test_prepare_rows_many_bad_lines_are_no_other_kind_of_file(tmp_path, lines):
+    """Rows that are sorted by length begin with empty texts, and files that were put together have rows of several schemas."""
+    first = [] if lines == {"text": ""} else [{"text": "first"}]
+    content = "".join(json.dumps(row) + "\n" for row in [*first, *[lines] * 300, {"text": "last"}]).encode()
+    documents, problems = read_bytes(tmp_path, content, "rows", "a.jsonl")
+    assert documents[-1].text == "last" and len(problems) == 300
+
+
 @pytest.mark.parametrize(
     ("content", "texts", "reason"),
     [
