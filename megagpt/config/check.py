@@ -125,15 +125,16 @@ def check_lora(lora: LoraConfig, model: ModelConfig, zero_stage: int, field: str
         raise ConfigError(f"{field}.rank = {lora.rank}: more than the model's hidden_size; {model.hidden_size} is the most, and 8 is usual")
 
 
+def ranks_per_row(parallel: ParallelConfig) -> int:
+    """Ranks that hold equal parts of each row's activations."""
+    return parallel.context_parallel_size * (parallel.tensor_parallel_size if parallel.sequence_parallel else 1)
+
+
 def check_length(parallel: ParallelConfig, length: int, field: str) -> None:
     """Rows of this many tokens are shared by context- and sequence-parallel ranks in equal parts."""
-    parts = _ranks_of_a_row(parallel)
+    parts = ranks_per_row(parallel)
     if length % parts:
         raise ConfigError(f"{field} = {length}: not divisible by the {parts} ranks that share each row; {max(1, round(length / parts)) * parts} is the nearest")
-
-
-def _ranks_of_a_row(parallel: ParallelConfig) -> int:
-    return parallel.context_parallel_size * (parallel.tensor_parallel_size if parallel.sequence_parallel else 1)
 
 
 def _nearest(wanted: int, fits: Callable[[int], bool]) -> int:
@@ -235,17 +236,11 @@ def check_parent(config: SftConfig | RewardConfig | DpoConfig, model: ModelConfi
     num_microbatches(config.batch, dp)
     if config.data.max_length > model.max_sequence_length:
         raise ConfigError(f"data.max_length = {config.data.max_length}: longer than the model's context of {model.max_sequence_length}")
-    _check_shared_rows(config.parallel, config.data.max_length, model.max_sequence_length)
-
-
-def _check_shared_rows(parallel: ParallelConfig, max_length: int, context: int) -> None:
-    """Rows that ranks share in equal parts are filled up; of a row of n tokens n - 1 go into the model."""
-    parts = _ranks_of_a_row(parallel)
-    length = -(-(max_length - 1) // parts) * parts
-    if length > context:
+    parts, label = ranks_per_row(config.parallel), config.stage == "sft"  # a demonstration's last token is a label alone
+    if (width := -(-(config.data.max_length - label) // parts) * parts) > model.max_sequence_length:
         raise ConfigError(
-            f"data.max_length = {max_length}: rows are filled up to a multiple of the {parts} ranks that share each, {length} tokens: longer than the "
-            f"model's context of {context}; {context // parts * parts + 1} is the most"
+            f"data.max_length = {config.data.max_length}: filled up to {width} inputs for the {parts} ranks that share each row, longer than the model's "
+            f"context of {model.max_sequence_length}; {model.max_sequence_length // parts * parts + label} is the most"
         )
 
 
@@ -253,11 +248,12 @@ def _check_ranking_stage(config: RewardConfig | DpoConfig) -> None:
     """What is not built, or makes no sense, where an answer is one number."""
     if config.data.overlong == "truncate":
         raise ConfigError("data.overlong = truncate: nobody ranked an answer that is cut short; take drop or refuse here")
-    if config.parallel.context_parallel_size > 1:
-        why = "a reward is read at one token" if config.stage == "reward" else "an answer's log-probability is one sum"
-        raise ConfigError(f"parallel.context_parallel_size = {config.parallel.context_parallel_size}: {why}; take 1 here")
-    if config.parallel.sequence_parallel or config.parallel.virtual_pipeline_size > 1:
-        raise ConfigError(f"parallel: sequence_parallel and virtual_pipeline_size are not built for the {config.stage} stage; leave them out")
+    if config.parallel.virtual_pipeline_size > 1:
+        raise ConfigError(f"parallel.virtual_pipeline_size = {config.parallel.virtual_pipeline_size}: not built for the {config.stage} stage; take 1 here")
+    if config.stage == "reward" and config.parallel.context_parallel_size > 1:
+        raise ConfigError(f"parallel.context_parallel_size = {config.parallel.context_parallel_size}: a reward is read at one token; take 1 here")
+    if config.stage == "reward" and config.parallel.sequence_parallel:
+        raise ConfigError("parallel.sequence_parallel = true: not built for the reward stage; leave it out")
     if config.stage == "dpo" and config.loss.kind == "ipo" and config.loss.label_smoothing > 0:
         raise ConfigError(f"loss.label_smoothing = {config.loss.label_smoothing} with loss.kind = ipo: only sigmoid knows it; take 0")
 

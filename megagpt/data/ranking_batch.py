@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ class RankingBatch:
     """Some groups in one forward pass."""
 
     tokens: Tensor
-    """[rows, T] int64, padded on the right"""
+    """[rows, T] int64, padded on the right; with context parallelism this rank's part of each row"""
     read_at: Tensor
     """[n] int64: where scores are read, in the flattened [rows * T] …"""
     reader: Tensor
@@ -39,8 +39,10 @@ class RankingBatch:
     """[pairs] float32: weight of the group / number of its pairs"""
     distances: Tensor
     """[pairs] float32: ranks between the two answers, 1 for neighbours"""
+    labels: Tensor | None
+    """[rows, T] int64; labels[:, t] is the token after tokens[:, t]; None where a row is a whole group"""
     answer_mask: Tensor | None
-    """[rows, T] float32; 1 on the tokens of the answer and on the one that closes it; None where a row is a whole group"""
+    """[rows, T] float32; 1 where the label is a token of the answer or the one that closes it; None where a row is a whole group"""
     num_answers: int
     """The same in all microbatches; those that only fill up are read nowhere."""
     branches: Tensor | None = None
@@ -87,26 +89,37 @@ def pack(groups: Sequence[EncodedGroup], micro_batch_size: int, num_replicas: in
 
 def replica_batches(
     groups_of_batch: Sequence[EncodedGroup], groups: Groups, micro_batch_size: int, pad_id: int, device: torch.device,
-    activations: Activations | None = None, pooling: str = "last",
+    activations: Activations | None = None, pooling: str = "last", ranks_per_row: int = 1,
 ) -> list[RankingBatch]:
     """This replica's microbatches of a global batch of groups, each as wide as its longest row; with a pipeline all have the same shape.
+
+    With context parallelism each rank gets its part of every row. Scores, which are read at places of whole rows, are not for that.
 
     Args:
         groups_of_batch: the global batch, the same on every rank.
         micro_batch_size: groups of mean size in one forward pass.
         activations: what the frozen layers made of the groups. Then a row is a whole group, else an answer.
         pooling: where scores are read: `last`, at an answer's last token, or `mean`, over the answer's tokens.
+        ranks_per_row: widths are multiples of it.
     """
-    packing = pack(groups_of_batch, micro_batch_size, groups.grid.dp)
-    mine = packing.of_replica(groups.grid, groups.coordinates.dp)
+    grid, place = groups.grid, groups.coordinates
+    packing = pack(groups_of_batch, micro_batch_size, grid.dp)
+    mine = packing.of_replica(grid, place.dp)
     if activations is not None:
         return [
             _shared_batch([groups_of_batch[index] for index in members], packing.rows, pad_id, device, activations, pooling) for members in mine
         ]
     lengths = [max((len(row) for index in members for row in groups_of_batch[index].rows), default=1) for members in mine]
-    if groups.grid.pp > 1:
+    if grid.pp > 1:
         lengths = [max(len(row) for group in groups_of_batch for row in group.rows)] * len(mine)
-    return [_batch(groups_of_batch, members, packing.rows, length, pad_id, device, pooling) for members, length in zip(mine, lengths)]
+    lengths = [length + -length % ranks_per_row for length in lengths]
+    batches = [_batch(groups_of_batch, members, packing.rows, length, pad_id, device, pooling) for members, length in zip(mine, lengths)]
+    return batches if grid.cp == 1 else [_part_of_rows(batch, place.cp, grid.cp) for batch in batches]
+
+
+def _part_of_rows(batch: RankingBatch, place: int, number: int) -> RankingBatch:
+    """The place-th of `number` equal parts of each row."""
+    return replace(batch, **{name: getattr(batch, name).chunk(number, dim=1)[place] for name in ("tokens", "labels", "answer_mask")})
 
 
 def _batch(
@@ -114,14 +127,17 @@ def _batch(
 ) -> RankingBatch:
     numbers = [0, *itertools.accumulate(len(group.rows) for group in groups)]
     tokens = torch.full((num_rows, length), pad_id, dtype=torch.int64)
-    answer_mask, row_ids = torch.zeros(tokens.shape), torch.full((num_rows,), numbers[-1], dtype=torch.int64)
+    labels, answer_mask = tokens.clone(), torch.zeros(tokens.shape)
+    row_ids = torch.full((num_rows,), numbers[-1], dtype=torch.int64)
     answers = [(numbers[index] + place, encoded) for index in members for place, encoded in enumerate(groups[index].rows)]
     for row, (number, encoded) in enumerate(answers):
         tokens[row, : len(encoded)], row_ids[row] = torch.from_numpy(encoded.tokens), number
-        answer_mask[row, : len(encoded)] = torch.from_numpy(encoded.loss_mask)
+        labels[row, : len(encoded) - 1] = torch.from_numpy(encoded.tokens[1:])
+        answer_mask[row, : len(encoded) - 1] = torch.from_numpy(encoded.loss_mask[1:])
     places = [row * length + _read_at(encoded, pooling) for row, (_, encoded) in enumerate(answers)]
     return RankingBatch(
-        tokens.to(device), *_readers(places, device), row_ids, *_pairs([groups[index] for index in members], device), answer_mask.to(device), num_rows
+        tokens.to(device), *_readers(places, device), row_ids, *_pairs([groups[index] for index in members], device), labels.to(device),
+        answer_mask.to(device), num_rows,
     )
 
 
@@ -137,7 +153,7 @@ def _shared_batch(
     hidden = torch.nn.utils.rnn.pad_sequence([activations[row] for row in rows]) if rows else activations.zeros(1, 1)
     row_ids = torch.zeros(len(tokens), dtype=torch.int64)  # for dropout, which frozen layers exclude
     return RankingBatch(
-        tokens.to(device), *_readers(places, device), row_ids, *_pairs(members, device), None, num_answers, branches.to(device), hidden.to(device)
+        tokens.to(device), *_readers(places, device), row_ids, *_pairs(members, device), None, None, num_answers, branches.to(device), hidden.to(device)
     )
 
 

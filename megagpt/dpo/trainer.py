@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
+from megatron.core.tensor_parallel.mappings import reduce_from_tensor_model_parallel_region
 from torch import Tensor
 
 from megagpt.checkpoint.layout import HeldOut, best_checkpoint, find_checkpoint, read_state
@@ -103,7 +104,7 @@ def fit(config: DpoConfig, original: str = "") -> Path:
                 with around.phase("data"):
                     items = [item for _, item in step_rows(seed, step - 1, groups_per_step, len(train))]
                     members = [train[item] for item in items]
-                    batches = replica_batches(members, engine.groups, micro, tokenizer.pad_id, world.device)
+                    batches = replica_batches(members, engine.groups, micro, tokenizer.pad_id, world.device, ranks_per_row=layout.ranks_per_row(grid))
                 lr = learning_rate(config.optimizer, step, total_steps)
                 dropout_key = (seed, step) if config.dropout > 0 else None
                 metrics = train_step(engine, batches, members, [reference[item] for item in items], lr, dropout_key, terms, around.phase)
@@ -145,11 +146,12 @@ def train_step(
         rewards = implicit_rewards(answer_logprobs(engine.model, logits, batch), before[batch.row_ids.to(before.device)], terms.beta)
         return preference_loss(rewards, batch.winners, batch.losers, batch.weights, **terms.model_dump())
 
-    weight = sum(group.weight for group in members)
+    weight, cp = sum(group.weight for group in members), engine.groups.grid.cp
     rows, length = batches[0].tokens.shape
     with phase("forward-backward"):
-        reports = engine.accumulate(batches, loss, denominator=weight, rows=rows, length=length, dropout_key=dropout_key)
-        means = {name: total / weight for name, total in sum_reports(engine.groups, reports, SUMS).items()}
+        reports = engine.accumulate(batches, loss, denominator=weight, rows=rows, length=length * cp, dropout_key=dropout_key)
+        # Every context-parallel rank reports the same whole rows.
+        means = {name: total / weight / cp for name, total in sum_reports(engine.groups, reports, SUMS).items()}
     with phase("optimizer"):
         norm = engine.step(lr)
     means["accuracy"] = means.pop("correct")
@@ -157,12 +159,14 @@ def train_step(
 
 
 def answer_logprobs(model: GPT, logits: Tensor, batch: RankingBatch) -> Tensor:
-    """log p(answer and the token that closes it | prompt) of each row, [rows] in nats.
+    """log p(answer and the token that closes it | prompt) of each row, [rows] in nats, equal on all ranks that share the rows.
 
     Args:
-        logits: [rows, T, padded vocabulary / tp].
+        logits: [rows, T, padded vocabulary / tp], of this context-parallel rank's part of the rows.
     """
-    return (response_logprobs(model, logits[:, :-1], batch.tokens[:, 1:]) * batch.answer_mask[:, 1:]).sum(1)
+    here = (response_logprobs(model, logits, batch.labels) * batch.answer_mask).sum(1)
+    # A sum over the parts, each of which takes the whole sum's gradient: the engine then adds up what the ranks make of it.
+    return reduce_from_tensor_model_parallel_region(here, group=model.groups.collection.cp)
 
 
 def _hash(members: Sequence[EncodedGroup]) -> str:

@@ -46,10 +46,11 @@ def _score(
     device: torch.device, activations: Activations | None, pooling: str,
 ) -> list[list[float]]:
     grid, packing = engine.groups.grid, pack(members, micro_batch_size, engine.groups.grid.dp)
-    batches = replica_batches(members, engine.groups, micro_batch_size, pad_id, device, activations, pooling)
+    ranks_per_row = engine.model.layout.ranks_per_row(grid)
+    batches = replica_batches(members, engine.groups, micro_batch_size, pad_id, device, activations, pooling, ranks_per_row)
     rows, length = batches[0].tokens.shape
     with engine.scope():
-        outputs = infer(engine.models, batches, read, rows=rows, length=length)
+        outputs = infer(engine.models, batches, read, rows=rows, length=length * grid.cp)
     shape = (len(packing.members), packing.rows)
     scores = share_rows(torch.stack(outputs) if outputs else None, grid, shape, torch.float32, device).tolist()
     found: list[list[float]] = [[] for _ in members]

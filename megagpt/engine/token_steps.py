@@ -31,7 +31,7 @@ def replica_batches(rows: Sequence[EncodedRow], engine: Engine, micro_batch_size
     unit = micro_batch_size * grid.dp * (grid.pp if layout.num_chunks > 1 else 1)
     padded = [*rows, *[encoded_row([pad_id], [0])] * (-len(rows) % unit)]
     length = max(len(row) for row in padded) - 1
-    length += -length % (grid.cp * (grid.tp if layout.sequence_parallel else 1))
+    length += -length % layout.ranks_per_row(grid)
     mine = replica_rows(len(padded), grid, place.dp)
     batches = [
         collate(padded[i : i + micro_batch_size], list(range(i, i + micro_batch_size)), length, pad_id).to(device)

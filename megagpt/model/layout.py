@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 
 from megagpt.config.schema import ParallelConfig, PrecisionConfig
+from megagpt.parallel.grid import Grid
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -33,3 +34,7 @@ class Layout:
         sequence_parallel = parallel.sequence_parallel and parallel.tensor_parallel_size > 1
         layers = None if parallel.stage_layers is None else tuple(parallel.stage_layers)
         return cls(DTYPES[precision.dtype], sequence_parallel, parallel.virtual_pipeline_size, layers, parallel.recompute)
+
+    def ranks_per_row(self, grid: Grid) -> int:
+        """Ranks that hold equal parts of each row's activations; a row's length is a multiple of it."""
+        return grid.cp * (grid.tp if self.sequence_parallel else 1)

@@ -15,9 +15,10 @@ from megagpt.checkpoint.layout import complete_checkpoints, find_checkpoint, hel
 from megagpt.checkpoint.load import Checkpoint
 from megagpt.cli.main import main
 from megagpt.config.schema import ModelConfig, RunConfig
+from megagpt.pipeline.launch import launch_command
 from megagpt.runtime.run_folder import RunFolder
 from tests.helpers.tiny_checkpoint import make_checkpoint
-from tests.helpers.tiny_run import facts, finished, megagpt, prompts, question, rankings, toy_tokenizer, write_rows
+from tests.helpers.tiny_run import command, facts, finished, megagpt, prompts, question, rankings, toy_tokenizer, write_rows
 
 CONFIG = {
     "parent": "base/sft", "optimizer": {"lr": 3e-2, "schedule": "constant"}, "batch": {"micro_batch_size": 4, "global_batch_size": 8}, "epochs": 4,
@@ -79,6 +80,17 @@ def test_dpo_stage_measures_each_epoch_and_keeps_the_checkpoint_of_the_lowest_he
     (gate,) = run.gates
     assert (gate["name"], gate["value"], gate["verdict"]) == ("implicit_pair_accuracy", entry["accuracy"], "passed" if entry["accuracy"] >= 0.75 else "failed")
     assert "(left out: 1 two answers are equal)" in output and f"best checkpoint: step_{best} (the last: step_24)" in output
+
+
+def test_dpo_stage_with_rows_shared_by_two_ranks_has_the_metrics_of_one(folder, output):
+    """Both parts of context parallelism: what is learned, and the reference's and the held-out answers' log-probabilities."""
+    settings = ["run.name=shared", "parallel.context_parallel_size=2", "epochs=1", "optimizer.warmup_ratio=0.4"]  # as long as 0.1 of four epochs
+    words = ["dpo", "--config", "dpo.yaml", *(word for setting in settings for word in ("--set", setting))]
+    finished(command(*launch_command(words, 2, None), cwd=folder))
+    one, two = ([json.loads(line) for line in (folder / f"runs/{name}/dpo/metrics.jsonl").read_text().splitlines()] for name in ("toy", "shared"))
+    for metric in ("loss", "margin", "grad_norm", "eval_loss", "eval_margin"):
+        here = [row[metric] for row in two if metric in row]
+        assert len(here) >= 2 and here == pytest.approx([row[metric] for row in one if metric in row][: len(here)], rel=1e-4, abs=1e-5), metric
 
 
 def test_dpo_stage_has_its_place_in_the_report(folder, output):

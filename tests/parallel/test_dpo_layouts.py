@@ -25,6 +25,7 @@ from megagpt.dpo import trainer as dpo
 from megagpt.dpo.evaluate import preference_metrics
 from megagpt.engine.answer_scores import score_answers
 from megagpt.engine.build import Engine
+from megagpt.model.layout import Layout
 from megagpt.parallel.grid import Grid
 from tests.helpers.gather import held_here, merge_ranks, with_gradients
 from tests.helpers.plain import PlainGPT, PlainRun, plain_init, plain_train
@@ -36,7 +37,11 @@ from tests.helpers.tolerance import LOG_PROBABILITY_ABSOLUTE, PARITY_RELATIVE, a
 OPTIMIZER = OptimizerConfig(lr=1e-2, eps=1e-5, clip_grad=0.1)
 PAD, MICRO, CPU = 100, 2, torch.device("cpu")
 TERMS = {"plain": DpoLossConfig(), "smooth": DpoLossConfig(beta=0.4, label_smoothing=0.1), "ipo": DpoLossConfig(kind="ipo", beta=0.4)}
-LAYOUTS = {"one_rank": (Grid(), 1), "tp2": (Grid(tp=2), 1), "pp2": (Grid(pp=2), 2), "dp2-zero2": (Grid(dp=2), 2), "dp2-zero3": (Grid(dp=2), 3)}
+LAYOUTS = {
+    "one_rank": (Grid(), 1), "tp2": (Grid(tp=2), 1), "pp2": (Grid(pp=2), 2), "dp2-zero2": (Grid(dp=2), 2), "dp2-zero3": (Grid(dp=2), 3),
+    "tp2-sequence": (Grid(tp=2), 1, Layout(sequence_parallel=True)), "cp2-zero0": (Grid(cp=2), 0), "cp2-pp2": (Grid(cp=2, pp=2), 1),
+    "cp2-dp2-zero3": (Grid(cp=2, dp=2), 3), "cp2-tp2-sequence": (Grid(cp=2, tp=2), 2, Layout(sequence_parallel=True)),
+}  # fmt: skip
 RANKS = [[0, 1], [2, 0, 1], [0, 1, 1, 2], [1, 1, 0, 0, 3], [1, 0]]
 """K = 2, 3, 4, 5 and 2, some with ties. Five groups: two replicas with microbatches of two are not filled evenly."""
 
@@ -101,11 +106,11 @@ def scored(engine: Engine) -> list[list[float]]:
     return score_answers(engine, groups(), lambda logits, batch: dpo.answer_logprobs(engine.model, logits, batch), MICRO, PAD, CPU)
 
 
-def dpo_step(config: ModelConfig, grid: Grid, zero_stage: int, name: str):
-    engine = Engine(sharded_model(config, plain_init(config, 1), grid), OPTIMIZER, zero_stage)
+def dpo_step(config: ModelConfig, name: str, grid: Grid, zero_stage: int, layout: Layout = Layout()):
+    engine = Engine(sharded_model(config, plain_init(config, 1), grid, layout), OPTIMIZER, zero_stage)
     logprobs = scored(engine)
     gradients = with_gradients(engine)
-    batches = replica_batches(groups(), engine.groups, MICRO, PAD, CPU)
+    batches = replica_batches(groups(), engine.groups, MICRO, PAD, CPU, ranks_per_row=layout.ranks_per_row(grid))
     metrics = dpo.train_step(engine, batches, groups(), reference(), OPTIMIZER.lr, None, TERMS[name])
     parameters = held_here(engine.canonical_parameters())
     engine.close()
@@ -138,9 +143,9 @@ def compare(config: ModelConfig, ranks: list, name: str) -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_dpo_step_equals_the_plain_one(layout):
-    grid, zero = LAYOUTS[layout]
-    config = tiny_model("llama" if layout == "tp2" else "gpt", True, num_layers=2)
-    ranks = run_ranks(grid.size, dpo_step, config, grid, zero, "plain")
+    grid = LAYOUTS[layout][0]
+    config = tiny_model("llama" if grid.tp == 2 else "gpt", True, num_layers=2)
+    ranks = run_ranks(grid.size, dpo_step, config, "plain", *LAYOUTS[layout])
     compare(config, ranks, "plain")
 
     plain = PlainGPT(config)
@@ -159,7 +164,7 @@ def test_dpo_step_equals_the_plain_one(layout):
 @pytest.mark.parametrize("name", ["smooth", "ipo"])
 def test_dpo_step_with_other_losses_equals_the_plain_one(name):
     config = tiny_model("gpt", True, num_layers=2)
-    compare(config, run_ranks(2, dpo_step, config, Grid(dp=2), 2, name), name)
+    compare(config, run_ranks(2, dpo_step, config, name, Grid(dp=2), 2), name)
 
 
 @pytest.mark.parametrize("grid", [Grid(), Grid(pp=2)], ids=["one_rank", "pp2"])

@@ -80,8 +80,10 @@ def test_ranking_stages_do_not_cut_answers():
         ({"loss": {"label_smoothing": 0.5}}, "loss.label_smoothing = 0.5: input should be less than 0.5"),
         ({"loss": {"kind": "hinge"}}, "loss.kind = 'hinge'"),
         ({"loss": {"kind": "ipo", "label_smoothing": 0.1}}, "loss.label_smoothing = 0.1 with loss.kind = ipo: only sigmoid knows it; take 0"),
-        ({"parallel": {"context_parallel_size": 2}}, "parallel.context_parallel_size = 2: an answer's log-probability is one sum; take 1 here"),
-        ({"parallel": {"sequence_parallel": True}}, "parallel: sequence_parallel and virtual_pipeline_size are not built for the dpo stage; leave them out"),
+        (
+            {"parallel": {"pipeline_parallel_size": 2, "virtual_pipeline_size": 2}},
+            "parallel.virtual_pipeline_size = 2: not built for the dpo stage; take 1 here",
+        ),
         ({"optimizer": {"warmup_tokens": 5}}, "optimizer.warmup_tokens = 5: only pre-training counts tokens"),
     ],
 )
@@ -89,6 +91,29 @@ def test_dpo_settings_that_make_no_sense_are_named(settings, message):
     check_parent(config(DpoConfig, ["a"]), MODEL, 1)
     with pytest.raises(ConfigError, match=re.escape(message)):
         check_parent(config(DpoConfig, ["a"], **settings), MODEL, 1)
+
+
+@pytest.mark.parametrize(
+    ("parallel", "message"),
+    [
+        ({"context_parallel_size": 2}, "parallel.context_parallel_size = 2: a reward is read at one token; take 1 here"),
+        ({"tensor_parallel_size": 2, "sequence_parallel": True}, "parallel.sequence_parallel = true: not built for the reward stage; leave it out"),
+    ],
+)
+def test_rows_are_shared_by_ranks_in_dpo_and_not_in_reward_training(parallel, message):
+    parent = MODEL.model_copy(update={"num_attention_heads": 2})
+    check_parent(config(DpoConfig, ["a"], parallel=parallel), parent, 1)
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        check_parent(config(RewardConfig, ["a"], parallel=parallel), parent, 1)
+
+
+@pytest.mark.parametrize(("stage", "fits"), [(SftConfig, 9), (DpoConfig, 8)])
+def test_rows_that_ranks_share_stay_within_the_context_when_filled_up(stage, fits):
+    """Four ranks share a row, so its width is a multiple of four; the last token of a demonstration is a label alone."""
+    parent, parallel = MODEL.model_copy(update={"num_attention_heads": 4, "max_sequence_length": 10}), {"context_parallel_size": 4}
+    check_parent(config(stage, ["a"], parallel=parallel, data={"train": ["a"], "max_length": fits}), parent, 1)
+    with pytest.raises(ConfigError, match=rf"data.max_length = {fits + 1}: filled up to 12 .* 4 ranks .* context of 10; {fits} is the most"):
+        check_parent(config(stage, ["a"], parallel=parallel, data={"train": ["a"], "max_length": fits + 1}), parent, 1)
 
 
 @pytest.mark.parametrize(
