@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser, verb: str) -> None:
     add_model_arguments(parser)
     parser.add_argument("--prompts", required=True, metavar="FILE", help="prompt records (JSONL, JSONL.gz or parquet)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="JSONL to write (default: standard output)")
-    samples = "answers to each prompt, which is computed once for all (default 1); with K > 1: ranking records without ranks, for annotators"
+    samples = "answers to each prompt, which is computed once for all (default 1); with K > 1: ranking records without ranks, for annotators; equal and empty answers are left out"
     parser.add_argument("--num-samples", type=int, default=1, metavar="K", help=samples)
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="rows decoded at the same time (default 32)")
 
@@ -119,16 +119,22 @@ def run(options: argparse.Namespace, verb: str) -> int | None:
         prompt_ids=[number for number, _ in rows], sample_numbers=[sample for _, sample in rows], max_rows=options.batch_size, on_ended=report,
     )
     answers = [tokenizer.decode(tokens) for tokens in generated.tokens]
-    lines = []
+    lines, alike = [], 0
     for number, prompt in enumerate(prompts):
         given = answers[number * options.num_samples : (number + 1) * options.num_samples]
         if options.num_samples > 1:
+            given = [answer for answer in dict.fromkeys(given) if answer.strip()]  # as rankings want them: different, and none empty
+            if len(given) < 2:
+                alike += 1
+                continue
             record = {"prompt": list(prompt.prompt), "answers": given, "ranks": [None] * len(given)}
         else:
             record = {"id": prompt.id, "messages": [*prompt.prompt, {"role": "assistant", "content": given[0]}]}
         lines.append(json.dumps(record, ensure_ascii=False))
     if is_main_rank():
-        text = "\n".join(lines) + "\n"
+        if alike:
+            print(f"{alike} prompts are left out: no two different answers", file=sys.stderr, flush=True)
+        text = "".join(f"{line}\n" for line in lines)
         atomic.write_text(options.output, text) if options.output else print(text, end="")
     stop()
     return None

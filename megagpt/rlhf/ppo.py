@@ -89,7 +89,8 @@ class Trainer:
         gap = by_trainer if experience.sampler_gap is None else experience.sampler_gap
         seen = {} if gap is None else {"sampler_gap": gap}
         metrics = {**_describe(experience), **seen, **updates, "kl_coefficient": self.kl.coefficient, **seconds}
-        self.kl.update(metrics["kl"], config.ppo.rollout_batch_size)
+        if step > config.ppo.value_warmup_steps:  # before that the policy stands still, and a KL of 0 would lower beta round after round
+            self.kl.update(metrics["kl"], config.ppo.rollout_batch_size)
         if step % config.every.log == 0:
             self._peek(experience)
         return metrics

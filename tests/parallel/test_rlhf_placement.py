@@ -275,7 +275,7 @@ OTHER_WAYS = {
         placement(on(0), on(0), None, None), placement(on(0, 1, zero=3), on(2, 3, pp=2), None, None),
     ),
     "reward_function_and_model": (
-        {"value_warmup_steps": 1}, {}, {"reward_function": "tests.helpers.rewards:letters"},
+        {"value_warmup_steps": 1}, {"target": 0.5, "horizon": 40}, {"reward_function": "tests.helpers.rewards:letters"},
         ONE_RANK, placement(on(0), on(1), on(2), on(3)),
     ),
 }  # fmt: skip
@@ -298,6 +298,7 @@ def test_rlhf_other_ways_are_placed_alike(folder, name):
         assert first["policy_updates"] < 4 and first["policy_update_kl"] > 0  # ended early, on all ranks alike
     if name == "reward_function_and_model":
         assert "policy_updates" not in first and second["policy_updates"] == 4 and second["kl"] == pytest.approx(0, abs=KL_ABSOLUTE)
+        assert first["kl_coefficient"] == second["kl_coefficient"] == 0.1  # a policy that does not learn yet says nothing about beta
     if ppo.get("advantage"):
         assert not any("value" in metric or "variance" in metric for metric in first) and first["policy_grad_norm"] > 0 and not expected_parameters[1]
 

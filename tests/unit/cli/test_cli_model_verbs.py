@@ -95,6 +95,9 @@ def test_cli_generate_samples_for_annotators_and_single_answers(folder):
         record["ranks"] = [1, 0]  # what an annotator adds
     assert len(read_rankings(write_rows(folder / "ranked.jsonl", records))) == 4
 
+    greedy = generate(folder, "--num-samples", 2, "--temperature", 0)
+    assert greedy.stdout == "" and "4 prompts are left out: no two different answers" in greedy.stderr  # nothing that could be ranked
+
     single = [json.loads(line) for line in generate(folder, "--temperature", 1).stdout.splitlines()]
     assert [record["id"] for record in single] == [prompt["id"] for prompt in prompts()[:4]]
     for record, sampled, prompt in zip(single, records, prompts()):
