@@ -350,7 +350,8 @@ class ExactDuplicatesConfig(Frozen):
     """What is equal but for case and spacing."""
 
     documents: bool = True
-    """Of equal documents the one of the best quality is kept, the first where several are equally good."""
+    """Of equal documents the one of the best quality is kept, the first where several are equally good. Kinds that the step `quality` does not judge come
+    before those that it does."""
     paragraphs: RepeatedParagraphsConfig | None = None
     """Cut repeated paragraphs out of the documents that are kept; default: leave them."""
     lines: RepeatedLinesConfig | None = None

@@ -27,6 +27,9 @@ from megagpt.prepare.token_count import token_counter
 
 CLEANED, SEEN, BROKEN = "clean", "seen", "problems"
 """Folders in `work`: documents that go on, ledger rows of all that were seen, what could not be read."""
+UNJUDGED = 1.0
+"""Quality of documents of kinds that the classifier is not asked about, since they are what it calls good: of an encyclopaedia's article and its copies
+in a crawl the former is kept."""
 
 
 class Clean(TaskStep):
@@ -65,7 +68,8 @@ class Clean(TaskStep):
                         continue
                     kept.add({"n": number, "row": ledger.num_rows - 1, **to_row(document)})
                     with times.noting("fingerprints"):
-                        fingerprints.add(number, document.id, document.text, document.metadata["scores"].get("quality", 0.0), document.metadata["kind"])
+                        quality = document.metadata["scores"].get("quality", UNJUDGED)
+                        fingerprints.add(number, document.id, document.text, quality, document.metadata["kind"])
                     number += 1
                 done += size
         times.tell(self, ledger.num_rows, num_bytes)

@@ -10,6 +10,7 @@ import numpy as np
 
 from megagpt.config.prepare import PrepareConfig
 from megagpt.prepare.clean import CLEANED
+from megagpt.prepare.dedup.verdicts import Verdicts, cut
 from megagpt.prepare.ngram_index import NgramIndex
 from megagpt.prepare.phase import Phase, TaskStep
 from megagpt.prepare.steps.decontamination import count_documents, index_folder, mark_common
@@ -20,14 +21,17 @@ COUNTS = "evaluation_counts"
 
 
 class CountPhrases(TaskStep):
+    """Copies that duplicate steps drop do not count: they would make a phrase common that is left in one document."""
+
     name = "count phrases"
 
-    def __init__(self, work: Path) -> None:
+    def __init__(self, config: PrepareConfig, work: Path) -> None:
         super().__init__()
-        self.work = work
+        self.config, self.work = config, work
 
     def run_task(self, task: int, num_tasks: int) -> None:
-        texts = (row["text"] for row in read_table(task_file(self.work / CLEANED, task), ["text"]))
+        verdicts, rows = Verdicts(self.work, task, self.config.steps), read_table(task_file(self.work / CLEANED, task), ["n", "text"])
+        texts = (cut(row["text"], verdict) for row in rows if (verdict := verdicts.of(row["n"])).reason is None)
         content = io.BytesIO()
         np.save(content, count_documents(NgramIndex.load(index_folder(self.work)), texts), allow_pickle=False)
         (self.work / COUNTS).mkdir(exist_ok=True)
@@ -51,4 +55,4 @@ def common_phrase_phases(config: PrepareConfig, work: Path, sizes: Sequence[int]
     settings = config.steps.decontamination
     if settings is None or settings.max_documents is None:
         return []
-    return [Phase("count_phrases", len(sizes), CountPhrases(work), sizes), Phase("mark_phrases", 1, MarkPhrases(config, work))]
+    return [Phase("count_phrases", len(sizes), CountPhrases(config, work), sizes), Phase("mark_phrases", 1, MarkPhrases(config, work))]

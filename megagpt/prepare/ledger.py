@@ -14,6 +14,8 @@ from megagpt.prepare.token_count import token_counter
 
 EXCERPT_CHARACTERS = 400
 """Of each document's text, for the report's samples."""
+LONGEST_SPAN = 320
+"""Of personal data: an e-mail address (RFC 5321)."""
 
 
 class Ledger(Table):
@@ -24,7 +26,7 @@ class Ledger(Table):
 
     def __init__(self, path: Path, task: int, config: PrepareConfig) -> None:
         super().__init__(path, LEDGER)
-        self._task, self._redact, self._num_tokens = task, _redactor(config), token_counter(config.tokenizer)
+        self._task, self._excerpt, self._num_tokens = task, _excerpts(config), token_counter(config.tokenizer)
         self.num_rows = 0
 
     def add(self, document: Document, dropped: tuple[str, str] | None, characters_before: int, tokens_before: int | None, **facts: Any) -> None:
@@ -42,7 +44,7 @@ class Ledger(Table):
             "step": step, "reason": reason, "scores": sorted(known["scores"].items()), "notes": to_json(known["notes"]), "weight": known["weight"],
             "characters_before": characters_before, "characters_after": 0 if dropped else len(document.text),
             "tokens_before": tokens_before, "tokens_after": 0 if dropped else self._num_tokens(document.text),
-            "excerpt": self._redact(document.text[:EXCERPT_CHARACTERS]), **facts,
+            "excerpt": self._excerpt(document.text), **facts,
         })  # fmt: skip
         self.num_rows += 1
 
@@ -57,12 +59,17 @@ def read_ledger(path: Path) -> Iterator[dict[str, Any]]:
     return read_table(path)
 
 
-def _redactor(config: PrepareConfig) -> Callable[[str], str]:
-    """Text -> text without personal data, where it is looked for."""
+def _excerpts(config: PrepareConfig) -> Callable[[str], str]:
+    """Text -> its beginning, without personal data where it is looked for: what the cut would part is found as a whole."""
     settings = config.steps.personal_data
     if settings is None:
-        return lambda text: text
+        return lambda text: text[:EXCERPT_CHARACTERS]
     from megagpt.prepare.personal_data.find import find
     from megagpt.prepare.steps.personal_data import redact
 
-    return lambda text: redact(text, find(text, settings))
+    def excerpt(text: str) -> str:
+        begin = text[: EXCERPT_CHARACTERS + LONGEST_SPAN]
+        spans = [span for span in find(begin, settings) if span.start < EXCERPT_CHARACTERS]
+        return redact(begin[: max([EXCERPT_CHARACTERS, *(span.end for span in spans)])], spans)
+
+    return excerpt

@@ -6,10 +6,14 @@ import json
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pyarrow import parquet
 
 from megagpt.cli.main import main
+from megagpt.config.prepare import NgramsConfig, WindowsConfig
+from megagpt.prepare.classifier import Classifier, save_classifier
+from megagpt.prepare.ngrams import Ngrams
 from tests.helpers.prepare_corpus import article, write_config
 
 
@@ -125,3 +129,37 @@ def test_prepare_edges_another_model_or_list_starts_anew(tmp_path):
     assert reasons() == ["url_domain", None]
     evaluation.write_text(" ".join(text.split()[:20]) + "\n")
     assert reasons() == ["url_domain", "contaminated"]
+
+
+def test_prepare_edges_excerpts_hold_no_part_of_an_address(tmp_path):
+    """Where an excerpt ends, in what is dropped before redaction and in what is not."""
+    texts = ["x " * (200 - back) + "write to somebody.or.other@mail.example.com " + "and more " * 40 for back in range(4, 24, 2)]
+    short = [text.replace("and more ", "") for text in texts]
+    assert prepare(tmp_path, [rows_of("a", write_rows(tmp_path / "a.jsonl", *({"text": text} for text in texts + short)))], {"heuristics": {}, "personal_data": {}}) == 0
+    excerpts = [row["excerpt"] for row in ledger(tmp_path).values()]
+    assert len(excerpts) == 20 and not any("somebody" in excerpt or "example" in excerpt for excerpt in excerpts)
+    assert sum("<EMAIL>" in excerpt for excerpt in excerpts) > 5 and all(len(excerpt) < 420 for excerpt in excerpts)
+
+
+def test_prepare_edges_of_copies_the_one_of_a_trusted_kind_is_kept(tmp_path):
+    """An article of an encyclopaedia, whose kind no classifier judges, and its copy in a crawl, which one does."""
+    ngrams = Ngrams(NgramsConfig(hash_bits=10, character_sizes=[], max_words=1))
+    weights = np.zeros(ngrams.num_features, np.float32)
+    save_classifier(Classifier("quality", ngrams, WindowsConfig(), weights, 3.0, 1.0, 0.0), tmp_path / "quality")  # all text is good: 0.95
+    (text,) = articles(1)
+    files = [write_rows(tmp_path / f"{name}.jsonl", {"text": text}) for name in "ab"]
+    sources = [rows_of("crawl", files[0], judged_as="web"), rows_of("articles", files[1], judged_as="wikipedia")]
+    steps = {"quality": {"classifier": str(tmp_path / "quality"), "keep": "threshold"}, "exact_duplicates": {"tasks": 1}}
+    assert prepare(tmp_path, sources, steps) == 0
+    assert {id: row["kept"] for id, row in ledger(tmp_path).items()} == {"crawl/a.jsonl#1": False, "articles/b.jsonl#1": True}
+
+
+def test_prepare_edges_copies_do_not_make_a_phrase_common(tmp_path):
+    """What an evaluation set asks stands in one document and twenty copies of it: one is kept, and it must not keep the question."""
+    text, other = articles(2)
+    (tmp_path / "set.txt").write_text(" ".join(text.split()[:20]) + "\n")
+    files = write_rows(tmp_path / "a.jsonl", *[{"text": text}] * 20, {"text": other})
+    sets = {"sets": [{"name": "e", "files": [str(tmp_path / "set.txt")]}], "action": "drop", "max_documents": 10}
+    assert prepare(tmp_path, [rows_of("a", files)], {"exact_duplicates": {"tasks": 1}, "decontamination": sets}) == 0
+    reasons = [row["reason"] for row in ledger(tmp_path).values()]
+    assert sorted(set(reasons), key=str) == [None, "contaminated", "duplicate_document"] and reasons.count("contaminated") == 1
