@@ -32,6 +32,12 @@
 #else
 #define MEGAGPT_IMPLEMENTATIONS(implement) MEGAGPT_IMPL_OF(MEGAGPT_LIBRARY, CPU, m) { implement(m); }
 #endif
+// The same for what GPUs have no kernel for.
+#ifdef MEGAGPT_EMULATED
+#define MEGAGPT_CPU_IMPLEMENTATIONS(implement)
+#else
+#define MEGAGPT_CPU_IMPLEMENTATIONS(implement) MEGAGPT_IMPL_OF(MEGAGPT_LIBRARY, CPU, m) { implement(m); }
+#endif
 
 namespace megagpt {
 
@@ -86,8 +92,18 @@ inline at::Tensor scratch(at::IntArrayRef shape, const at::Tensor& like) {
   return at::empty(needed ? shape : at::IntArrayRef{0}, like.options().dtype(at::kFloat));
 }
 
-// Runs a kernel on the device that holds `tensor`, and on a CPU the version for its instruction set. torch names that set, so
-// ATEN_CPU_CAPABILITY=avx2 or =default holds for us too.
+// Runs the version of a kernel for this CPU's instruction set. torch names that set, so ATEN_CPU_CAPABILITY=avx2 or =default holds for us too.
+template <class Args>
+void launch_on_cpu(const Args& args) {
+#ifdef MEGAGPT_X86
+  static const std::string capability = at::get_cpu_capability();
+  if (capability == "AVX512") return run(Avx512{}, args);
+  if (capability == "AVX2") return run(Avx2{}, args);
+#endif
+  run(Portable{}, args);
+}
+
+// Runs a kernel on the device that holds `tensor`.
 template <class Args>
 void launch(const Args& args, [[maybe_unused]] const at::Tensor& tensor) {
 #ifdef MEGAGPT_EMULATED
@@ -99,12 +115,7 @@ void launch(const Args& args, [[maybe_unused]] const at::Tensor& tensor) {
     return run(Cuda{c10::cuda::getCurrentCUDAStream().stream()}, args);
   }
 #endif
-#ifdef MEGAGPT_X86
-  static const std::string capability = at::get_cpu_capability();
-  if (capability == "AVX512") return run(Avx512{}, args);
-  if (capability == "AVX2") return run(Avx2{}, args);
-#endif
-  run(Portable{}, args);
+  launch_on_cpu(args);
 #endif
 }
 

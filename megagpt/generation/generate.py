@@ -12,7 +12,7 @@ from torch import Tensor
 
 from megagpt.generation.sample import Sampling, choose
 from megagpt.generation.slots import SlotTable, Step
-from megagpt.model.decode import can_decode, decoding_pass
+from megagpt.model.decode import Decoder, can_decode
 from megagpt.model.gpt import GPT
 from megagpt.model.key_value_cache import KeyValueCache
 from megagpt.parallel.collectives import gather_last_dim, max_over
@@ -127,7 +127,7 @@ class _Passes:
 
     def __init__(self, model: GPT, cache: KeyValueCache, sampling: Sampling) -> None:
         self.model, self.cache, self.sampling = model, cache, sampling
-        self.decode = can_decode(model)
+        self.decoder = Decoder(model) if can_decode(model) else None
         self.prompt_tokens = self.response_tokens = 0
 
     def __call__(self, step: Step, prompt_ids: np.ndarray, sample_numbers: np.ndarray) -> tuple[list[int], list[float]]:
@@ -156,8 +156,8 @@ class _Passes:
         return chosen[0].long().tolist(), chosen[1].tolist()
 
     def _stage(self, tokens: Tensor, positions: Tensor, last: Tensor, received: Tensor | None) -> Tensor:
-        if self.decode:
-            return decoding_pass(self.model, tokens, positions, self.cache, last, received)
+        if self.decoder is not None:
+            return self.decoder(tokens, positions, self.cache, last, received)
         if received is not None:
             self.model.set_input_tensor(received)
         return self.model(tokens, positions, self.cache, last)

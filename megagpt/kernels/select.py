@@ -32,6 +32,7 @@ OPS = {
     "masked_softmax": "masked_softmax_forward",
     "rotary": "rotary",
     "sample": "sample",
+    "few_row_linear": "few_row_linear",
 }
 """Each op -> the operator (csrc/ops/*.cpp) that is registered for the devices that it was built for."""
 SLOWER: dict[tuple[str, str], str] = {("layer_norm", "cpu"): "as fast"}
@@ -40,8 +41,8 @@ FUSED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 """The storage types of csrc/common/kernel.h."""
 library = "megagpt"
 """The operators' namespace in torch.ops. The tests put that of the emulated CUDA kernels here."""
-FLOAT32_ONLY = ("adamw", "gae", "ppo_policy_loss", "ppo_value_loss")
-"""Ops whose first tensor is a master weight or a number for each token, never stored in 16 bits."""
+FLOAT32_ONLY = ("adamw", "gae", "ppo_policy_loss", "ppo_value_loss", "few_row_linear")
+"""Ops whose first tensor is a master weight or a number for each token, never stored in 16 bits; and what is for CPUs, where weights seldom are."""
 
 log = logging.getLogger(__name__)
 _setting = "auto"

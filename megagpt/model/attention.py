@@ -73,8 +73,8 @@ class CausalAttention(MegatronModule):
         now, drops = self.current.value, self.training and self.dropout_state.active
         mask = now.visible
         if now.cache is not None:
-            pairs = torch.stack((key[0], value[0]), dim=2)
-            return now.cache.attend(self.layer_number, query[0], pairs, self.softmax_scale or query.size(-1) ** -0.5)[None]
+            pairs, asked = torch.stack((key[0], value[0]), dim=2), query[0].unflatten(1, (key.size(2), -1))
+            return now.cache.attend(self.layer_number, asked, pairs, self.softmax_scale or query.size(-1) ** -0.5).flatten(1, 2)[None]
         if now.segments is not None and not drops and select.flash_attention_runs(query):
             return flash_attention.within_documents(query, key, value, now.segments, self.softmax_scale)
         query, key, value = (x.transpose(1, 2) for x in (query, key, value))

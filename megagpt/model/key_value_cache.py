@@ -58,7 +58,11 @@ class KeyValueCache:
             if len(rows) < self._num_rows:
                 # What lies between them is read as well and its results are thrown away: cheaper than a copy of the others.
                 self._going_on = self._rows
-            self._mask = None if self._going_on is None and min(positions) == max(positions) else self._mask_of_rows()
+            same = self._going_on is None and min(positions) == max(positions)
+            self._mask = None if same else self._mask_of_rows()
+            # Of every layer: what is read, and where the new pairs go if that is one place for all.
+            self._read = self._store[:, : self._num_rows, :, :, : self._longest].unbind(0)
+            self._write = self._store[:, : self._num_rows, :, :, positions[0]].unbind(0) if same else None
         self._prompts, begin, same = [], len(rows), []
         for number, (row, length) in enumerate(prompts):
             same.append(row)
@@ -79,32 +83,37 @@ class KeyValueCache:
 
         Args:
             layer: its global number.
-            query: [t, heads, d]
+            query: [t, groups, heads of each, d]
             pairs: [t, groups, 2, d], key and value.
 
         Returns:
-            [t, heads, d]
+            [t, groups, heads of each, d]
         """
-        store, parts = self._store[layer - self._first_layer], []
+        number, parts = layer - self._first_layer, []
         if self._num_going_on:
-            store[self._rows, :, :, self._positions] = pairs[: self._num_going_on]
-            parts.append(self._one_token_a_row(store, query[: self._num_going_on], scale))
+            self._put(number, pairs[: self._num_going_on])
+            parts.append(self._one_token_a_row(*self._read[number].unbind(2), query[: self._num_going_on], scale))
         for rows, begin, length in self._prompts:
             end = begin + len(rows) * length
             fresh = pairs[begin:end].unflatten(0, (-1, length)).permute(0, 2, 3, 1, 4)  # [prompts, groups, 2, length, d]
-            store[rows, :, :, :length] = fresh
-            asked = query[begin:end].unflatten(0, (-1, length)).transpose(1, 2)
+            self._store[number, rows, :, :, :length] = fresh
+            asked = query[begin:end].unflatten(0, (-1, length)).flatten(2, 3).transpose(1, 2)
             found = F.scaled_dot_product_attention(
                 asked, fresh[:, :, 0], fresh[:, :, 1], is_causal=True, scale=scale, enable_gqa=asked.size(1) != fresh.size(1)
             )
-            parts.append(found.transpose(1, 2).flatten(0, 1))
+            parts.append(found.transpose(1, 2).flatten(0, 1).view_as(query[begin:end]))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _one_token_a_row(self, store: Tensor, query: Tensor, scale: float) -> Tensor:
-        """query [n, heads, d] of the rows that go on -> [n, heads, d], reading no further than the longest of them."""
-        keys, values = store[: self._num_rows, :, 0, : self._longest], store[: self._num_rows, :, 1, : self._longest]
+    def _put(self, number: int, pairs: Tensor) -> None:
+        if self._write is not None:
+            self._write[number].copy_(pairs)
+        else:
+            self._store[number][self._rows, :, :, self._positions] = pairs
+
+    def _one_token_a_row(self, keys: Tensor, values: Tensor, query: Tensor, scale: float) -> Tensor:
+        """query [n, groups, heads of each, d] of the rows that go on -> the same shape, reading no further than the longest of them."""
         if self._going_on is not None:
             query = query.new_zeros(self._num_rows, *query.shape[1:]).index_put((self._going_on,), query)
         # The heads that share a key stand as if they were tokens of a row, so that no key is repeated for them.
-        found = F.scaled_dot_product_attention(query.unflatten(1, (keys.size(1), -1)), keys, values, attn_mask=self._mask, scale=scale).flatten(1, 2)
+        found = F.scaled_dot_product_attention(query, keys, values, attn_mask=self._mask, scale=scale)
         return found if self._going_on is None else found[self._going_on]

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from megagpt.model.decode import decoding_pass
+from megagpt.model.decode import Decoder
 from megagpt.model.gpt import GPT
 from megagpt.model.key_value_cache import KeyValueCache
 from megagpt.parallel.grid import Grid
@@ -51,7 +51,7 @@ def cached_logits(model: GPT, tokens: torch.Tensor, positions: torch.Tensor, cac
         cache.expect(range(num_rows), positions.flatten().tolist(), [])
     else:
         cache.expect([], [], [(row, length) for row in range(num_rows)])
-    output = decoding_pass(model, tokens.reshape(1, -1), positions.reshape(1, -1), cache, torch.arange(tokens.numel()), hidden)
+    output = Decoder(model)(tokens.reshape(1, -1), positions.reshape(1, -1), cache, torch.arange(tokens.numel()), hidden)
     if groups.is_last_stage:
         return whole_vocabulary(model, output).unflatten(1, tokens.shape)[0]
     dist.send(output.contiguous(), stages[1], group=pp)

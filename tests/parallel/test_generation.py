@@ -134,7 +134,7 @@ def test_generation_of_rows_that_wait_equals_each_prompt_alone(grid, family):
 
 def in_training_modules(config, state, grid, calls: list[dict]) -> list[Generated]:
     """As if ZeRO 3 had the weights: the pass of Megatron-core's modules."""
-    with mock.patch.object(generation, "can_decode", lambda model: False), mock.patch.object(generation, "decoding_pass", None):
+    with mock.patch.object(generation, "can_decode", lambda model: False), mock.patch.object(generation, "Decoder", None):
         return generate_on_grid(config, state, grid, calls)
 
 

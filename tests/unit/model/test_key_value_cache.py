@@ -37,7 +37,8 @@ def one_pass(cache: KeyValueCache, texts: Texts, going_on: list[int], prompts: l
     for (row, _), pair in zip(where, pairs):
         texts.rows[row] = torch.cat([texts.rows[row], pair[None]])
     expected = torch.stack([texts.attended(row, q, place) for (row, place), q in zip(where, query)])
-    torch.testing.assert_close(cache.attend(LAYERS[-1], query, pairs, SCALE), expected, rtol=0, atol=FLOAT64_ABSOLUTE)
+    found = cache.attend(LAYERS[-1], query.unflatten(1, (texts.groups, -1)), pairs, SCALE)
+    torch.testing.assert_close(found.flatten(1, 2), expected, rtol=0, atol=FLOAT64_ABSOLUTE)
 
 
 @pytest.mark.parametrize(("groups", "heads"), [(1, 1), (3, 3), (2, 6)], ids=["one", "multi-head", "grouped"])
