@@ -279,7 +279,7 @@ def test_policy_loss_of_the_configuration_by_hand(where):
     mask = torch.tensor([[0.0, 1, 1, 0], [0.0, 0, 1, 1]])
     config = RlhfConfig(
         run=RunConfig(name="toy"), placement=PlacementConfig(policy=RoleConfig(ranks=[0]), reference=RoleConfig(ranks=[0])),
-        prompts=PromptsConfig(files=[], max_prompt_length=1, max_response_length=1), kl=KlConfig(where=where, estimator="k3"),
+        prompts=PromptsConfig(files=["prompts.jsonl"], max_prompt_length=1, max_response_length=1), kl=KlConfig(where=where, estimator="k3"),
         ppo=PpoConfig(steps=1, micro_batch_size=1, temperature=0.7, entropy_coefficient=0.3),
     )  # fmt: skip
     model = SimpleNamespace(groups=SimpleNamespace(collection=SimpleNamespace(tp=None)), shape=SimpleNamespace(vocab_size=VOCABULARY))
