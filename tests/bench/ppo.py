@@ -118,7 +118,7 @@ def train_megagpt(folder: Path, steps: int) -> tuple[list[float], list[float]]:
         run=RunConfig(name="bench", root=str(folder), seed=1), policy=str(folder / "imported"), reward=str(folder / "imported"),
         placement=PlacementConfig(**{role: RoleConfig(ranks=[0]) for role in ("policy", "reference", "reward", "value")}),
         policy_optimizer=optimizer, value_optimizer=optimizer, kl=KlConfig(coefficient=KL),
-        prompts=PromptsConfig(files=[], max_prompt_length=PROMPT, max_response_length=RESPONSE),
+        prompts=PromptsConfig(files=["none"], max_prompt_length=PROMPT, max_response_length=RESPONSE),
         ppo=PpoConfig(
             steps=steps, rollout_batch_size=BATCH, minibatch_size=BATCH, micro_batch_size=BATCH, epochs=1, normalise_reward="none", ema_decay=None
         ),
