@@ -121,13 +121,9 @@ def check_lora(lora: LoraConfig, model: ModelConfig, zero_stage: int, field: str
 
 def check_length(parallel: ParallelConfig, length: int, field: str) -> None:
     """Rows of this many tokens are shared by context- and sequence-parallel ranks in equal parts."""
-    parts = _ranks_of_a_row(parallel)
+    parts = parallel.context_parallel_size * (parallel.tensor_parallel_size if parallel.sequence_parallel else 1)
     if length % parts:
         raise ConfigError(f"{field} = {length}: not divisible by the {parts} ranks that share each row; {max(1, round(length / parts)) * parts} is the nearest")
-
-
-def _ranks_of_a_row(parallel: ParallelConfig) -> int:
-    return parallel.context_parallel_size * (parallel.tensor_parallel_size if parallel.sequence_parallel else 1)
 
 
 def _nearest(wanted: int, fits: Callable[[int], bool]) -> int:
@@ -229,18 +225,6 @@ def check_parent(config: SftConfig | RewardConfig | DpoConfig, model: ModelConfi
     num_microbatches(config.batch, dp)
     if config.data.max_length > model.max_sequence_length:
         raise ConfigError(f"data.max_length = {config.data.max_length}: longer than the model's context of {model.max_sequence_length}")
-    _check_shared_rows(config.parallel, config.data.max_length, model.max_sequence_length)
-
-
-def _check_shared_rows(parallel: ParallelConfig, max_length: int, context: int) -> None:
-    """Rows that ranks share in equal parts are filled up; of a row of n tokens n - 1 go into the model."""
-    parts = _ranks_of_a_row(parallel)
-    length = -(-(max_length - 1) // parts) * parts
-    if length > context:
-        raise ConfigError(
-            f"data.max_length = {max_length}: rows are filled up to a multiple of the {parts} ranks that share each, {length} tokens: longer than the "
-            f"model's context of {context}; {context // parts * parts + 1} is the most"
-        )
 
 
 def _check_ranking_stage(config: RewardConfig | DpoConfig) -> None:
