@@ -84,10 +84,10 @@ class RewardFunction:
 
 def prompt_text(tokens: Sequence[int], tokenizer: Tokenizer) -> str:
     """A prompt without special tokens, its messages apart by a blank line; what opens the answer is left out."""
-    messages: list[list[int]] = [[]]
+    end, messages = tokenizer.special_ids[END], [[]]
     for token in tokens:
         messages[-1].append(token)
-        if token == tokenizer.special_ids[END]:
+        if token == end:
             messages.append([])
     return "\n\n".join(tokenizer.decode(message) for message in messages[:-1])
 
