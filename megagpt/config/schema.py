@@ -844,8 +844,8 @@ class RlhfConfig(Frozen):
     reward: str | None = "reward"
     """Checkpoint of the reward model and of the value model's start; null: reward_function alone, and a value model that starts from the policy."""
     reward_function: str | None = Field(None, pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
-    """`module:function` on Python's path, called with two lists of text, prompts and answers; the number that it returns for each is added to the
-    (normalised) score."""
+    """`module:function` on Python's path, called with two lists of text, prompts (a blank line between two messages) and answers; the number that it
+    returns for each is added to the (normalised) score."""
     lora: LoraConfig | None = None
     """Train adapters of low rank on the policy; default: all of it. A reference that is placed as the policy is (ranks, tp, pp, precision) then takes
     no memory: it is the policy with its adapters switched off."""

@@ -157,7 +157,7 @@ def _describe(experience: Experience) -> dict[str, float]:
     count = mask.sum()
     metrics = {
         "reward": float(experience.scores.mean()),
-        "reward_std": float(experience.scores.std()),
+        "reward_std": float(experience.scores.std(correction=min(1, experience.scores.numel() - 1))),
         "kl": float(experience.kl.mean()),
         "length": float(rollout.response_lengths.mean()),
         "stopped": float(rollout.stopped.float().mean()),

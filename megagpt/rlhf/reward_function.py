@@ -15,6 +15,7 @@ from megagpt.config.load import ConfigError
 from megagpt.rlhf.experience import Rollout
 from megagpt.runtime.errors import Foreseen
 from megagpt.runtime.log import is_main_rank, say_here
+from megagpt.tokenizer.special import END
 from megagpt.tokenizer.tokenizer import Tokenizer
 
 ScoreFunction = Callable[[list[str], list[str]], Sequence[float]]
@@ -81,10 +82,20 @@ class RewardFunction:
         return scores
 
 
+def prompt_text(tokens: Sequence[int], tokenizer: Tokenizer) -> str:
+    """A prompt without special tokens, its messages apart by a blank line; what opens the answer is left out."""
+    end, messages = tokenizer.special_ids[END], [[]]
+    for token in tokens:
+        messages[-1].append(token)
+        if token == end:
+            messages.append([])
+    return "\n\n".join(tokenizer.decode(message) for message in messages[:-1])
+
+
 def texts(rollout: Rollout, tokenizer: Tokenizer) -> tuple[list[str], list[str]]:
     """Prompts and answers of a rollout, without special tokens."""
     rows = zip(rollout.tokens.tolist(), rollout.prompt_lengths.tolist(), rollout.lengths.tolist())
-    pairs = [(tokenizer.decode(tokens[:begin]), tokenizer.decode(tokens[begin:end])) for tokens, begin, end in rows]
+    pairs = [(prompt_text(tokens[:begin], tokenizer), tokenizer.decode(tokens[begin:end])) for tokens, begin, end in rows]
     return [prompt for prompt, _ in pairs], [answer for _, answer in pairs]
 
 

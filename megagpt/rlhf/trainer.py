@@ -31,7 +31,7 @@ from megagpt.rlhf.memory import MemoryMeter
 from megagpt.rlhf.place import choose_placement
 from megagpt.rlhf.ppo import Trainer
 from megagpt.rlhf.pretrain_mix import open_pretrain_mix
-from megagpt.rlhf.reward_function import load_reward_function
+from megagpt.rlhf.reward_function import load_reward_function, prompt_text
 from megagpt.runtime import atomic
 from megagpt.runtime.distributed import start, stop, world_size_from_environment
 from megagpt.runtime.log import is_main_rank, left_out, say
@@ -287,7 +287,8 @@ def _answers(tokenizer: Tokenizer, evaluation: Evaluation, count: int) -> list[d
     rollout, found = evaluation.rollout, []
     for row in range(min(count, evaluation.scores.numel())):
         begin, end = int(rollout.prompt_lengths[row]), int(rollout.lengths[row])
-        prompt, text = (tokenizer.decode(rollout.tokens[row, part].tolist()) for part in (slice(begin), slice(begin, end)))
+        tokens = rollout.tokens[row, :end].tolist()
+        prompt, text = prompt_text(tokens[:begin], tokenizer), tokenizer.decode(tokens[begin:])
         found.append({
             "prompt": prompt, "text": text, "score": float(evaluation.scores[row]), "kl": float(evaluation.kls[row]), "length": end - begin,
         })  # fmt: skip

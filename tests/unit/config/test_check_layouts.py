@@ -2,9 +2,9 @@
 
 import pytest
 
-from megagpt.config.check import check_length, check_parallel, check_parent
+from megagpt.config.check import check_length, check_parallel
 from megagpt.config.load import ConfigError
-from megagpt.config.schema import BatchConfig, LossScaleConfig, ModelConfig, ParallelConfig, PrecisionConfig, RecordsConfig, RunConfig, SftConfig
+from megagpt.config.schema import LossScaleConfig, ModelConfig, ParallelConfig, PrecisionConfig
 
 MODEL = ModelConfig(num_layers=6, hidden_size=48, num_attention_heads=6, max_sequence_length=64, vocab_size=100)
 
@@ -42,20 +42,6 @@ def test_layouts_that_are_legal(parallel):
 def test_layouts_that_are_not_legal_are_named_with_what_would_do(parallel, precision, message):
     with pytest.raises(ConfigError, match=message):
         check_parallel(ParallelConfig(**parallel), PrecisionConfig(**precision), MODEL)
-
-
-def test_layouts_whose_equal_parts_reach_beyond_the_context_are_refused():
-    shared = ParallelConfig(tensor_parallel_size=2, context_parallel_size=3, sequence_parallel=True)
-
-    def sft(max_length: int) -> SftConfig:
-        return SftConfig(
-            run=RunConfig(name="r"), batch=BatchConfig(micro_batch_size=1, global_batch_size=1), parallel=shared,
-            data=RecordsConfig(train=["a"], max_length=max_length),
-        )  # fmt: skip
-
-    check_parent(sft(61), MODEL, 1)  # 60 tokens go in
-    with pytest.raises(ConfigError, match=r"data.max_length = 62: .* multiple of the 6 ranks .*, 66 tokens: longer than the model's context of 64; 61 is the most"):
-        check_parent(sft(62), MODEL, 1)
 
 
 def test_layouts_share_rows_in_equal_parts():

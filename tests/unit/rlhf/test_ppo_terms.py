@@ -13,8 +13,10 @@ from megagpt.kernels import reference
 from megagpt.parallel.grid import Grid
 from megagpt.parallel.route import replica_rows, share_rows
 from megagpt.rlhf.advantage import final_rewards, grpo_advantages, rloo_advantages, token_rewards, whiten
+from megagpt.rlhf.experience import Experience, Rollout
 from megagpt.rlhf.kl import ESTIMATORS, KlController, kl_estimate, kl_loss
 from megagpt.rlhf.loss import policy_loss, surrogate
+from megagpt.rlhf.ppo import _describe
 from megagpt.rlhf.running import RunningMoments
 from megagpt.rlhf.score import advantages_of
 from megagpt.rlhf.update import PpoBatch, policy_loss_of
@@ -111,6 +113,15 @@ def test_reward_is_clipped_before_the_penalties_are_taken_off():
     scores, stopped, lengths = torch.tensor([9.0, 1.0, -9.0]), torch.tensor([True, False, False]), torch.tensor([2.0, 3.0, 10.0])
     final = final_rewards(scores, stopped, lengths, clip_reward=5.0, missing_eos_penalty=0.5, length_penalty=0.1)
     assert final.tolist() == pytest.approx([5.0 - 0.2, 1.0 - 0.5 - 0.3, -5.0 - 0.5 - 1.0])
+
+
+def test_metrics_of_a_rollout_of_one_response_are_finite():
+    """The doctor would take a deviation of nothing for broken weights."""
+    rollout = Rollout(torch.zeros(1, 3, dtype=torch.int64), torch.tensor([1]), torch.tensor([3]), torch.tensor([True]))
+    row = torch.tensor([[0.5, -0.5]])
+    experience = Experience(rollout, rollout.response_mask, row, row, torch.tensor([1.5]), row, row, row)
+    metrics = _describe(experience)
+    assert all(map(math.isfinite, metrics.values())) and (metrics["reward"], metrics["reward_std"]) == (1.5, 0.0)
 
 
 def test_reward_never_lands_on_padding():
@@ -279,7 +290,7 @@ def test_policy_loss_of_the_configuration_by_hand(where):
     mask = torch.tensor([[0.0, 1, 1, 0], [0.0, 0, 1, 1]])
     config = RlhfConfig(
         run=RunConfig(name="toy"), placement=PlacementConfig(policy=RoleConfig(ranks=[0]), reference=RoleConfig(ranks=[0])),
-        prompts=PromptsConfig(files=["none"], max_prompt_length=1, max_response_length=1), kl=KlConfig(where=where, estimator="k3"),
+        prompts=PromptsConfig(files=["prompts.jsonl"], max_prompt_length=1, max_response_length=1), kl=KlConfig(where=where, estimator="k3"),
         ppo=PpoConfig(steps=1, micro_batch_size=1, temperature=0.7, entropy_coefficient=0.3),
     )  # fmt: skip
     model = SimpleNamespace(groups=SimpleNamespace(collection=SimpleNamespace(tp=None)), shape=SimpleNamespace(vocab_size=VOCABULARY))

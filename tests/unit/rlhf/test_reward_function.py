@@ -57,6 +57,14 @@ def test_reward_function_gets_plain_text(tokenizer):
         assert question in prompt and "<|" not in prompt and answer == expected
 
 
+def test_reward_function_gets_the_messages_of_a_prompt_apart(tokenizer):
+    turns = [("system", "Be kind."), ("user", "Who?"), ("assistant", "no"), ("user", "Why?")]
+    ids = encode_chat(tokenizer, [{"role": role, "content": text} for role, text in turns], add_generation_prompt=True)[0]
+    row = torch.tensor([[*ids, *tokenizer.encode("So.")]])
+    rollout = Rollout(row, torch.tensor([len(ids)]), torch.tensor([row.size(1)]), torch.tensor([False]))
+    assert texts(rollout, tokenizer) == (["Be kind.\n\nWho?\n\nno\n\nWhy?"], ["So."])
+
+
 def _texts(tokenizer):
     return texts(rollout_of(tokenizer), tokenizer)
 
