@@ -117,10 +117,8 @@ def check_loss_scale(dtype: str, loss_scale: LossScaleConfig, where: str) -> Non
         raise ConfigError(f"{where}.loss_scale.initial = {scale:g}: must be a power of two; {2.0 ** round(math.log2(scale)):g} is the nearest")
 
 
-def check_lora(lora: LoraConfig, model: ModelConfig, zero_stage: int, field: str = "lora", zero_field: str = "parallel.zero_stage") -> None:
-    """Are adapters of this rank smaller than what they adapt, and do they fit the ZeRO stage?"""
-    if zero_stage == 3:
-        raise ConfigError(f"{zero_field} = 3 with {field}: not supported; take 2, which shares what is trained")
+def check_lora(lora: LoraConfig, model: ModelConfig, field: str = "lora") -> None:
+    """Are adapters of this rank smaller than what they adapt?"""
     if lora.rank > model.hidden_size:
         raise ConfigError(f"{field}.rank = {lora.rank}: more than the model's hidden_size; {model.hidden_size} is the most, and 8 is usual")
 
@@ -228,7 +226,7 @@ def check_parent(config: SftConfig | RewardConfig | DpoConfig, model: ModelConfi
     check_steps(config.optimizer, "optimizer")
     check_parallel(config.parallel, config.precision, model, "parent model")
     if config.lora is not None:
-        check_lora(config.lora, model, config.parallel.zero_stage)
+        check_lora(config.lora, model)
         if 0 in (config.parallel.stage_layers or ()):
             raise ConfigError(
                 f"parallel.stage_layers = {config.parallel.stage_layers} with lora: a stage without layers has nothing to train; take 1 at least"
@@ -239,8 +237,8 @@ def check_parent(config: SftConfig | RewardConfig | DpoConfig, model: ModelConfi
     parts, label = ranks_per_row(config.parallel), config.stage == "sft"  # a demonstration's last token is a label alone
     if (width := -(-(config.data.max_length - label) // parts) * parts) > model.max_sequence_length:
         raise ConfigError(
-            f"data.max_length = {config.data.max_length}: filled up to {width} inputs for the {parts} ranks that share each row, longer than the model's "
-            f"context of {model.max_sequence_length}; {model.max_sequence_length // parts * parts + label} is the most"
+            f"data.max_length = {config.data.max_length}: filled up to {width} inputs for the {parts} ranks that share each row, longer than the "
+            f"model's context of {model.max_sequence_length}; {model.max_sequence_length // parts * parts + label} is the most"
         )
 
 
@@ -249,7 +247,8 @@ def _check_ranking_stage(config: RewardConfig | DpoConfig) -> None:
     if config.data.overlong == "truncate":
         raise ConfigError("data.overlong = truncate: nobody ranked an answer that is cut short; take drop or refuse here")
     if config.parallel.virtual_pipeline_size > 1:
-        raise ConfigError(f"parallel.virtual_pipeline_size = {config.parallel.virtual_pipeline_size}: not built for the {config.stage} stage; take 1 here")
+        found = f"parallel.virtual_pipeline_size = {config.parallel.virtual_pipeline_size}"
+        raise ConfigError(f"{found}: not built for the {config.stage} stage; take 1 here")
     if config.stage == "reward" and config.parallel.context_parallel_size > 1:
         raise ConfigError(f"parallel.context_parallel_size = {config.parallel.context_parallel_size}: a reward is read at one token; take 1 here")
     if config.stage == "reward" and config.parallel.sequence_parallel:
@@ -336,7 +335,7 @@ def check_role(config: RlhfConfig, role: str, model: ModelConfig, tp: int, pp: i
     check_model(model, tp, pp, f"placement.{role}")
     field = {"policy": "lora", "value": "value_lora"}.get(role)
     if field is not None and (lora := getattr(config, field)) is not None:
-        check_lora(lora, model, getattr(config.placement, role).zero, field, f"placement.{role}.zero")
+        check_lora(lora, model, field)
 
 
 def _check_rewards(config: RlhfConfig) -> None:

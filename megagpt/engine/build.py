@@ -47,7 +47,7 @@ class Engine:
         offload_optimizer, offload_path: as in ParallelConfig.
 
     Raises:
-        ValueError: ZeRO 3 with a pipeline or with adapters of low rank, or 16-bit weights at ZeRO 0.
+        ValueError: ZeRO 3 with a pipeline, or 16-bit weights at ZeRO 0.
     """
 
     def __init__(
@@ -59,8 +59,6 @@ class Engine:
         groups, dtype = self.model.groups, self.model.layout.dtype
         if zero_stage == 3 and groups.grid.pp > 1:
             raise ValueError("zero_stage 3 with pipeline_parallel_size > 1: not supported; take zero_stage 1 or 2")
-        if zero_stage == 3 and self.model.shape.lora is not None:
-            raise ValueError("zero_stage 3 with lora: not supported; take zero_stage 1 or 2")
         if zero_stage == 0 and dtype != torch.float32:
             raise ValueError("zero_stage 0 with bf16 or fp16: float32 masters are kept by zero_stage 1 to 3 only")
         self.groups, self.zero_stage, self.clip_grad = groups, zero_stage, optimizer.clip_grad
@@ -249,7 +247,14 @@ class Engine:
 
     def canonical_parameters(self) -> Iterator[tuple[str, Tensor]]:
         """Full-precision weights of this stage, whole on every rank of it; what is not trained, as it is. All ranks of the stage must iterate."""
-        yield from self.gather(lambda p: p.data if self.zero_stage == 0 or not p.requires_grad else safe_get_full_fp32_param(p))
+        yield from self.gather(lambda p: safe_get_full_fp32_param(p) if self.zero_stage > 0 and p.requires_grad else self._whole(p))
+
+    def _whole(self, parameter: torch.nn.Parameter) -> Tensor:
+        """What is not trained, or not sharded, as the forward pass reads it."""
+        if self.zero_stage < 3:
+            return parameter.data
+        with deepspeed.zero.GatheredParameters([parameter]):
+            return parameter.data.clone()
 
     def canonical_weights(self) -> Iterator[tuple[str, Tensor]]:
         """What is trained, as the forward pass reads it; of ZeRO 1 and 2 without a word between replicas. All ranks of the stage must iterate."""

@@ -134,7 +134,7 @@ def _link(engine: Engine) -> None:
 
 def _put(engine: Engine, parameter: torch.nn.Parameter, key: str | None, value: Tensor) -> None:
     """Write a moment, or the float32 weight (key None), to where the optimizer keeps this rank's part of it."""
-    if engine.zero_stage == 0 or not parameter.requires_grad:
+    if engine.zero_stage == 0 or (engine.zero_stage < 3 and not parameter.requires_grad):
         (parameter.data if key is None else _base(engine).state[parameter][key]).copy_(value)
     elif engine.zero_stage < 3:
         value = value.float().contiguous()
@@ -145,4 +145,7 @@ def _put(engine: Engine, parameter: torch.nn.Parameter, key: str | None, value: 
         part = torch.zeros(size, dtype=torch.float32, device=value.device)
         mine = value.flatten()[place * size : (place + 1) * size]
         part[: mine.numel()] = mine
-        engine.deepspeed.optimizer.set_local_hp_param(part, parameter, key)
+        if parameter.requires_grad:
+            engine.deepspeed.optimizer.set_local_hp_param(part, parameter, key)
+        else:
+            parameter.ds_tensor.copy_(part)  # the optimizer has none of it

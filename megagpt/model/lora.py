@@ -46,14 +46,13 @@ class LowRank(torch.nn.Module):
         self._sequence_parallel = linear.sequence_parallel
         (self.b if self._cuts_inputs else self.a).sequence_parallel = linear.sequence_parallel
 
-    def add(self, linear: torch.nn.Module, inputs: tuple[Tensor], output: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:
-        """A forward hook of the layer: (its product, its bias or None) with ours added to the product."""
+    def forward(self, inputs: Tensor, product: Tensor) -> Tensor:
+        """The layer's product with ours added to it."""
         if not self.active:
-            return output
-        product, bias = output
-        low = self._exchanged(F.linear(inputs[0], self.a))  # [s, b, rank]
+            return product
+        low = self._exchanged(F.linear(inputs, self.a))  # [s, b, rank]
         added = torch.addmm(product.flatten(0, 1), low.flatten(0, 1), self.b.t(), alpha=self.scale)
-        return added.view_as(product), bias
+        return added.view_as(product)
 
     def _exchanged(self, low: Tensor) -> Tensor:
         """A x of one rank -> what B is multiplied by there."""
@@ -77,7 +76,14 @@ def attach(model: torch.nn.Module, config: LoraConfig) -> None:
         for target in config.targets:
             linear = layer.get_submodule(param_map.TARGETS[target])
             linear.lora = LowRank(linear, config)
-            linear.register_forward_hook(linear.lora.add)
+            linear.register_forward_hook(_with_adapter)
+
+
+def _with_adapter(linear: torch.nn.Module, inputs: tuple[Tensor], output: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:
+    """(The layer's product, its bias or None), the adapter's added to the product. The adapter is called as a module, since ZeRO 3 gathers weights
+    in the hooks of the module that owns them."""
+    product, bias = output
+    return linear.lora(inputs[0], product), bias
 
 
 @contextlib.contextmanager

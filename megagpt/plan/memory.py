@@ -55,8 +55,9 @@ def resident(job: Job, stage: int, trained: bool = True) -> Memory:
     optimizer = 0 if offloads else part * state_bytes(job)
     if job.parallel.zero_stage == 3:
         # The sums of gradients of its own part live as long as the engine, in float32 the bucket too.
-        bucket = _bucket(job, parameters) if job.dtype == "fp32" else 0
-        return Memory(weights=part * job.num_bytes, optimizer=optimizer, buffers=bucket + (0 if offloads else 4 * part), runtime=runtime)
+        bucket = _bucket(job, job.trained(stage)) if job.dtype == "fp32" else 0
+        weights = partition(parameters, 3, job.num_replicas) * job.num_bytes
+        return Memory(weights=weights, optimizer=optimizer, buffers=bucket + (0 if offloads else 4 * part), runtime=runtime)
     return Memory(weights=_whole(job, stage) * job.num_bytes, optimizer=optimizer, runtime=runtime)
 
 

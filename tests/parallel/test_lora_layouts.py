@@ -27,7 +27,7 @@ from megagpt.parallel.groups import build_groups
 from tests.helpers.gather import held_here, merge_ranks
 from tests.helpers.plain import PlainGPT, PlainRun, plain_init, plain_loss
 from tests.helpers.sharded import accumulate, full_forward, sharded_chunks, sharded_train
-from tests.helpers.spawn import RankFailure, run_ranks
+from tests.helpers.spawn import run_ranks
 from tests.helpers.tiny import microbatches, tiny_batches, tiny_model
 from tests.helpers.tiny_checkpoint import save_tensors
 from tests.helpers.tolerance import BF16_GRADIENT_RELATIVE, PARITY_RELATIVE, assert_tensors_close, relative_error
@@ -54,6 +54,8 @@ CASES = {
     "tp2_sequence_zero2_llama": Case(Grid(tp=2), 2, Layout(sequence_parallel=True, recompute="full"), "llama", True),
     "pp2": Case(Grid(pp=2), 2), "pp2_interleaved": Case(Grid(pp=2), 1, Layout(num_chunks=2, recompute="selective"), lora=SOME),
     "dp2_zero1": Case(Grid(dp=2), 1), "dp2_offload": Case(Grid(dp=2), 2, offload="cpu"), "dp2_zero2": Case(Grid(dp=2), 2, family="llama"), "cp2": Case(Grid(cp=2), 1, family="llama"),
+    "dp2_zero3": Case(Grid(dp=2), 3, lora=SOME), "dp2_zero3_offload": Case(Grid(dp=2), 3, offload="cpu"),
+    "tp2_dp2_sequence_zero3": Case(Grid(tp=2, dp=2), 3, Layout(sequence_parallel=True, recompute="full"), "llama", False),
     "tp2_pp2": Case(Grid(tp=2, pp=2), 0), "tp2_pp2_sequence": Case(Grid(tp=2, pp=2), 2, Layout(sequence_parallel=True), "llama", False),
 }  # fmt: skip
 
@@ -241,9 +243,10 @@ def train_on(folder: Path, config: ModelConfig, grid: Grid, zero: int, layout: L
 
 def held(engine: Engine, losses: list[float], tokens: Tensor, with_gradients: set[str]) -> Held:
     tensors = held_here(engine.canonical_parameters()) | held_here(optimizer_tensors(engine))
-    adapted = full_forward(engine.model, tokens)
-    with adapters_off(engine.model):
-        switched_off = full_forward(engine.model, tokens)
+    with engine.scope():
+        adapted = full_forward(engine.model, tokens)
+        with adapters_off(engine.model):
+            switched_off = full_forward(engine.model, tokens)
     return Held(tensors, list(losses), adapted, switched_off, with_gradients)
 
 
@@ -259,7 +262,10 @@ def base_logits(config: ModelConfig, layout: Layout) -> Tensor:
     return full_forward(model, tiny_batches(1)[0].tokens)
 
 
-SAVED = {"tp2": (Grid(tp=2), 0, Layout()), "dp2_zero2": (Grid(dp=2), 2, Layout()), "bf16": (Grid(dp=2), 1, BF16), "pp2": (Grid(pp=2), 1, Layout())}
+SAVED = {
+    "tp2": (Grid(tp=2), 0, Layout()), "dp2_zero2": (Grid(dp=2), 2, Layout()), "bf16": (Grid(dp=2), 1, BF16), "pp2": (Grid(pp=2), 1, Layout()),
+    "dp2_zero3": (Grid(dp=2), 3, Layout()), "bf16_zero3": (Grid(dp=2), 3, BF16),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SAVED)
@@ -305,12 +311,6 @@ def test_lora_checkpoint_goes_on_under_another_layout(tmp_path):
     config = tiny_model("llama", False)
     saved, _ = zip(*run_ranks(2, train_on, tmp_path, config, Grid(tp=2), 0, Layout(), False))
     expected = merge_ranks([rank.tensors for rank in saved])
-    for grid, zero in ((Grid(pp=2), 2), (Grid(dp=2), 1), (Grid(), 0)):
+    for grid, zero in ((Grid(pp=2), 2), (Grid(dp=2), 1), (Grid(dp=2), 3), (Grid(), 0)):
         found = merge_ranks(run_ranks(grid.size, restored, tmp_path, config, grid, zero))
         assert found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in expected)
-
-
-def test_lora_with_zero_3_is_refused_by_the_engine():
-    config = tiny_model("gpt", True)
-    with pytest.raises(RankFailure, match="zero_stage 3 with lora: not supported; take zero_stage 1 or 2"):
-        run_ranks(1, sharded_train, config, adapted_state(config, ALL), [], OPTIMIZER, Grid(), 3, lora=ALL)

@@ -48,6 +48,7 @@ FOUR_RANKS = {
     "tp2_shared": PlacementConfig(policy=on(0, 1, tp=2), reference=on(0, 1, tp=2), reward=on(2, 3), value=on(2, 3, tp=2)),
     "pp2_zero2_shared": PlacementConfig(policy=on(2, 3, pp=2, zero=2), reference=on(2, 3, pp=2), reward=on(0, 1), value=on(0, 1, zero=2)),
     "same_ranks_cut_otherwise": PlacementConfig(policy=on(0, 1, zero=2), reference=on(0, 1, tp=2), reward=on(2, 3), value=on(2, 3, pp=2)),
+    "zero3_shared": PlacementConfig(policy=on(0, 1, zero=3), reference=on(0, 1), reward=on(2, 3), value=on(2, 3, zero=3)),
     "each_alone": PlacementConfig(policy=on(0), reference=on(1), reward=on(2), value=on(3)),
 }
 

@@ -24,7 +24,6 @@ def test_lora_is_off_unless_it_is_asked_for():
     ("settings", "message"),
     [
         (["lora.rank=65"], "lora.rank = 65: more than the model's hidden_size; 64 is the most, and 8 is usual"),
-        (["lora.rank=4", "parallel.zero_stage=3"], "parallel.zero_stage = 3 with lora: not supported; take 2"),
         (["lora.rank=4", "parallel.pipeline_parallel_size=2", "parallel.stage_layers=[0,4]"],
          r"parallel.stage_layers = \[0, 4\] with lora: a stage without layers has nothing to train"),
     ],
@@ -60,8 +59,6 @@ def rlhf(*settings: str) -> RlhfConfig:
     [
         ("policy", ["lora.rank=65"], "lora.rank = 65: more than"),
         ("value", ["value_lora.rank=65"], "value_lora.rank = 65: more than"),
-        ("policy", ["lora.rank=2", "placement.policy.zero=3"], "placement.policy.zero = 3 with lora: not supported"),
-        ("value", ["value_lora.rank=2", "placement.value.zero=3"], "placement.value.zero = 3 with value_lora: not supported"),
     ],
 )
 def test_check_lora_of_a_role_refuses(role, settings, message):
