@@ -481,13 +481,10 @@ class ExecutorConfig(Frozen):
     that RAY_ADDRESS names, else one made on this machine. Several machines need a run folder that all of them see."""
     workers: int | None = Field(None, gt=0)
     """Tasks at the same time; default: one for each core (local, ray), no limit (slurm), one for each rank (mpi)."""
-    memory_gib: float = Field(2.0, gt=0)
+    memory_gib: float = Field(2.0, ge=0.125)
     """A task may use so much where it sorts or joins, then it goes to disk; what is reserved for a task on a cluster. GiB."""
     slurm: SlurmConfig | None = None
     """Needed for `kind: slurm`."""
-    """Tasks at the same time; default: one for each core."""
-    memory_gib: float = Field(2.0, ge=0.125)
-    """A task may use so much where it sorts or joins, then it goes to disk; GiB."""
 
 
 class PrepareConfig(Frozen):
