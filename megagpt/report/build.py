@@ -13,7 +13,7 @@ from megagpt.config.chain import STAGES
 from megagpt.data.python_docs import SOURCE as PYTHON_DOCS
 from megagpt.report.gates import failures, show
 from megagpt.report.memory import draw_memory
-from megagpt.report.page import Html, document, element, join, picture, table, verdict
+from megagpt.report.page import Html, document, element, identifier, join, picture, table, verdict
 from megagpt.report.plots import PANELS, draw_stage
 from megagpt.report.reward import draw_evaluation, evaluation_tables, read_evaluation
 from megagpt.report.rlhf import doctor_table, draw_phases, sample_table
@@ -79,9 +79,9 @@ def _stages(run: RunFolder, manifest: dict[str, dict[str, Any]]) -> Html:
     rows = []
     for stage in known:
         entry, folder = manifest.get(stage, {}), run.path / stage
-        parents = "\n".join(f"{role}: {_short(run, parent['path'])}" for role, parent in entry.get("parents", {}).items())
+        parents = [identifier(f"{role}: {_short(run, parent['path'])}") for role, parent in entry.get("parents", {}).items()]
         status = verdict("finished", True) if entry else verdict("not finished", False)
-        rows.append((stage, status, _duration(folder), _layout(folder), parents or DASH, _short(run, entry.get("output", DASH))))
+        rows.append((stage, status, _duration(folder), _layout(folder), Html("".join(parents)) or DASH, identifier(_short(run, entry.get("output", DASH)))))
     return table(("Stage", "State", "Duration", "Layout", "Parents", "Output"), rows) if rows else element("p", "No stage has started yet.")
 
 

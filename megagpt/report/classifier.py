@@ -228,4 +228,4 @@ def _percent(rate: dict[str, Any]) -> str:
 
 
 def _interval(rate: dict[str, Any]) -> str:
-    return DASH if rate["value"] is None else f"{rate['value']:.1%} ({rate['interval'][0]:.0%} to {rate['interval'][1]:.0%})"
+    return DASH if rate["value"] is None else f"{rate['value']:.1%}\n({rate['interval'][0]:.0%}\u00a0to\u00a0{rate['interval'][1]:.0%})"

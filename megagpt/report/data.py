@@ -14,9 +14,24 @@ from megagpt.prepare.representation import table as representation_table
 from megagpt.prepare.representation_counts import AFTER, BEFORE, WEIGHED
 from megagpt.prepare.reweighting import effect
 from megagpt.prepare.show import reasons
-from megagpt.prepare.summary import CONTAMINATION, REPRESENTATION, STATISTICS, database, ledger_files
+from megagpt.prepare.summary import (
+    CONTAMINATION,
+    REPRESENTATION,
+    STATISTICS,
+    database,
+    ledger_files,
+)
 from megagpt.report.data_pictures import draw_funnel, draw_scores
-from megagpt.report.page import Html, document, element, join, picture, table
+from megagpt.report.page import (
+    Html,
+    document,
+    element,
+    identifier,
+    join,
+    picture,
+    prose,
+    table,
+)
 from megagpt.report.representation import draw
 from megagpt.runtime import atomic
 
@@ -60,7 +75,7 @@ def _funnel(statistics: dict[str, Any], folder: Path) -> list[Html]:
     sources = statistics["sources"]
     path = draw_funnel(sources, folder / "plots" / "funnel.png")
     tokens = any("tokens_before" in figures for figures in sources.values())
-    head = ("Source", "Documents", "Kept", "Held out", "Characters", "Kept", *(("Tokens", "Kept") if tokens else ()), "Unreadable places", "Dropped for")
+    head = ("Source", "Documents", "Kept", "Held out", "Characters", "kept", *(("Tokens", "kept") if tokens else ()), "Unreadable places", "Dropped for")
     rows = []
     for name, figures in sources.items():
         why = "\n".join(f"{count:,} {step}: {reason}" for step, reason, count in reasons(figures["dropped"]))
@@ -97,7 +112,7 @@ def _duplicates(connection: duckdb.DuckDBPyConnection) -> list[Html]:
     largest = connection.execute("""
         SELECT cluster, count(*) AS size, count(DISTINCT source), any_value(id) FILTER (kept), min_by(excerpt, (task, row))
         FROM ledger WHERE cluster IS NOT NULL GROUP BY cluster ORDER BY size DESC, cluster LIMIT 10""").fetchall()  # fmt: skip
-    rows = [(f"{size:,}", f"{sources:,}", kept or "none", _short(text)) for _, size, sources, kept, text in largest]
+    rows = [(f"{size:,}", f"{sources:,}", identifier(kept) if kept else "none", prose(text)) for _, size, sources, kept, text in largest]
     counts = " · ".join(f"{count:,} of {size:,}" for size, count in sizes[:12])
     return [
         element("h2", "Clusters of duplicates"), element("p", f"Clusters by number of documents: {counts}.", "soft"),
@@ -160,11 +175,10 @@ def _samples(connection: duckdb.DuckDBPyConnection) -> list[Html]:
         f"SELECT step, reason, source, id, scores, excerpt FROM ({ranked.format('NOT kept')}) WHERE place <= ? ORDER BY step, reason, source, place", [SAMPLES]
     ).fetchall()
     kept = connection.execute(f"SELECT source, id, scores, excerpt FROM ({ranked.format('kept')}) WHERE place <= ? ORDER BY source, place", [SAMPLES]).fetchall()
+    head = ("Source", "Document", "Scores", "Text")
     return [
-        element("h2", "Samples of what was dropped"),
-        table(("Step", "Reason", "Source", "Document", "Scores", "Text"), [(*row[:4], _numbers(row[4]), _short(row[5])) for row in dropped]),
-        element("h2", "Samples of what was kept"),
-        table(("Source", "Document", "Scores", "Text"), [(*row[:2], _numbers(row[2]), _short(row[3])) for row in kept]),
+        element("h2", "Samples of what was dropped"), table(("Dropped for", *head), [(f"{step}:\n{reason}", *_sample(*row)) for step, reason, *row in dropped]),
+        element("h2", "Samples of what was kept"), table(head, [_sample(*row) for row in kept]),
     ]  # fmt: skip
 
 
@@ -172,14 +186,12 @@ def _problems(connection: duckdb.DuckDBPyConnection) -> list[Html]:
     number = connection.execute("SELECT count(*) FROM problems").fetchone()[0]
     if not number:
         return []
-    rows = connection.execute("SELECT source, path, position, reason FROM problems LIMIT ?", [SHOWN]).fetchall()
+    problems = connection.execute("SELECT source, path, position, reason FROM problems LIMIT ?", [SHOWN]).fetchall()
+    rows = [(source, identifier(path), position, reason) for source, path, position, reason in problems]
     shown = f", the first {SHOWN}" if number > SHOWN else ""
     return [element("h2", f"What could not be read ({number:,}{shown})"), table(("Source", "File", "Where", "Why"), rows)]
 
 
-def _numbers(scores: dict[str, float]) -> str:
-    return "\n".join(f"{name} {value:.3g}" for name, value in scores.items())
-
-
-def _short(text: str) -> str:
-    return " ".join(text.split())[:240]
+def _sample(source: str, id: str, scores: dict[str, float], excerpt: str) -> tuple[Any, ...]:
+    numbers = "\n".join(f"{score}\u00a0{value:{',.0f' if abs(value) >= 1000 else '.3g'}}" for score, value in scores.items())
+    return source, identifier(id), numbers, prose(excerpt)

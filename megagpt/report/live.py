@@ -35,7 +35,9 @@ def _draw(stage_folder: Path) -> None:
         return
     try:
         from megagpt.report.memory import draw_memory
-        from megagpt.report.plots import draw_folder  # matplotlib takes a second, which only this rank needs to spend
+        from megagpt.report.plots import (
+            draw_folder,  # matplotlib takes a second, which only this rank needs to spend
+        )
         from megagpt.report.reward import draw_evaluation, read_evaluation
         from megagpt.report.rlhf import draw_phases
         from megagpt.report.timeline import draw_timeline

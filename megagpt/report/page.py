@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,11 +31,13 @@ p { margin: .3rem 0 .8rem; } .soft { color: var(--soft); font-size: .92rem; }
 table { border-collapse: collapse; width: 100%; font-size: .92rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; vertical-align: top; padding: .5rem .75rem; border-top: 1px solid var(--line); }
 td { white-space: pre; } td:last-child { white-space: pre-line; }
+.name, .prose { white-space: normal; overflow-wrap: anywhere; min-width: 11rem; } .prose { min-width: 18rem; }
 thead th { border-top: 0; color: var(--soft); font-weight: 600; }
 .good, .bad { font-weight: 600; padding: .1rem .5rem; border-radius: 5px; white-space: nowrap; }
 .good { color: var(--good); background: var(--good-fill); } .bad { color: var(--bad); background: var(--bad-fill); }
+main > :is(figure, .scroll, .grid) + :is(figure, .scroll, .grid, h3, p) { margin-top: 1rem; }
 .grid { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 27rem), 1fr)); }
-figure, .talk { margin: 0; padding: .8rem; background: var(--card); border: 1px solid var(--line); border-radius: 8px; }
+figure { margin: 0; } figure, .talk { padding: .8rem; background: var(--card); border: 1px solid var(--line); border-radius: 8px; }
 figure img { display: block; width: 100%; height: auto; }
 .talk { padding: 1rem; margin-bottom: 1rem; } .talk .grid { grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); }
 .said { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; font-size: .95rem; }
@@ -75,6 +78,17 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> Html:
     lines = (join(element("td", cell) for cell in row) for row in rows)
     top = element("thead", element("tr", join(element("th", name) for name in head)))
     return element("div", element("table", join([top, element("tbody", join(element("tr", line) for line in lines))])), "scroll")
+
+
+def identifier(text: Any) -> Html:
+    """A path, URL or id in a table: breaks where it has to, best at its parts, so that a long one leaves room beside it."""
+    return element("div", Html("<wbr>".join(escape(part) for part in re.split(r"(?<=/)|(?=#)", str(text)))), "name")
+
+
+def prose(text: Any, characters: int = 240) -> Html:
+    """The beginning of a text in a table, in a column wide enough to read; cut at a word, with a mark."""
+    flat = " ".join(str(text).split())
+    return element("div", flat if len(flat) <= characters else flat[:characters].rsplit(" ", 1)[0] + " …", "prose")
 
 
 def picture(path: Path, description: str) -> Html:

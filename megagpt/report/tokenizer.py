@@ -39,7 +39,7 @@ def _body(report: Mapping[str, Any], title: str) -> list[str]:
     pieces = [
         page.element("h1", title),
         page.element("p", f"{summary_line(dict(report))}. {report['tokens_per_word'] or 0:.2f} tokens a word."),
-        page.element("p", page.verdict("every text comes back" if exact else f"{report['round_trip_failures']} texts do not come back", exact)),
+        page.element("p", page.verdict("every text comes back" if exact else f"texts that do not come back: {report['round_trip_failures']:,}", exact)),
         page.element("p", f"{report['kind']}, SHA-256 {report['content_hash']}", "soft"),
     ]
     if report["texts"]:

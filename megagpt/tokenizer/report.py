@@ -101,9 +101,8 @@ def tokenizer_report(tokenizer: Tokenizer, samples: Iterable[Sample]) -> dict[st
 def summary_line(report: dict[str, Any]) -> str:
     """The report in one line."""
     return (
-        f"{report['vocab_size']} ids, {report['bytes_per_token']} bytes a token on {report['texts']} texts "
-        f"({report['bytes']} bytes), {report['used_ids']} ids used, "
-        f"{report['round_trip_failures']} round-trip failures"
+        f"{report['vocab_size']:,} ids, {report['bytes_per_token']} bytes a token (texts: {report['texts']:,}, bytes: {report['bytes']:,}), "
+        f"{report['used_ids']:,} ids used, round-trip failures: {report['round_trip_failures']:,}"
     )
 
 

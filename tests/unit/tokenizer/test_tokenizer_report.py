@@ -63,7 +63,7 @@ def test_report_shows_what_does_not_come_back(tokenizer):
     assert report["round_trip_failures"] == report["by_source"]["b"]["round_trip_failures"] == 10
     assert report["failure_examples"][0] == {"document": "b/7", "source": "b", "position": 3, "original": "és", "decoded": "es"}
     assert len(report["failure_examples"]) == 5
-    assert "10 round-trip failures" in summary_line(report)
+    assert "round-trip failures: 10" in summary_line(report)
 
 
 def test_report_on_no_text(tokenizer):
@@ -93,7 +93,7 @@ def test_report_page_escapes_and_shows(tokenizer, tmp_path):
     page = write_tokenizer_report(report, "Tokenizer <i>", tmp_path, "report").read_text()
     assert json.loads((tmp_path / "report.json").read_text()) == json.loads(json.dumps(report))
     assert "&lt;source&gt;" in page and "<source>" not in page and "<i>" not in page and "\x01" not in page
-    assert page.count("data:image/png;base64,") == 2 and "1 texts do not come back" in page and "half a surrogate pair" in page
+    assert page.count("data:image/png;base64,") == 2 and "texts that do not come back: 1" in page and "half a surrogate pair" in page
     empty = write_tokenizer_report(tokenizer_report(tokenizer, []), "none", tmp_path, "empty").read_text()
     assert "every text comes back" in empty and "image/png" not in empty
 
