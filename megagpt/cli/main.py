@@ -52,7 +52,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; returns the exit code (0 done, 1 failed, 2 wrong usage or configuration, 75 stopped on request with a checkpoint)."""
+    """Run one verb; returns the exit code (0 done, 1 failed, 2 wrong usage or configuration, 75 stopped on request, 130 by Ctrl-C)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     # Launchers put their own option in front of the verb.
     words = [word for word in words if not word.startswith(("--local_rank=", "--local-rank="))]
@@ -104,6 +104,6 @@ def _report(error: Foreseen) -> int:
 def _help() -> str:
     lines = ["usage: megagpt VERB --config FILE [--set a.b=c …] [--print-config] [--dry-run]", "", "verbs, in the order of work:"]
     lines += [f"  {verb:<11} {text}" for verb, (_, text) in VERBS.items()]
-    lines += ["", "exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 75 stopped on request with a checkpoint (the same command goes on)"]
+    lines += ["", "exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 75 stopped on request (the same command goes on), 130 by Ctrl-C"]
     lines += ["megagpt VERB --help explains every key of its configuration.", "Several ranks: deepspeed --no_local_rank --module megagpt VERB …, or launch/run.sh"]
     return "\n".join(lines)

@@ -20,6 +20,7 @@ from itertools import islice
 from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import duckdb
 from datatrove.executor.base import DistributedEnvVars, PipelineExecutor
@@ -165,7 +166,10 @@ def _ray(config: ExecutorConfig) -> Iterator[Run]:
         if host:  # Ray would try for minutes
             socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
         # Tasks are told by their markers, so nothing has to be shown on the way.
-        ray.init(address, include_dashboard=False, log_to_driver=False, logging_level="ERROR", configure_logging=False)
+        ray.init(
+            address, num_cpus=config.workers if address == "local" else None, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
+            configure_logging=False,
+        )  # fmt: skip
     except (OSError, ValueError, RuntimeError) as error:
         raise PrepareError(f"executor.kind ray: RAY_ADDRESS = {address}: {' '.join(str(error).split())}") from error
     signal.signal(signal.SIGTERM, handler)  # Ray has put its own
@@ -174,9 +178,15 @@ def _ray(config: ExecutorConfig) -> Iterator[Run]:
         largest = max(node["Resources"].get("memory", 0) for node in ray.nodes())
         remote = ray.remote(_task).options(num_cpus=1, memory=int(min(config.memory_gib * 2**30, largest)), max_retries=MAX_RETRIES)
 
+        gone = ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError, ray.exceptions.ObjectLostError
+
         def run(tasks: _Tasks) -> None:
             shared = ray.put(tasks)
-            _run_beside(tasks, lambda number: remote.remote(shared, number).future(), tasks.get_incomplete_ranks(), workers, ray.exceptions.RayError)
+            try:
+                _run_beside(tasks, lambda number: remote.remote(shared, number).future(), tasks.get_incomplete_ranks(), workers, gone)
+            except ray.exceptions.RayTaskError as error:  # no task raises; its function could not be had there
+                reason = str(error).strip().splitlines()[-1]
+                raise PrepareError(f"executor.kind ray: {reason} (all machines of the cluster need the same Python with megagpt)") from error
 
         yield run
     finally:
@@ -204,12 +214,12 @@ def _mpi(config: ExecutorConfig) -> Iterator[Run]:
     yield run
 
 
-def _run_beside(tasks: _Tasks, start: Callable[[int], Future], waiting: Sequence[int], workers: int, lost: type[Exception]) -> None:
+def _run_beside(tasks: _Tasks, start: Callable[[int], Future], waiting: Sequence[int], workers: int, gone: Any) -> None:
     """Run tasks that others do, so many at a time. After a failure none is begun any more, and those that run end.
 
     Args:
         start: begins a task.
-        lost: what its future raises where the process of the task is gone.
+        gone: exceptions of its future where the process of the task is gone.
     """
     left, running, failures = iter(waiting), set(), []
     while True:
@@ -220,7 +230,7 @@ def _run_beside(tasks: _Tasks, start: Callable[[int], Future], waiting: Sequence
                 break
             done, running = wait(running, return_when=FIRST_COMPLETED)
             failures += [failed for future in done if (failed := future.result()) is not None]
-        except lost as error:
+        except gone as error:
             reason = str(error).partition("\n")[0]
             failures.append(f"{tasks.phase.name}: the process of a task was killed (out of memory? fewer executor.workers need less): {reason}")
     _raise(failures[0] if failures else None)

@@ -129,7 +129,7 @@ def test_prepare_executors_a_signal_ends_all_processes_and_the_run_goes_on(tmp_p
             left.kill()
     (tmp_path / "fault").unlink()
     run(tmp_path, "local", 1)
-    assert results(tmp_path) == ALL and sorted(order(tmp_path)) == list(range(5))
+    assert results(tmp_path) == ALL
 
 
 @pytest.mark.parametrize("fault", ["changed", "swallowed"])
