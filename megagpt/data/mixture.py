@@ -61,7 +61,7 @@ class Mixture:
         return "\n".join(lines) + "\n"
 
     def _blend(self, folder: str, sources: Collection[str]) -> list[str]:
-        return [f"    - {{path: {folder}/{source}, weight: {self.shares[source]:.6f}}}" for source in sources if self.shares.get(source)]
+        return [f"    - {{path: {folder}/{source}, weight: {self.shares[source]:.9f}}}" for source in sources if self.shares.get(source)]
 
 
 def mix(config: MixtureConfig, sizes: dict[str, SourceSize]) -> Mixture:

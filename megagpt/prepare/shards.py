@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from megagpt.config.prepare import PrepareConfig, SourceConfig
+from megagpt.data.errors import DataError
 from megagpt.prepare.readers.files import find_files
 from megagpt.prepare.steps.build import step_files
 from megagpt.runtime import atomic
@@ -33,11 +34,11 @@ def plan_shards(config: PrepareConfig) -> dict[str, Any]:
     Small files of a source are read together until they hold `shard_mib`.
 
     Raises:
-        DataError: a source without files.
+        DataError: a source without files, or a file or folder that may not be read.
     """
     shards: list[dict[str, Any]] = []
     facts: list[Any] = [config.model_dump(exclude={"executor", "run", "keep_work"})]
-    facts += [[str(path), atomic.sha256_file(path) if path.is_file() else None] for path in step_files(config)]
+    facts += [[str(path), _content(path)] for path in step_files(config)]
     for number, source in enumerate(config.sources):
         files = find_files(source)
         base = os.path.commonpath([os.path.abspath(path.parent) for path in files])
@@ -53,6 +54,14 @@ def plan_shards(config: PrepareConfig) -> dict[str, Any]:
             room -= status.st_size
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     return {"key": key, "shards": shards}
+
+
+def _content(path: Path) -> str | None:
+    """Hash of a file that a step reads; None where there is none, which the step itself will tell."""
+    try:
+        return atomic.sha256_file(path) if path.is_file() else None
+    except OSError as error:
+        raise DataError(path, f"cannot be read ({error.strerror})") from error
 
 
 def write_plan(work: Path, plan: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ def find_files(source: SourceConfig) -> list[Path]:
     be a link.
 
     Raises:
-        DataError: an entry matches no file.
+        DataError: an entry matches no file, or a folder that may not be read.
     """
     found: dict[str, Path] = {}
     for entry in source.files:
@@ -50,7 +50,11 @@ def _match(entry: str) -> Iterator[Path]:
 def _below(folder: Path) -> Iterator[Path]:
     if not folder.is_dir():
         return
-    for entry in os.scandir(folder):
+    try:
+        entries = list(os.scandir(folder))
+    except OSError as error:  # to pass over what may not be read would leave out a part of the corpus
+        raise DataError(folder, f"cannot be listed ({error.strerror})") from error
+    for entry in entries:
         if entry.name.startswith("."):
             continue
         if entry.is_dir(follow_symlinks=False):

@@ -18,6 +18,7 @@ MAX_TAGS = 60_000
 """Opening and closing tags of a page whose main text is looked for: the time grows with their square, and reaches 10 seconds here. A limit on time
 itself would give another result on another machine."""
 _DECLARED = re.compile(rb"""<(?:meta[^>]{0,200}?charset\s*=|\?xml[^>]{0,100}?encoding\s*=)\s*["']?\s*([A-Za-z0-9_.:-]{2,40})""", re.IGNORECASE)
+_COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 _DECLARATION = re.compile(r"^\s*<\?xml[^>]*\?>")
 _LICENCE_NAMES = ("license", "licence", "dc.rights", "dcterms.rights", "dc.license", "dcterms.license", "copyright")
 
@@ -50,6 +51,12 @@ def decode_page(content: bytes, declared: str | None = None, limit: int = MAX_PA
         raise Damaged(f"a page of more than {size(limit)}")
     found = _DECLARED.search(content[:4096])
     return repair_text(decode(content, declared or (found[1].decode("ascii") if found else None)))
+
+
+def without_comments(text: str) -> str:
+    """Markup without its comments. What only looks like the beginning of one, behind the end of the last, is text, and is not searched for an end."""
+    end = text.rfind("-->") + len("-->")
+    return _COMMENT.sub("", text[:end]) + text[end:]
 
 
 def parse_page(text: str) -> etree._Element:

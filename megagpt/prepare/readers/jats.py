@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from html import unescape
 
 from lxml import etree
 
@@ -66,7 +67,9 @@ def _collect(element: etree._Element, pieces: list[str]) -> None:
     else:
         pieces.append(_one_line(element.text))
         for child in element:
-            if isinstance(child.tag, str) and _name(child) not in _NO_TEXT:
+            if child.tag is etree.Entity:
+                pieces.append(_entity(child))
+            elif isinstance(child.tag, str) and _name(child) not in _NO_TEXT:
                 # The first paragraph of an item stands behind the item's mark.
                 first = name == "list-item" and _name(child) == "p" and pieces[-1].strip() in ("", "-")
                 inner: list[str] = []
@@ -74,6 +77,12 @@ def _collect(element: etree._Element, pieces: list[str]) -> None:
                 pieces.append("".join(inner).strip() if first else "".join(inner))
             pieces.append(_one_line(child.tail))
     pieces.append(block)
+
+
+def _entity(node: etree._Entity) -> str:
+    """`&eacute;` and the like, which only the journal's document type explains; it is not read, but its names are those of HTML."""
+    text = unescape(node.text)
+    return "" if text == node.text else text
 
 
 def _tex(source: str) -> str:

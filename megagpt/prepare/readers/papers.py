@@ -12,7 +12,7 @@ from megagpt.data.records import Document
 from megagpt.prepare.document import Problem
 from megagpt.prepare.readers import licences
 from megagpt.prepare.readers.decode import decode
-from megagpt.prepare.readers.html import MAX_MANUAL_BYTES, decode_page, page_licence, page_title, parse_page, whole_text
+from megagpt.prepare.readers.html import MAX_MANUAL_BYTES, decode_page, page_licence, page_title, parse_page, whole_text, without_comments
 from megagpt.prepare.readers.jats import read_jats
 from megagpt.prepare.readers.latex import read_latex
 from megagpt.prepare.readers.origin import Origin
@@ -23,8 +23,6 @@ from megagpt.prepare.readers.unpack import Damaged, read_whole
 _MAN_PAGE = re.compile(r".+\.[1-9][a-z]{0,8}")
 _FRONT_MATTER = re.compile(r"\A---[ \t]*\n(.*?)\n(?:---|\.\.\.)[ \t]*\n", re.DOTALL)
 _MAX_FRONT_MATTER = 20_000
-_COMMENT = re.compile(r"<!--.*?(?:-->|\Z)", re.DOTALL)
-"""One that does not end goes on to the end, as CommonMark has it."""
 
 Made = Iterator[Document | Problem]
 
@@ -49,7 +47,7 @@ def _read_markdown(content: bytes, origin: Origin) -> Made:
     text = decode(content).replace("\r\n", "\n")
     front = _FRONT_MATTER.match(text[:_MAX_FRONT_MATTER])
     known = _front_matter(front[1]) if front else {}
-    body = _COMMENT.sub("", text[front.end() :] if front else text)
+    body = without_comments(text[front.end() :] if front else text)
     stated = known.get("license") or known.get("licence") or ""
     meta = {"title": known["title"]} if "title" in known else {}
     yield _document(origin, body, licence=licences.from_url(stated) or stated, date=known.get("date", ""), meta=meta)

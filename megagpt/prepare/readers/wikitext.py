@@ -12,6 +12,7 @@ import mwparserfromhell
 from mwparserfromhell import nodes
 from mwparserfromhell.wikicode import Wikicode
 
+from megagpt.prepare.readers.html import without_comments
 from megagpt.prepare.readers.unpack import Damaged
 
 MAX_ARTICLE_CHARACTERS = 4 << 20
@@ -19,11 +20,9 @@ MAX_ARTICLE_CHARACTERS = 4 << 20
 MAX_UNCLOSED = 2000
 MAX_READ_AGAIN = 32 << 20
 """The parser looks for the end of each anew, and reads all that follows: so many characters in all take it seconds, a page of vandalism minutes."""
-_UNSEEN = re.compile(
-    r"<!--.*?(?:-->|\Z)|<ref(?:\s[^<>]*?)?/>|<ref(?:\s[^<>]*)?>[^<]*+(?:<(?!/?ref[\s/>])[^<]*+)*+</ref\s*>", re.IGNORECASE | re.DOTALL
-)
-"""Comments and references go before the parser sees them: half of an article's markup is in its references. A comment that does not end goes on to the
-end, as MediaWiki has it; a reference that does not end reaches no further than to the next one. Both keep the time linear."""
+_REFERENCE = re.compile(r"<ref(?:\s[^<>]*?)?/>|<ref(?:\s[^<>]*)?>[^<]*+(?:<(?!/?ref[\s/>])[^<]*+)*+</ref\s*>", re.IGNORECASE)
+"""Comments and references go before the parser sees them: half of an article's markup is in its references. One that does not end reaches no further
+than to the next one, which keeps the time linear."""
 _PAIRS = (
     ("{{", re.compile(r"\{\{|(\}\})")), ("[[", re.compile(r"\[\[|(\]\])")), ("{|", re.compile(r"\{\||(\|\})")),
     ("[http://", re.compile(r"\[(?=[a-z][a-z0-9+.-]{1,9}:|//)|(\])", re.IGNORECASE)),
@@ -71,7 +70,8 @@ def to_text(markup: str, hidden: set[str]) -> str:
     _refuse_unclosed(markup)
     lines: list[str] = []
     pieces: list[str] = []
-    _collect(mwparserfromhell.parse(_UNSEEN.sub("", markup), skip_style_tags=True), hidden, pieces)
+    seen = _REFERENCE.sub("", without_comments(markup)).replace("<!--", "&lt;!--")  # the parser would look for the end of each
+    _collect(mwparserfromhell.parse(seen, skip_style_tags=True), hidden, pieces)
     for line in _SWITCH.sub("", "".join(pieces).replace("'''", "").replace("''", "")).split("\n"):
         line = _DEEPER.sub("- ", line)
         line = _EMPTY_BRACKETS.sub("", re.sub(r"[ \t\xa0]+", " ", line)).strip()

@@ -1,6 +1,7 @@
 """Token files by source: weights of documents, mixtures, and the configuration of pre-training that follows from them."""
 
 import json
+import re
 from collections import Counter
 
 import pytest
@@ -8,6 +9,7 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset
 
 from megagpt.config.load import ConfigError, load_config
 from megagpt.config.schema import MixtureConfig, PretrainConfig, RunConfig, TokenizeConfig
+from megagpt.data.blend import BLOCK, Blend
 from megagpt.data.errors import DataError
 from megagpt.data.mixture import SourceSize, mix
 from megagpt.data.token_data import open_token_files
@@ -170,6 +172,13 @@ def test_mixture_leaves_out_what_weighs_nothing():
     assert mixture.tokens == 58_000 and mixture.epochs("crawl") == 0
     assert "crawl" not in mixture.yaml("tokenize/train", "tokenize/valid", ["crawl"]).split("train_tokens")[1]
     assert "valid" not in mixture.yaml("tokenize/train", "tokenize/valid", ["crawl"])
+
+
+def test_mixture_smallest_share_is_one_that_the_blend_takes():
+    """Of 65,536 rows one; a digit less in the file and it would be less than that."""
+    mixture = mix(MixtureConfig(weights={"a": 1.001 / BLOCK, "b": 1.0}), {"a": SourceSize(1, 100), "b": SourceSize(1, 100)})
+    weights = [float(weight) for weight in re.findall(r"weight: ([0-9.]+)", mixture.yaml("train", "valid", []))]
+    assert Blend(weights).counts(BLOCK)[0] >= 1
 
 
 def test_mixture_table_is_aligned_and_adds_up():

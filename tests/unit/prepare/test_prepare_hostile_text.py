@@ -69,7 +69,8 @@ def test_prepare_hostile_text_brackets_before_much_text_cost_their_page(tmp_path
 @pytest.mark.parametrize(
     ("markup", "text"),
     [
-        ("before <!-- that never ends", "before"),
+        ("a<!-- b --> c <!-- that never ends", "a c <!-- that never ends"),
+        ("Say <nowiki><!--</nowiki> first.", "Say <!-- first."),
         ("A<ref name=a>one</ref> b<ref name=a/> c.", "A b c."),
         ("A<ref>see <ref name=a/> <i>there</i></ref> b.", "A b."),
         ("A<ref>one <b>two</b></ref> b<REF>three</REF > c.", "A b c."),
@@ -77,3 +78,8 @@ def test_prepare_hostile_text_brackets_before_much_text_cost_their_page(tmp_path
 )
 def test_prepare_hostile_text_references_and_comments_go(markup, text):
     assert to_text(markup, set()) == text
+
+
+def test_prepare_hostile_text_comments_of_markdown_that_do_not_end_are_text(tmp_path):
+    document = only_document(read_bytes(tmp_path, b"a <!-- gone\n--> b. Comments begin with `<!--`.\n\nMore.", "papers", "a.md"))
+    assert document.text == "a  b. Comments begin with `<!--`.\n\nMore."

@@ -129,6 +129,12 @@ JATS = """<?xml version="1.0"?>
 <back><ref-list><ref>gone</ref></ref-list></back></article>"""
 
 
+def test_prepare_jats_letters_that_the_document_type_names(tmp_path):
+    content = b'''<!DOCTYPE article PUBLIC "-//NLM//DTD" "journal.dtd" [<!ENTITY own "secret">]>
+    <article><body><p>caf&eacute; and <i>&alpha;</i>-helix &own;&amp; more</p></body></article>'''
+    assert only_document(read_bytes(tmp_path, content, "papers", "a.xml")).text == "caf\u00e9 and \u03b1-helix & more"
+
+
 def test_prepare_jats_title_abstract_and_body(tmp_path):
     (tmp_path / "secret").write_text("SECRET")
     document = only_document(read_bytes(tmp_path, JATS.format(secret=tmp_path / "secret").encode(), "papers", "a.nxml"))

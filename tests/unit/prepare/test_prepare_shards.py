@@ -7,6 +7,7 @@ import os
 import pytest
 
 from megagpt.config.prepare import PrepareConfig
+from megagpt.data.errors import DataError
 from megagpt.prepare.shards import plan_shards, shard_of, write_plan
 
 
@@ -68,3 +69,17 @@ def test_prepare_shards_key_changes_with_files_and_configuration(tmp_path, chang
         write(tmp_path / "a", y="")
     more = {"max_document_characters": 7} if change == "configuration" else {}
     assert plan_shards(config_of(("a", [files]), **more))["key"] != before
+
+
+@pytest.mark.parametrize("what", ["folder", "list"])
+def test_prepare_shards_what_may_not_be_read_is_one_line(tmp_path, monkeypatch, what):
+    """Root may read everything, hence the stand-ins."""
+    files, domains = write(tmp_path / "a", x="1"), tmp_path / "domains.txt"
+    domains.write_text("a.org")
+
+    def refuse(path, *_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(*((os, "scandir", refuse) if what == "folder" else ("megagpt.runtime.atomic.sha256_file", refuse)))
+    with pytest.raises(DataError, match=r"(a: cannot be listed|domains.txt: cannot be read) \(Permission denied\)"):
+        plan_shards(config_of(("a", [files]), steps={"url": {"domains": [str(domains)]}}))
