@@ -125,6 +125,10 @@ class GPT(GPTModel):
 
     # ------------------------------------------------------------ forward
 
+    def train(self, mode: bool = True) -> GPT:
+        """As of any module, but nothing where it is so already: phases of PPO ask for it again and again, and there are modules by the hundred."""
+        return self if self.training == mode else super().train(mode)
+
     def forward(
         self, tokens: Tensor, positions: Tensor | None = None, cache: KeyValueCache | None = None, only: Tensor | None = None, *,
         segments: Tensor | None = None, branches: Tensor | None = None, hidden: Tensor | None = None,
