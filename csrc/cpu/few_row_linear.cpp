@@ -10,21 +10,28 @@ constexpr int64_t kLanes = Vec::size();
 // Sums enough not to wait for one another, and fewer weight matrix rows than a cache set has ways: they often lie a multiple of 4 KiB apart.
 constexpr int64_t kTile = 8;
 
+// A float that holds a long sum loses digits of what is added to it, so that long rows are summed up in parts.
+constexpr int64_t kPart = 256;
+
 // Outputs [first, first + N) of the rows whose inputs are x [inputs, kLanes]; sums [N, kLanes].
 template <int64_t N>
 void multiply(const FewRowLinear& a, const float* x, int64_t first, float* sums) {
   const float *w = a.weight + first * a.inputs, *next = w + N * a.inputs;
-  Vec sum[N];
+  for (int64_t n = 0; n < N; ++n) Vec(a.bias ? a.bias[first + n] : 0.f).store(sums + n * kLanes);
+  for (int64_t begin = 0; begin < a.inputs; begin += kPart) {
+    const int64_t end = std::min(begin + kPart, a.inputs);
+    Vec part[N];
 #pragma GCC unroll 8
-  for (int64_t n = 0; n < N; ++n) sum[n] = Vec(a.bias ? a.bias[first + n] : 0.f);
-  for (int64_t k = 0; k < a.inputs; ++k) {
-    const Vec input = Vec::loadu(x + k * kLanes);
-    __builtin_prefetch(next + k * N, 0, 2);
+    for (int64_t n = 0; n < N; ++n) part[n] = Vec(0.f);
+    for (int64_t k = begin; k < end; ++k) {
+      const Vec input = Vec::loadu(x + k * kLanes);
+      __builtin_prefetch(next + k * N, 0, 2);
 #pragma GCC unroll 8
-    for (int64_t n = 0; n < N; ++n) sum[n] = at::vec::fmadd(Vec(w[n * a.inputs + k]), input, sum[n]);
+      for (int64_t n = 0; n < N; ++n) part[n] = at::vec::fmadd(Vec(w[n * a.inputs + k]), input, part[n]);
+    }
+#pragma GCC unroll 8
+    for (int64_t n = 0; n < N; ++n) (Vec::loadu(sums + n * kLanes) + part[n]).store(sums + n * kLanes);
   }
-#pragma GCC unroll 8
-  for (int64_t n = 0; n < N; ++n) sum[n].store(sums + n * kLanes);
 }
 
 }  // namespace

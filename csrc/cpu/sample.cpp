@@ -60,6 +60,7 @@ class Tokens {
   }
 
   int64_t draw(const Cut& cut, double draw) const {
+    if (cut.key == 0) return draw_of_all(draw);
     uint64_t kept = 0, ties = 0;
     for (int64_t k = 0; k < n_; ++k) kept += keeps(cut, k, ties) ? weights_[k] : 0;
     const auto passed = drawn(draw, kept);
@@ -72,6 +73,22 @@ class Tokens {
  private:
   // To be asked of all tokens in turn.
   bool keeps(const Cut& cut, int64_t k, uint64_t& ties) const { return keys_[k] > cut.key || (keys_[k] == cut.key && ties++ < cut.ties); }
+
+  // Nothing is cut off: sums of many tokens at a time first.
+  int64_t draw_of_all(double draw) const {
+    constexpr int64_t kBlock = 256;
+    const auto passed = drawn(draw, weight_beyond(0));
+    uint64_t sum = 0, block = 0;
+    int64_t k = 0;
+    const auto next = [&] {
+      block = 0;
+      for (int64_t i = k; i < std::min(k + kBlock, n_); ++i) block += weights_[i];
+      return sum + block <= passed;
+    };
+    for (; next(); k += kBlock) sum += block;
+    while ((sum += weights_[k]) <= passed) ++k;
+    return k;
+  }
 
   int64_t n_;
   std::vector<float> floats_;

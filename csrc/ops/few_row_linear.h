@@ -6,7 +6,7 @@
 // x        [rows, inputs]     float32, contiguous
 // weight   [outputs, inputs]  float32, contiguous
 // bias     [outputs]          float32; absent: none
-// y        [rows, outputs]    float32; overwritten. Sums run over the inputs in their order.
+// y        [rows, outputs]    float32; overwritten. A row's numbers do not depend on the other rows, nor on the threads.
 #pragma once
 
 #include "common/kernel.h"

@@ -15,7 +15,7 @@ from megatron.core.pipeline_parallel.schedules import (
 from torch import Tensor
 
 from megagpt.model.gpt import GPT
-from megagpt.runtime.cpu_backend import schedule_scope
+from megagpt.runtime.cpu_backend import model_scope, schedule_scope
 
 ForwardStep = Callable[[GPT, Any], tuple[Tensor, Callable[[Tensor], tuple[Tensor, Any]]]]
 """(model, microbatch) -> (output of this stage, function of the last stage's output -> (loss, whatever to collect))."""
@@ -38,7 +38,8 @@ def run_schedule(
     collection = models[0].groups.collection
 
     def step(iterator: Iterator[Any], inner: GPT):
-        return forward_step(inner, next(iterator))
+        with model_scope():
+            return forward_step(inner, next(iterator))
 
     arguments: dict[str, Any] = dict(
         forward_step_func=step, num_microbatches=len(microbatches), seq_length=length, micro_batch_size=rows,

@@ -250,3 +250,8 @@ def sample(logits: torch.Tensor, draws: torch.Tensor, temperature: float, top_k:
     logprobs = scaled.log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
     defined = scaled.amax(-1).isfinite()
     return torch.where(defined, tokens, -1), torch.where(defined, logprobs, torch.nan).float()
+
+
+def few_row_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """y = x W^T + bias."""
+    return F.linear(x, weight, bias)

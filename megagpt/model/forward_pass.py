@@ -29,6 +29,8 @@ class ForwardPass:
     """Keys and values of earlier tokens (decoding)."""
     positions: Tensor | None = None
     """[b or 1, s]: where this rank's tokens stand in their documents; what rotary embedding turns by."""
+    only: Tensor | None = None
+    """Places whose output is wanted, as `GPT.forward` takes them; all: None."""
 
 
 class CurrentPass:

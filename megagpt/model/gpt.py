@@ -96,12 +96,38 @@ class GPT(GPTModel):
             attention = layer.self_attention.core_attention
             attention.layer_number, attention.current, attention.dropout_state = number, self.current, state
             attention.rotary_table = self._rotary_table
+            if self.post_process and layer is self.decoder.layers[-1]:
+                layer._forward_mlp = self._spare(layer._forward_mlp)
             if self.layout.recompute == "full":
                 layer.forward = self.current.recomputed(layer.forward)
             elif self.layout.recompute == "selective":
                 attention.forward = self.current.recomputed(attention.forward)
 
+    def _spare(self, mlp: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """The last layer's MLP, with its norm and residual, on the wanted places alone: no other token looks at what it makes of the rest."""
+
+        def forward(hidden: Tensor, *args, **kwargs) -> Tensor:
+            return mlp(self._wanted(hidden) if self._spares_mlp else hidden, *args, **kwargs)
+
+        return forward
+
+    @property
+    def _spares_mlp(self) -> bool:
+        """Whether this stage has such an MLP; a dropout mask is for whole rows."""
+        return self.post_process and len(self.decoder.layers) > 0 and not (self.training and self.dropout_state.active)
+
+    def _wanted(self, hidden: Tensor) -> Tensor:
+        """[s, b, h] -> [places, 1, h], row by row; all of it where nothing is said."""
+        only = self.current.value.only
+        if only is None:
+            return hidden
+        return hidden.transpose(0, 1)[only][:, None] if only.dtype == torch.bool else hidden[only]
+
     # ------------------------------------------------------------ forward
+
+    def train(self, mode: bool = True) -> GPT:
+        """As of any module, but nothing where it is so already: phases of PPO ask for it again and again, and there are modules by the hundred."""
+        return self if self.training == mode else super().train(mode)
 
     def forward(
         self, tokens: Tensor, positions: Tensor | None = None, cache: KeyValueCache | None = None, only: Tensor | None = None, *,
@@ -115,8 +141,8 @@ class GPT(GPTModel):
                 parallelism this rank's part of each row.
             positions: [b, s] position of each token; default 0, 1, 2 … in each segment.
             cache: keys and values of the earlier tokens; b is 1 and the row holds what the cache expects.
-            only: places whose output is wanted, [n] in a single row or [b, s] bool; the head is spared the others. Not with
-                sequence or context parallelism.
+            only: places whose output is wanted, [n] in a single row or [b, s] bool; the last MLP and the head are spared the
+                others. Not with sequence or context parallelism.
             segments: [b, length of the whole rows] document that each token belongs to; attention stays within it.
             branches: [b, s] never falling; 0 for the beginning of a row, k for its k-th continuation, which sees the beginning and itself:
                 several texts with one beginning, which is computed once. Whole rows, without context parallelism.
@@ -140,8 +166,7 @@ class GPT(GPTModel):
                 positions = positions.clamp(max=self.shape.config.max_sequence_length - 1)  # padding of a row beside a longer one may lie beyond
             positions = positions[:, cp.rank() * length : (cp.rank() + 1) * length]
         visible = None if branches is None else _visible(branches)
-        self.current.value = ForwardPass(dropout_key, tuple(row_ids), segments, visible, cache, positions)
-        self._only = only
+        self.current.value = ForwardPass(dropout_key, tuple(row_ids), segments, visible, cache, positions, only)
         if hidden is not None:
             self.set_input_tensor(hidden)
         return super().forward(tokens, positions, attention_mask=None)
@@ -152,9 +177,8 @@ class GPT(GPTModel):
         return hidden, None, None, None, None, None
 
     def _postprocess(self, hidden_states: Tensor, **_) -> Tensor:
-        if self.post_process and self._only is not None:
-            is_mask = self._only.dtype == torch.bool
-            hidden_states = hidden_states.transpose(0, 1)[self._only][:, None] if is_mask else hidden_states[self._only]
+        if self.post_process and not self._spares_mlp:
+            hidden_states = self._wanted(hidden_states)
         if self.has_scalar_head and self.post_process:
             if self.layout.sequence_parallel:
                 # Every tensor-parallel rank computes the same scalars: each takes its own tokens' part of the gradient.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn import functional as F
 
 from megagpt.config.schema import PpoConfig, RlhfConfig
 from megagpt.engine.schedule_run import infer
@@ -32,12 +32,10 @@ class ScoringBatch:
 
     tokens: Tensor
     """[b, T]"""
-    lengths: Tensor
-    """[b]"""
     mask: Tensor
     """[b, P] of the responses"""
-    only: Tensor | None
-    """[b, T] bool, places that the head is asked about; all of them: None"""
+    only: Tensor
+    """[b, T] bool, places that the model is asked about"""
 
 
 @dataclass(frozen=True)
@@ -46,10 +44,10 @@ class Reading:
 
     role: str
     read: Callable[[Tensor, ScoringBatch], Tensor]
-    """(output of the last stage, batch) -> [b, width]"""
+    """(output of the last stage at these places, [1, places, ...]; batch) -> [b, width]"""
     width: int
-    of_responses: bool = False
-    """That output is of the places alone that predict response tokens, [1, places, ...]."""
+    places: Callable[[Rollout], Tensor]
+    """[n, T] bool"""
 
 
 @dataclass(frozen=True)
@@ -94,19 +92,19 @@ def collect(
 
 
 def _reading(models: FourModels, role: str, config: RlhfConfig) -> Reading:
-    """Log-probability of every response token under logits / temperature, [n, P], 0 elsewhere; the value before every token, [n, P]; or the score
-    where the judge was trained to be read, [n, 1]."""
+    """Log-probability of every response token under logits / temperature, [n, P], 0 elsewhere; the value before each of them, likewise; or
+    the score where the judge was trained to be read, [n, 1]."""
     predictions = config.prompts.max_prompt_length + config.prompts.max_response_length - 1
     if role == "value":
-        return Reading(role, lambda values, batch: values[:, :-1], predictions)
+        return Reading(role, lambda values, batch: spread(values, batch.mask), predictions, _before_responses)
     if role in ("reward", "held_out"):
-        return Reading(role, functools.partial(read_scores, pooling=models.pooling.get(role, "last")), 1)
+        return Reading(role, read_scores, 1, last_tokens if models.pooling.get(role, "last") == "last" else response_tokens)
     model = models.module(role)
 
     def logprobs(logits: Tensor, batch: ScoringBatch) -> Tensor:
         return spread(response_logprobs(model, logits, batch.tokens[:, 1:][batch.mask.bool()][None], config.ppo.temperature), batch.mask)
 
-    return Reading(role, logprobs, predictions, of_responses=True)
+    return Reading(role, logprobs, predictions, _before_responses)
 
 
 def _read(models: FourModels, reading: Reading, part: Rollout, micro_batch_size: int) -> list[Tensor]:
@@ -120,21 +118,33 @@ def _read(models: FourModels, reading: Reading, part: Rollout, micro_batch_size:
             if dist.get_rank() == groups.grid.ranks[0]:
                 say_here(str(error))
             return [torch.full((len(rows), reading.width), torch.nan, device=part.tokens.device)]
-    mask = part.response_mask
-    only = predicting(mask) if reading.of_responses else None
+    whole = part.tokens, part.response_mask, reading.places(part)
     batches = [
-        ScoringBatch(*(each if each is None else each[i : i + micro_batch_size] for each in (part.tokens, part.lengths, mask, only)))
+        ScoringBatch(*(each[i : i + micro_batch_size] for each in whole))
         for i in range(rows.start, rows.stop, micro_batch_size)
     ]
     with models.scope(role):
         return infer(models.module(role), batches, reading.read, rows=micro_batch_size, length=part.tokens.size(1))
 
 
-def read_scores(scalars: Tensor, batch: ScoringBatch, pooling: str) -> Tensor:
-    """A scalar head's output [b, T] at each row's last token, or its mean over the response; [b, 1]."""
-    if pooling == "last":
-        return scalars.gather(1, batch.lengths[:, None] - 1)
-    return (scalars[:, 1:] * batch.mask).sum(dim=1, keepdim=True) / batch.mask.sum(dim=1, keepdim=True).clamp(min=1)
+def read_scores(scalars: Tensor, batch: ScoringBatch) -> Tensor:
+    """Mean of a scalar head's output over the places of each row that it was asked about, [1, places] -> [b, 1]; of one place, what is there."""
+    sums = torch.zeros(batch.only.shape, dtype=scalars.dtype, device=scalars.device).masked_scatter(batch.only, scalars).sum(dim=1, keepdim=True)
+    return sums / batch.only.sum(dim=1, keepdim=True).clamp(min=1)
+
+
+def last_tokens(part: Rollout) -> Tensor:
+    """Each row's last token, where a judge reads by default; [n, T] bool."""
+    return torch.arange(part.tokens.size(1), device=part.tokens.device) == part.lengths[:, None] - 1
+
+
+def response_tokens(part: Rollout) -> Tensor:
+    """[n, T] bool"""
+    return F.pad(part.response_mask.bool(), (1, 0))
+
+
+def _before_responses(part: Rollout) -> Tensor:
+    return predicting(part.response_mask)
 
 
 def reward_scores(models: FourModels, readings: Readings) -> Tensor:

@@ -35,3 +35,8 @@ class _CudaLiteralsOnCpu(TorchFunctionMode):
 def schedule_scope() -> contextlib.AbstractContextManager:
     """The scope for a call of a Megatron-core schedule; kept that narrow since the mode slows every torch call in it."""
     return contextlib.nullcontext() if torch.cuda.is_available() else _CudaLiteralsOnCpu()
+
+
+def model_scope() -> contextlib.AbstractContextManager:
+    """The scope, within such a call, for the model's own forward pass, which has no such literals."""
+    return contextlib.nullcontext() if torch.cuda.is_available() else torch._C.DisableTorchFunction()
