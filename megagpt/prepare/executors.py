@@ -103,7 +103,8 @@ class _Tasks(PipelineExecutor):
         except Exception as error:
             if requested():  # DuckDB makes another error of it
                 raise KeyboardInterrupt from None
-            return f"{self.phase.name}, task {number}: {type(error).__name__}: {' '.join(str(error).split())} (traceback above)\n{traceback.format_exc()}"
+            line = f"{self.phase.name}, task {number}: {type(error).__name__}: {' '.join(str(error).split())} (traceback above)"
+            return f"{line}\n{traceback.format_exc()}"
         return None
 
 
@@ -164,7 +165,7 @@ def _ray(config: ExecutorConfig) -> Iterator[Run]:
     try:
         host, _, port = address.removeprefix("ray://").rpartition(":")
         if host:  # Ray would try for minutes
-            socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+            socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
         # Tasks are told by their markers, so nothing has to be shown on the way.
         ray.init(
             address, num_cpus=config.workers if address == "local" else None, include_dashboard=False, log_to_driver=False, logging_level="ERROR",

@@ -97,9 +97,8 @@ def test_prepare_executors_ray_gives_up_a_task_that_kills_its_worker(tmp_path):
 
 
 def test_prepare_executors_ray_names_an_address_where_nothing_answers(tmp_path):
-    ended = subprocess.run(
-        command(tmp_path, "ray"), cwd=ROOT, check=False, timeout=120, capture_output=True, text=True, env={**os.environ, "RAY_ADDRESS": f"127.0.0.1:{free_port()}"}
-    )
+    environment = {**os.environ, "RAY_ADDRESS": f"127.0.0.1:{free_port()}"}
+    ended = subprocess.run(command(tmp_path, "ray"), cwd=ROOT, check=False, timeout=120, capture_output=True, text=True, env=environment)
     assert ended.returncode == 1 and ended.stderr.startswith("megagpt: executor.kind ray: RAY_ADDRESS = 127.0.0.1:") and ended.stderr.count("\n") == 1
 
 

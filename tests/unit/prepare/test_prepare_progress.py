@@ -81,8 +81,8 @@ def shares(tmp_path, monkeypatch) -> dict[str, list[float]]:
         rows = (json.dumps({"text": f"Document {number} of a file. " + f"word{number} " * words}) for number in range(30))
         (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
     config = PrepareConfig.model_validate({
-        "stage": "prepare", "run": {"name": "web", "root": str(tmp_path)}, "sources": [{"name": "web", "kind": "rows", "files": [str(tmp_path / "*.jsonl")]}],
-        "steps": {"representation": {"reweighting": {}}},
+        "stage": "prepare", "run": {"name": "web", "root": str(tmp_path)}, "steps": {"representation": {"reweighting": {}}},
+        "sources": [{"name": "web", "kind": "rows", "files": [str(tmp_path / "*.jsonl")]}],
     })  # fmt: skip
     plan, told = plan_shards(config), {}
     write_plan(tmp_path / "out" / "work", plan)

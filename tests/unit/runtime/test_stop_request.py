@@ -27,7 +27,7 @@ def test_stop_request_is_noted_and_forgotten_after_the_block(number):
     assert not requested() and signal.getsignal(number) == before
 
 
-@pytest.mark.parametrize(("number", "error", "code"), [(signal.SIGTERM, Stopped, 75), (signal.SIGUSR1, Stopped, 75), (signal.SIGINT, Interrupted, 130)])
+@pytest.mark.parametrize(("number", "error", "code"), [(signal.SIGTERM, Stopped, 75), (signal.SIGINT, Interrupted, 130)])
 def test_stop_request_of_work_with_nothing_to_save_ends_it_where_it_is(number, error, code):
     before = signal.getsignal(number)
     with pytest.raises(Stopped, match="^goes on$") as raised, ending("goes on"):
