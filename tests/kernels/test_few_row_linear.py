@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from megagpt.kernels import few_row_linear as module
-from megagpt.kernels.few_row_linear import FEW, few_row_linear
+from megagpt.kernels.few_row_linear import few_row_linear
 from tests.helpers.kernels import assert_same_bits_for_any_number_of_threads, assert_within_budget, strided
 
 SIZES = [(1, 1), (7, 3), (8, 16), (50, 31), (256, 256), (300, 1024), (8193, 33)]
@@ -42,15 +42,17 @@ def test_few_row_linear_takes_strided_tensors():
 
 
 def test_few_row_linear_leaves_other_work_to_pytorch(monkeypatch):
-    """Other numbers of rows, other types, and what needs a gradient."""
+    """Other numbers of rows, other types, and what needs a gradient; even where all kernels shall be fused."""
     called = []
+    monkeypatch.setattr(module.select, "_setting", "fused")
+    monkeypatch.setattr(module, "few", lambda: range(5, 9))
     monkeypatch.setattr(module, "call", lambda name, x, weight, bias, y: called.append(len(x)))
     with torch.no_grad():
-        for rows in range(FEW.stop + 2):
+        for rows in range(module.few().stop + 2):
             few_row_linear(*example(rows, 3, 5))
-        assert called == list(FEW)
+        assert called == list(module.few())
         few_row_linear(*(part.bfloat16() for part in example(16, 3, 5)))
-        assert called == list(FEW)
+        assert called == list(module.few())
     x, weight, bias = example(16, 3, 5)
     few_row_linear(x, weight.requires_grad_(), bias).sum().backward()
     torch.testing.assert_close(weight.grad, x.sum(dim=0).expand_as(weight))
