@@ -369,6 +369,8 @@ def _check_advantage(config: RlhfConfig) -> None:
     if ppo.rollout_batch_size % ppo.samples_per_prompt:
         fits = _nearest(ppo.samples_per_prompt, lambda size: not ppo.rollout_batch_size % size)
         raise ConfigError(f"ppo.samples_per_prompt = {ppo.samples_per_prompt}: must divide rollout_batch_size {ppo.rollout_batch_size}; {fits} would do")
+    if ppo.value_warmup_steps >= ppo.steps:
+        raise ConfigError(f"ppo.value_warmup_steps = {ppo.value_warmup_steps}: the policy would never learn in {ppo.steps} steps; {ppo.steps - 1} is the most")
     if ppo.advantage == "gae":
         return
     if placed:

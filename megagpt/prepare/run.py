@@ -26,7 +26,7 @@ from megagpt.prepare.timing import gather
 from megagpt.runtime.stop_request import ending
 
 WORK = "work"
-RESULTS = ("documents", "ledger", "problems.parquet", REPRESENTATION, CONTAMINATION, STATISTICS)
+RESULTS = ("documents", "ledger", "problems.parquet", REPRESENTATION, CONTAMINATION, STATISTICS, "data.html", "plots")
 
 
 def run_prepare(config: PrepareConfig, folder: Path) -> dict[str, Any] | None:

@@ -125,8 +125,12 @@ def test_prepare_edges_another_model_or_list_starts_anew(tmp_path):
         return [row["reason"] for row in ledger(tmp_path).values()]
 
     assert reasons() == [None, None]
+    assert main(["data", "report", "--run", str(tmp_path / "runs/r")]) == 0
+    page = tmp_path / "runs/r/prepare/data.html"
+    assert page.exists()
     domains.write_text("a.org\n")
     assert reasons() == ["url_domain", None]
+    assert not page.exists()  # it told of the other run
     evaluation.write_text(" ".join(text.split()[:20]) + "\n")
     assert reasons() == ["url_domain", "contaminated"]
 

@@ -31,6 +31,7 @@ def test_ppo_defaults_are_those_of_instructgpt():
         (["ppo.rollout_parts=24"], r"ppo.rollout_parts = 24: each part of the 64 responses must be .*; .* would do"),
         (["kl.target=6", "kl.coefficient=0"], "kl.coefficient = 0 with kl.target = 6: the controller multiplies it, and 0 stays 0; 0.02 is usual"),
         (["kl.target=6", "kl.horizon=12"], "kl.horizon = 12: one rollout of rollout_batch_size 64 responses could take beta to 0 or below; 13 is the least"),
+        (["ppo.steps=3", "ppo.value_warmup_steps=3"], "ppo.value_warmup_steps = 3: the policy would never learn in 3 steps; 2 is the most"),
         (["ppo.samples_per_prompt=5"], "ppo.samples_per_prompt = 5: must divide rollout_batch_size 64; 4 would do"),
         (
             ["ppo.advantage=rloo", "placement.value=null", "ppo.samples_per_prompt=4", "ppo.value_warmup_steps=2"],
