@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from megagpt.runtime.errors import Foreseen
 from megagpt.runtime.own_rank import rank_from_environment
-from megagpt.runtime.stop_request import Stopped, let_through
+from megagpt.runtime.stop_request import Interrupted, Stopped, let_through
 
 EXIT_OK, EXIT_USAGE = 0, 2
 
@@ -67,14 +67,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_USAGE
     if VERBS[verb][0] != "megagpt.cli.stages":
         let_through()  # only stages have something to save
-    if verb not in WITHOUT_TORCH:
-        _quiet_libraries()
-    module = importlib.import_module(VERBS[verb][0])
-    parser = _Parser(prog=f"megagpt {verb}", description=VERBS[verb][1], formatter_class=argparse.RawDescriptionHelpFormatter)
-    module.add_arguments(parser, verb)
     try:
+        if verb not in WITHOUT_TORCH:
+            _quiet_libraries()
+        module = importlib.import_module(VERBS[verb][0])
+        parser = _Parser(prog=f"megagpt {verb}", description=VERBS[verb][1], formatter_class=argparse.RawDescriptionHelpFormatter)
+        module.add_arguments(parser, verb)
         options = parser.parse_args(words[1:])
         return module.run(options, verb) or EXIT_OK
+    except KeyboardInterrupt:
+        return _report(Interrupted("stopped by Ctrl-C"))
     except Foreseen as error:  # anything else keeps its traceback
         return _report(error)
 

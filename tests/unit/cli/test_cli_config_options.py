@@ -163,3 +163,12 @@ def test_wrong_usage_is_one_line_from_one_rank(capsys, monkeypatch):
     with pytest.raises(SystemExit, match="ended by the launcher"):
         main(["sft", "--confg", "a.yaml"])
     assert capsys.readouterr().err == ""
+
+
+def test_ctrl_c_is_one_line_and_its_own_exit_code(monkeypatch, capsys):
+    def interrupt(options, verb):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("megagpt.cli.tokenize.run", interrupt)
+    assert main(["tokenize", "--config", "any.yaml"]) == 130
+    assert capsys.readouterr().err == "megagpt: stopped by Ctrl-C\n"
