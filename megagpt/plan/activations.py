@@ -9,8 +9,8 @@ from __future__ import annotations
 from megagpt.plan.job import Job, without_recomputation
 
 
-def layer_bytes(job: Job) -> int:
-    """Of one transformer layer and one microbatch, as our modules keep it under autograd.
+def layer_bytes(job: Job, mlp_tokens: int | None = None) -> int:
+    """Of one transformer layer and one microbatch, as our modules keep it under autograd; `mlp_tokens` that its MLP works on, default: all.
 
     Between the layers, [T, h] each and shared by sequence parallelism: the inputs and outputs of two norms. Within, cut by
     tensor parallelism: query, key and value in one, attention's output, the MLP before and after its activation. FlashAttention
@@ -25,14 +25,15 @@ def layer_bytes(job: Job) -> int:
     keys = shape.head_size * shape.num_query_groups
     heads = shape.config.num_attention_heads // tp
     keeps_scores = job.dropout > 0 and job.parallel.recompute == "none"
+    mlp_tokens = tokens if mlp_tokens is None else mlp_tokens
     if shape.is_llama:
         # Unfused norms compute in float32 (their input, its length, and one over the other); query and key are kept turned too.
-        between, floats = (4 * h, 2) if job.fused else (2 * h, 4 * h + 2)
-        within = (3 * h if keeps_scores else (h + 2 * keys) + (h + keys)) + h + (3 if job.fused else 5) * f
+        norm, floats = (2 * h, 1) if job.fused else (h, 2 * h + 1)
+        attention, mlp = (3 * h if keeps_scores else (h + 2 * keys) + (h + keys)) + h, (3 if job.fused else 5) * f
     else:
-        between, floats = 4 * h + 4, 0  # 4: mean and deviation of both norms
-        within = (h + 2 * keys) + (2 * h if keeps_scores else 0) + h + 2 * f
-    kept = w * tokens * between // shared + 4 * tokens * floats // shared + w * tokens * within // tp
+        norm, floats = 2 * h + 2, 0  # 2: mean and deviation
+        attention, mlp = (h + 2 * keys) + (2 * h if keeps_scores else 0) + h, 2 * f
+    kept = (tokens + mlp_tokens) * (w * norm + 4 * floats) // shared + w * (tokens * attention + mlp_tokens * mlp) // tp
     if shape.is_llama and not job.fused:
         kept += 4 * w * job.length // job.grid.cp * shape.head_size  # sines and cosines
     if job.dropout and not job.fused:
@@ -48,9 +49,9 @@ def head_bytes(job: Job) -> int:
     The fused kernel adds their gradient only. Plain PyTorch holds three float32 arrays beside them at its peak, early in the
     backward pass: the exponentials, and two gradients on their way back to the logits.
     """
-    w, tokens = job.num_bytes, job.tokens
-    ids = 24 * tokens  # tokens and labels, and what the loss keeps of each
-    norm = ids + (8 + w if job.shape.is_llama and not job.fused else 2 * w) * tokens * job.shape.config.hidden_size // job.sequence_shards
+    w = job.num_bytes
+    ids = 24 * job.tokens  # tokens and labels, and what the loss keeps of each
+    norm = ids + (8 + w if job.shape.is_llama and not job.fused else 2 * w) * job.last_tokens * job.shape.config.hidden_size // job.sequence_shards
     if job.scalar_head:
         return norm
     logits = job.head_tokens * job.shape.padded_vocab_size(job.grid.tp) // job.grid.tp
@@ -88,8 +89,10 @@ def stage_bytes(job: Job, stage: int) -> int:
     layers = sum(sorted(blocks * (-(-kept // len(blocks))), reverse=True)[:kept])
     output = job.tokens * job.shape.config.hidden_size // job.sequence_shards * job.num_bytes
     messages = kept * output if job.grid.pp > 1 else 0
-    head = head_bytes(job) if stage == job.grid.pp - 1 else 0
-    return layers * layer_bytes(job) + messages + max(head, passing_bytes(job))
+    is_last = stage == job.grid.pp - 1
+    head = head_bytes(job) if is_last else 0
+    spared = layer_bytes(job) - layer_bytes(job, job.last_tokens) if is_last and blocks[-1] else 0
+    return layers * layer_bytes(job) - spared + messages + max(head, passing_bytes(job))
 
 
 def published_layer_bytes(s: int, b: int, h: int, a: int, t: int = 1, sequence_parallel: bool = False, recompute: str = "none") -> float:

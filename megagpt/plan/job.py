@@ -49,6 +49,11 @@ class Job:
         return self.tokens if self.head_length is None else self.rows * self.head_length // self.grid.cp
 
     @property
+    def last_tokens(self) -> int:
+        """Of one microbatch on one rank that pass through the last layer's MLP and the final norm; a dropout mask is for whole rows."""
+        return self.tokens if self.dropout else self.head_tokens
+
+    @property
     def tokens_per_step(self) -> int:
         return self.rows * self.length * self.num_microbatches * self.grid.dp
 
