@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel
 
 from megagpt.cli.main import VERBS, main
-from megagpt.config import chain, prepare, schema
+from megagpt.config import chain, prepare
 from megagpt.config.load import load_config
 from tests.helpers.tiny_run import ROOT
 
